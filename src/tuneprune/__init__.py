@@ -1,0 +1,3 @@
+"""tuneprune: tune and structurally prune a Hugging Face decoder LLM for a domain, in one run."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,144 @@
+"""Physical removal: cut every weight once, in dense coordinates, and rebuild what has a new shape."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tuneprune import families
+from tuneprune.compress.modeling_pruned import resize
+from tuneprune.structure.architecture import Architecture, Block
+from tuneprune.structure.plan import Plan
+from tuneprune.structure.space import PruningSpace
+
+
+@torch.no_grad()
+def compress(model: PreTrainedModel, architecture: Architecture, space: PruningSpace, plan: Plan) -> PreTrainedModel:
+    """The model without what the plan removes. Consumes `model`; LoRA must be merged before.
+
+    Uniform widths that a stock class can hold come back as that class; ragged ones as the family's class with
+    `config.pruned`, which `modeling_pruned.py` reads.
+
+    Raises:
+        PlanMismatch: the plan belongs to another space.
+    """
+    cuts = plan.lower(space)
+    widths = plan.widths(space)
+    scales = _norm_scales(architecture, space, widths)
+    tensors = {name: _cut(name, tensor, cuts, scales) for name, tensor in model.state_dict().items()}
+    stock = families.uniform_config(model.config, architecture, space, widths)
+    if stock is not None:
+        return _assemble(families.stock_class(stock), stock, tensors, model)
+    pruned = layout(architecture, space, plan, tensors, model)
+    tensors |= _indices(architecture, space, plan)
+    model.config.pruned = pruned
+    resize(model, pruned)
+    model.load_state_dict(tensors, assign=True)
+    model.tie_weights()
+    return model
+
+
+def _assemble(stock: type[PreTrainedModel], config: Any, tensors: dict[str, Tensor], model: PreTrainedModel) -> PreTrainedModel:  # noqa: ANN401
+    """A stock model of the new shape, holding the cut tensors and the old generation settings."""
+    small = stock(config).to(device=model.device, dtype=model.dtype)
+    small.load_state_dict(tensors)
+    small.generation_config = model.generation_config
+    return small.train(model.training)
+
+
+def _cut(name: str, tensor: Tensor, cuts: Any, scales: dict[str, float]) -> Tensor:  # noqa: ANN401
+    for dim in range(tensor.ndim):
+        if (name, dim) in cuts:
+            tensor = tensor.index_select(dim, cuts[name, dim].to(tensor.device))
+    return tensor * scales[name] if name in scales else tensor
+
+
+def _norm_scales(architecture: Architecture, space: PruningSpace, widths: dict[str, int]) -> dict[str, float]:
+    """Factors that make an RMSNorm over the d' kept features equal the one over d masked ones: sqrt(d / d')."""
+    scales = {}
+    for block in architecture.blocks:
+        group = space.by_name.get(f"{block.attention.path}.qk")
+        if group is not None and block.attention.qk_norm:
+            factor = math.sqrt(group.size / widths[group.name])
+            scales |= {f"{norm}.weight": factor for norm in block.attention.qk_norm}
+    return scales
+
+
+def layout(
+    architecture: Architecture, space: PruningSpace, plan: Plan, tensors: dict[str, Tensor], model: PreTrainedModel
+) -> dict[str, dict[str, Any]]:
+    """What `modeling_pruned.resize` needs: the shapes of all modules that differ from the stock model's."""
+    widths = plan.widths(space)
+    pruned: dict[str, dict[str, Any]] = {"linears": {}, "norms": {}, "attentions": {}, "mlps": {}}
+    for path in architecture.linears():
+        outputs, inputs = tensors[f"{path}.weight"].shape
+        if (outputs, inputs) != space.shapes[f"{path}.weight"]:
+            pruned["linears"][path] = [inputs, outputs]
+    for block in architecture.blocks:
+        attention = attention_shape(block, space, widths)
+        if attention:
+            pruned["attentions"][block.attention.path] = attention
+        mlp = _stream_shape(block.mlp.path, space, widths)
+        if mlp:
+            pruned["mlps"][block.mlp.path] = mlp
+        group = space.by_name.get(f"{block.attention.path}.qk")
+        if group is not None and widths[group.name] < group.size:
+            for norm in block.attention.qk_norm or ():
+                epsilon = model.get_submodule(norm).variance_epsilon * group.size / widths[group.name]
+                pruned["norms"][norm] = [2 * widths[group.name], epsilon]
+    return pruned
+
+
+def attention_shape(block: Block, space: PruningSpace, widths: dict[str, int]) -> dict[str, int]:
+    """The shape of an attention that the stock class cannot run; empty where it can."""
+    attention = block.attention
+
+    def kept(name: str, default: int) -> int:
+        return widths.get(name, default)
+
+    pairs = kept(f"{attention.path}.qk", attention.head_dim // 2)
+    values = kept(f"{attention.path}.vo", attention.head_dim)
+    groups = kept(attention.path, attention.num_kv_heads)
+    stream = _stream_shape(attention.path, space, widths)
+    packed = len(attention.inputs) == 1
+    has_own_dims = 2 * pairs < attention.head_dim or values < attention.head_dim
+    if not (has_own_dims or stream or (packed and groups < attention.num_kv_heads)):
+        return {}
+    shape = {
+        "num_heads": groups * attention.queries_per_kv,
+        "num_kv_heads": groups,
+        "qk_dim": 2 * pairs,
+        "v_dim": values,
+    }
+    if 2 * pairs < attention.head_dim:
+        shape["rotary"] = 2 * pairs
+    return shape | stream
+
+
+def _stream_shape(path: str, space: PruningSpace, widths: dict[str, int]) -> dict[str, int]:
+    """The parts of the residual stream a sublayer reads and writes, where they are not all of it."""
+    shape = {}
+    for port in ("read", "write"):
+        group = space.by_name.get(f"{path}.{port}")
+        if group is not None and widths[group.name] < group.size:
+            shape[port] = widths[group.name]
+    return shape
+
+
+def _indices(architecture: Architecture, space: PruningSpace, plan: Plan) -> dict[str, Tensor]:
+    """The index buffers of `modeling_pruned.py`, by state-dict name."""
+    kept = {edit.group: edit.units for edit in plan.edits if len(edit.units) < space.by_name[edit.group].size}
+    indices = {}
+    for block in architecture.blocks:
+        paths: Iterable[str] = (block.attention.path, block.mlp.path)
+        for path in paths:
+            for port in ("read", "write"):
+                if f"{path}.{port}" in kept:
+                    indices[f"{path}.{port}_index"] = kept[f"{path}.{port}"]
+        pairs = kept.get(f"{block.attention.path}.qk")
+        if pairs is not None:
+            indices[f"{block.attention.path}.rotary_index"] = torch.cat([pairs, pairs + block.attention.head_dim // 2])
+    return indices

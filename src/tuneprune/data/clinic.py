@@ -1,0 +1,294 @@
+"""The embedded data set: made-up clinic notes with questions whose answers follow from the facts in the note.
+
+A `Visit` is drawn first, its note is worded from it, and every answer is read off the visit by `verdict`.
+Claims are drawn so that neither the question nor the note alone tells the answer: each is as often true as
+false as unmentioned. Nobody described here exists, and nothing here is medical advice.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from tuneprune.errors import ConfigError, suggest
+
+SEED = "tuneprune clinic 1"
+VERDICTS = ("entailment", "contradiction", "neutral")
+QA_ANSWERS = {"entailment": "yes", "contradiction": "no", "neutral": "maybe"}
+SPLITS = ("train", "val", "test")
+SIZES = {
+    "text": (2000, 150, 150),
+    "nli": (3000, 200, 200),
+    "qa": (3000, 200, 200),
+    "summary": (1500, 80, 80),
+}
+
+SYMPTOMS = {
+    "chest": ("wheezing", "sputum", "palpitations", "night sweats", "hoarseness", "chills"),
+    "belly": ("nausea", "vomiting", "heartburn", "bloating", "diarrhea", "weight loss"),
+    "head": ("blurred vision", "ringing", "numbness", "fainting", "poor sleep", "vomiting"),
+    "limb": ("swelling", "redness", "itching", "weakness", "tingling", "bruising"),
+}
+COMPLAINTS = {  # complaint -> where, its test, its drugs
+    "sore throat": ("chest", "throat swab", ("amoxicillin", "ibuprofen", "penicillin")),
+    "cough": ("chest", "chest film", ("amoxicillin", "codeine", "prednisone")),
+    "chest pain": ("chest", "heart tracing", ("aspirin", "atenolol", "ibuprofen")),
+    "short breath": ("chest", "chest film", ("prednisone", "furosemide", "amoxicillin")),
+    "stomach pain": ("belly", "blood test", ("omeprazole", "ranitidine", "metronidazole")),
+    "burning urine": ("belly", "urine test", ("trimethoprim", "ciprofloxacin", "amoxicillin")),
+    "back pain": ("limb", "spine film", ("ibuprofen", "codeine", "diazepam")),
+    "knee pain": ("limb", "knee film", ("ibuprofen", "naproxen", "prednisone")),
+    "skin rash": ("limb", "blood test", ("prednisone", "cetirizine", "penicillin")),
+    "headache": ("head", "head scan", ("aspirin", "ibuprofen", "propranolol")),
+    "dizziness": ("head", "heart tracing", ("atenolol", "diazepam", "cetirizine")),
+    "ear pain": ("head", "hearing test", ("amoxicillin", "penicillin", "naproxen")),
+}
+READINGS = {
+    "temperature": ("raised", "normal", "low"),
+    "pulse": ("fast", "normal", "slow"),
+    "blood pressure": ("high", "normal", "low"),
+}
+VALUES = READINGS | {
+    "test": ("normal", "abnormal", "pending"),
+    "dose": ("100 mg", "250 mg", "500 mg"),
+    "plan": ("admitted", "sent home", "kept overnight", "referred to a surgeon"),
+    "visit": ("3 days", "one week", "two weeks", "one month"),
+}
+TOPICS = ("symptom", "no symptom", *READINGS, "test", "drug", "dose", "plan", "visit")
+NUMBERS = ("two", "three", "four", "five", "six")
+DURATIONS = tuple(f"{number} {unit}" for number in NUMBERS for unit in ("days", "weeks", "months"))
+AGES = (
+    *(f"in {{his}} {age}" for age in ("twenties", "thirties", "forties", "fifties", "sixties")),
+    "over seventy",
+)
+INITIALS = "ABCDEFGHJKLMNPRSTVW"
+PRONOUNS = (
+    {"he": "he", "his": "his", "him": "him", "person": "man"},
+    {"he": "she", "his": "her", "him": "her", "person": "woman"},
+)
+
+OPENINGS = (
+    "{who}, a {person} {age}, came in with {complaint} that began {duration} ago.",
+    "{who} is a {person} {age} who complains of {complaint} for {duration}.",
+    "{who}, {age}, has had {complaint} for {duration}.",
+    "A {person} {age}, {who}, was seen for {complaint} of {duration}.",
+)
+ASIDES = (
+    "{He} lives alone.",
+    "{He} works as a cook.",
+    "{He} came with {his} neighbor.",
+    "{He} has never smoked.",
+    "{He} has been here before.",
+    "{His} mother had the same.",
+)
+PRESENT = ("{He} reports {items}.", "{He} notes {items}.", "{He} also has {items}.", "{He} tells of {items}.")
+ABSENT = (
+    "{He} denies {items}.",
+    "{He} reports no {items}.",
+    "{He} has no {items}.",
+    "{He} noted no {items}.",
+)
+READING = ("{Topic} is {value}.", "{Topic} was {value} today.", "On examination {topic} is {value}.")
+WORDINGS = {
+    "test": ("The {test} is {value}.", "A {test} was done and is {value}.", "{His} {test} is {value}."),
+    "drug": ("{He} was given {value}{dose}.", "{He} takes {value}{dose}.", "We started {value}{dose}."),
+    "plan": ("{He} was {value}.", "After this {he} was {value}.", "In the end {he} was {value}."),
+    "visit": ("The next visit is in {value}.", "{He} returns in {value}.", "We see {him} again in {value}."),
+}
+HYPOTHESES = {
+    "symptom": "The patient has {value}.",
+    "no symptom": "The patient has no {value}.",
+    "test": "The {test} is {value}.",
+    "drug": "The patient takes {value}.",
+    "dose": "The dose is {value}.",
+    "plan": "The patient was {value}.",
+    "visit": "The next visit is in {value}.",
+} | {topic: f"The {topic} is {{value}}." for topic in READINGS}
+QUESTIONS = {
+    "symptom": "Does the patient have {value}?",
+    "no symptom": "Is the patient free of {value}?",
+    "test": "Is the {test} {value}?",
+    "drug": "Does the patient take {value}?",
+    "dose": "Is the dose {value}?",
+    "plan": "Was the patient {value}?",
+    "visit": "Is the next visit in {value}?",
+} | {topic: f"Is the {topic} {{value}}?" for topic in READINGS}
+
+
+@dataclass(frozen=True)
+class Visit:
+    """The facts of one made-up visit; symptoms in neither tuple and topics not in `values` go unmentioned."""
+
+    who: str
+    sex: int
+    age: str
+    complaint: str
+    duration: str
+    present: tuple[str, ...]
+    absent: tuple[str, ...]
+    values: dict[str, str]
+
+    @property
+    def split(self) -> str:
+        """The split this combination of facts belongs to, by its hash; nine in ten are train."""
+        facts = (self.complaint, self.duration, *sorted(self.present), self.values.get("plan", ""))
+        bucket = hashlib.sha256("|".join(facts).encode()).digest()[0] % 20
+        return {0: "val", 1: "test"}.get(bucket, "train")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something that may be said of a visit: a symptom, its absence, or the value of a topic."""
+
+    topic: str
+    value: str
+
+
+def verdict(visit: Visit, claim: Claim) -> str:
+    """Whether `visit` makes `claim` true (entailment), false (contradiction) or leaves it open (neutral)."""
+    if claim.topic in ("symptom", "no symptom"):
+        if claim.value not in visit.present + visit.absent:
+            return "neutral"
+        return (
+            "entailment" if (claim.value in visit.present) == (claim.topic == "symptom") else "contradiction"
+        )
+    if claim.topic not in visit.values:
+        return "neutral"
+    return "entailment" if visit.values[claim.topic] == claim.value else "contradiction"
+
+
+def options(complaint: str, topic: str) -> tuple[str, ...]:
+    """Every value `topic` can take in a visit for `complaint`."""
+    place, _, drugs = COMPLAINTS[complaint]
+    if topic in ("symptom", "no symptom"):
+        return SYMPTOMS[place]
+    return drugs if topic == "drug" else VALUES[topic]
+
+
+def draw_visit(rng: Random, split: str, accept: Callable[[Visit], bool]) -> Visit:
+    """The next random visit that belongs to `split` and that `accept` takes."""
+    while True:
+        complaint = rng.choice(tuple(COMPLAINTS))
+        symptoms = rng.sample(options(complaint, "symptom"), 4)
+        num_present, num_absent = rng.choice(((1, 1), (1, 2), (2, 1), (2, 2)))
+        mentioned = [topic for topic in (*READINGS, "test", "drug", "plan", "visit") if rng.random() < 0.55]
+        if "drug" in mentioned and rng.random() < 0.7:
+            mentioned.append("dose")
+        visit = Visit(
+            who=f"{rng.choice(INITIALS)}. {rng.choice(INITIALS)}. {rng.randrange(100, 1000)}",
+            sex=rng.randrange(2),
+            age=rng.choice(AGES),
+            complaint=complaint,
+            duration=rng.choice(DURATIONS),
+            present=tuple(symptoms[:num_present]),
+            absent=tuple(symptoms[2 : 2 + num_absent]),
+            values={topic: rng.choice(options(complaint, topic)) for topic in mentioned},
+        )
+        if visit.split == split and accept(visit):
+            return visit
+
+
+def draw_claim(rng: Random, split: str, wanted: str) -> tuple[Visit, Claim]:
+    """A random visit and a claim about it with the verdict `wanted`.
+
+    Topic and value are uniform whatever is wanted, so that the claim alone gives nothing away.
+    """
+    topic = rng.choice(TOPICS)
+
+    def fitting(visit: Visit) -> list[Claim]:
+        claims = [Claim(topic, value) for value in options(visit.complaint, topic)]
+        return [claim for claim in claims if verdict(visit, claim) == wanted]
+
+    visit = draw_visit(rng, split, lambda visit: bool(fitting(visit)))
+    return visit, rng.choice(fitting(visit))
+
+
+def word_note(rng: Random, visit: Visit) -> str:
+    """The note of `visit`: an opening, then its facts in partly shuffled order and varied wording."""
+    words = dict(PRONOUNS[visit.sex])
+    words |= {"He": words["he"].capitalize(), "His": words["his"].capitalize()}
+    words |= {"age": visit.age.format(**words), "test": COMPLAINTS[visit.complaint][1]}
+
+    def say(wordings: tuple[str, ...], **more: str) -> str:
+        return rng.choice(wordings).format(**words, **more)
+
+    opening = say(OPENINGS, who=visit.who, complaint=visit.complaint, duration=visit.duration)
+    history = [say(PRESENT, items=" and ".join(visit.present)), say(ABSENT, items=" or ".join(visit.absent))]
+    if rng.random() < 0.3:
+        history.append(say(ASIDES))
+    values = visit.values
+    dose = f" {values['dose']}" if "dose" in values else ""
+    said = {
+        topic: say(
+            WORDINGS.get(topic, READING), topic=topic, Topic=topic.capitalize(), value=value, dose=dose
+        )
+        for topic, value in values.items()
+        if topic != "dose"
+    }
+    findings = [said.pop(topic) for topic in (*READINGS, "test") if topic in said]
+    rng.shuffle(history)
+    rng.shuffle(findings)
+    return " ".join([opening, *history, *findings, *said.values()])
+
+
+def summarize(visit: Visit) -> str:
+    """Complaint, duration, main finding (the first abnormal one) and plan, in one sentence."""
+    test, values = COMPLAINTS[visit.complaint][1], visit.values
+    findings = [f"{values[topic]} {topic}" for topic in READINGS if values.get(topic, "normal") != "normal"]
+    if values.get("test") == "abnormal":
+        findings.insert(0, f"abnormal {test}")
+    finding = (findings or [visit.present[0]])[0]
+    return f"{visit.complaint.capitalize()} for {visit.duration} with {finding}, {values['plan']}."
+
+
+def make_text(rng: Random, split: str, wanted: str) -> dict[str, str]:  # noqa: ARG001
+    """A note alone."""
+    return {"text": word_note(rng, draw_visit(rng, split, lambda _: True))}
+
+
+def make_nli(rng: Random, split: str, wanted: str) -> dict[str, str]:
+    """A note and a statement that follows from it, contradicts it or does neither."""
+    visit, claim = draw_claim(rng, split, wanted)
+    hypothesis = HYPOTHESES[claim.topic].format(value=claim.value, test=COMPLAINTS[visit.complaint][1])
+    return {"premise": word_note(rng, visit), "hypothesis": hypothesis, "answer": wanted}
+
+
+def make_qa(rng: Random, split: str, wanted: str) -> dict[str, str]:
+    """A note and a question that it answers with yes or no, or not at all (maybe)."""
+    visit, claim = draw_claim(rng, split, wanted)
+    question = QUESTIONS[claim.topic].format(value=claim.value, test=COMPLAINTS[visit.complaint][1])
+    return {"question": question, "context": word_note(rng, visit), "answer": QA_ANSWERS[wanted]}
+
+
+def make_summary(rng: Random, split: str, wanted: str) -> dict[str, str]:  # noqa: ARG001
+    """A note that names a plan, and its summary."""
+    visit = draw_visit(rng, split, lambda visit: "plan" in visit.values)
+    return {"text": word_note(rng, visit), "summary": summarize(visit)}
+
+
+MAKERS = {"text": make_text, "nli": make_nli, "qa": make_qa, "summary": make_summary}
+
+
+def records(kind: str, split: str) -> list[dict[str, str]]:
+    """The records of one part of the embedded data set; the same in every process and on every machine.
+
+    No combination of complaint, duration, symptoms and plan of one split occurs in another, in any kind.
+
+    Args:
+        kind: text {id, text}, nli {id, premise, hypothesis, answer}, qa {id, question, context, answer} or
+            summary {id, text, summary}.
+
+    Raises:
+        ConfigError: there is no such kind or split.
+    """
+    if kind not in MAKERS:
+        raise ConfigError(f"clinic: no kind `{kind}`; it has {', '.join(MAKERS)}.{suggest(kind, MAKERS)}")
+    if split not in SPLITS:
+        raise ConfigError(f"clinic: no split `{split}`; it has {', '.join(SPLITS)}.{suggest(split, SPLITS)}")
+    rng = Random(f"{SEED}/{kind}/{split}")
+    size, make = SIZES[kind][SPLITS.index(split)], MAKERS[kind]
+    wanted = [VERDICTS[index % len(VERDICTS)] for index in range(size)]
+    rng.shuffle(wanted)  # any slice of the records has about as many of each answer
+    return [
+        {"id": f"clinic-{kind}-{split}-{i}", **make(rng, split, answer)} for i, answer in enumerate(wanted)
+    ]

@@ -1,0 +1,210 @@
+"""Examples as token ids: BOS, prompt, completion, EOS, with labels on what is learned."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from transformers import PreTrainedTokenizerBase
+
+from tuneprune.data.examples import Example
+from tuneprune.errors import ConfigError
+
+IGNORED = -100
+"""The label of a token that no loss is taken on."""
+_SHORTEST = 8
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One document in tokens."""
+
+    input_ids: list[int]
+    labels: list[int]
+    is_shortened: bool = False
+    """Whether something was left out to fit the maximal length."""
+
+
+@dataclass
+class EncodedExamples:
+    """Documents of many examples, and what had to be done to fit them."""
+
+    documents: list[Encoded] = field(default_factory=list)
+    owners: list[int] = field(default_factory=list)
+    """Position of the example behind each document."""
+    num_shortened: int = 0
+    num_split: int = 0
+    """Plain texts longer than the maximal length, read as several windows."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all documents."""
+        return sum(len(document.input_ids) for document in self.documents)
+
+
+def encode(
+    example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int, completion_only: bool = True
+) -> Encoded:
+    """BOS + prompt + completion + EOS, with labels on the completion, or on everything.
+
+    Too long: the body gets shorter first, then the prompt loses its start. A completion is cut (and then has no
+    EOS) only where it exceeds half of `max_length` and the prompt needs the other half. Plain text keeps its
+    beginning.
+
+    Args:
+        max_length: tokens, special ones included.
+        completion_only: take no loss on the prompt.
+    """
+    start, completion = _start(tokenizer, max_length), _completion_ids(example, tokenizer)
+    prompt, room = [], max_length - len(start)
+    is_shortened = False
+    if example.prompt:
+        prompt_room = max(room - len(completion), room // 2)
+        prompt, is_shortened = _prompt_ids(example, tokenizer, prompt_room)
+    prompt = _join_start(start, prompt, completion)
+    kept = completion[: max_length - len(prompt)]
+    ignored = len(prompt) if completion_only and example.prompt else 0
+    return Encoded(
+        input_ids=prompt + kept,
+        labels=[IGNORED] * ignored + (prompt + kept)[ignored:],
+        is_shortened=is_shortened or len(kept) < len(completion),
+    )
+
+
+def encode_choices(
+    example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[list[int], list[list[int]]]:
+    """The prompt (BOS included) and every choice with its EOS, for scoring; all choices share one prompt.
+
+    Raises:
+        ConfigError: a choice alone fills the context.
+    """
+    choices = [_completion_ids(replace(example, completion=choice), tokenizer) for choice in example.choices]
+    longest = max(map(len, choices))
+    prompt, _ = encode_prompt(example, tokenizer, max_length, reserve=longest)
+    return prompt, choices
+
+
+def encode_prompt(
+    example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int, reserve: int
+) -> tuple[list[int], bool]:
+    """BOS + prompt, shortened so that `reserve` tokens remain for what follows; and whether it was shortened.
+
+    Raises:
+        ConfigError: `reserve` leaves no room for a prompt.
+    """
+    start = _start(tokenizer, max_length)
+    room = max_length - len(start) - reserve
+    if room < 1:
+        raise ConfigError(
+            f"{example.where}: {reserve} tokens of answer leave no room for a prompt in a context "
+            f"of {max_length}. Lower max_new_tokens or take a model with a longer context."
+        )
+    prompt, is_shortened = _prompt_ids(example, tokenizer, room)
+    return _join_start(start, prompt, []), is_shortened
+
+
+def windows(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Encoded]:
+    """A plain text as consecutive documents without overlap: BOS opens each of them, EOS closes the last,
+    unless it would stand alone.
+
+    Training and perplexity both read texts through here.
+    """
+    start, ids = _start(tokenizer, max_length), _completion_ids(example, tokenizer)
+    if start and ids[:1] == start:
+        ids = ids[1:]
+    room = max_length - len(start)
+    if len(ids) > room and len(ids) % room == 1:
+        ids = ids[:-1]  # a window with nothing but EOS teaches and measures nothing
+    parts = [start + ids[position : position + room] for position in range(0, len(ids), room)]
+    return [Encoded(input_ids=part, labels=list(part)) for part in parts]
+
+
+def encode_all(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    completion_only: bool = True,
+) -> EncodedExamples:
+    """Every example as documents of at most `max_length` tokens, with counts of the shortened and the split."""
+    result = EncodedExamples()
+    for index, example in enumerate(examples):
+        if example.is_text:
+            documents = windows(example, tokenizer, max_length)
+            result.num_split += len(documents) > 1
+        else:
+            documents = [encode(example, tokenizer, max_length, completion_only)]
+            result.num_shortened += documents[0].is_shortened
+        result.documents += documents
+        result.owners += [index] * len(documents)
+    return result
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that fills rows up; its labels are always ignored, so any known token serves."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id):
+        if token is not None:
+            return token
+    return 0
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    # verbose=False: no warning about texts longer than the context, they are cut right after.
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _start(tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[int]:
+    if max_length < _SHORTEST:
+        raise ConfigError(f"max_length is {max_length}, but has to be {_SHORTEST} tokens or more.")
+    return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+
+
+def _completion_ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The completion with one EOS (a chat template may have written it already)."""
+    ids = _ids(tokenizer, example.completion)
+    if example.prompt and example.completion.startswith(" "):
+        bare = _ids(tokenizer, example.completion[1:])
+        # SentencePiece tokenizers put a space of their own before every text they are given.
+        if bare and tokenizer.convert_ids_to_tokens(bare[:1])[0].startswith("▁"):
+            ids = bare
+    end = tokenizer.eos_token_id
+    return ids if end is None or ids[-1:] == [end] else [*ids, end]
+
+
+def _join_start(start: list[int], prompt: list[int], completion: list[int]) -> list[int]:
+    """The prompt behind one BOS (a chat template may have written it already)."""
+    begins = (prompt or completion)[:1]
+    return prompt if begins == start else start + prompt
+
+
+def _prompt_ids(example: Example, tokenizer: PreTrainedTokenizerBase, room: int) -> tuple[list[int], bool]:
+    """The prompt in at most `room` tokens, and whether it was shortened: the body first, then the start."""
+    ids = _ids(tokenizer, example.prompt)
+    if len(ids) <= room:
+        return ids, False
+    if example.body:
+        ids = _with_shorter_body(example, tokenizer, room)
+    return ids[len(ids) - min(room, len(ids)) :], True
+
+
+def _with_shorter_body(example: Example, tokenizer: PreTrainedTokenizerBase, room: int) -> list[int]:
+    """The prompt with as much of the body as fits; without any if that is still too long."""
+    before, _, after = example.prompt.partition(example.body)
+
+    def shortened(length: int) -> list[int]:
+        return _ids(tokenizer, before + _cut(example.body, length, example.body_keeps == "end") + after)
+
+    low, high = 0, len(example.body)  # `low` characters fit (or nothing does), `high` do not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if len(shortened(middle)) <= room else (low, middle)
+    return shortened(low)
+
+
+def _cut(body: str, length: int, keeps_end: bool) -> str:
+    """At most `length` characters of the body, whole words where it has words."""
+    if length <= 0:
+        return ""
+    if keeps_end:
+        kept = body[-length:]
+        return kept.partition(" ")[2] if " " in kept and body[-length - 1] != " " else kept
+    kept = body[:length]
+    return kept.rpartition(" ")[0] if " " in kept and body[length] != " " else kept

@@ -1,0 +1,31 @@
+"""Example: one item of data, the same object in training and in evaluation."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Example:
+    """One item: a prompt and the completion the loss is taken on. An empty prompt means plain text."""
+
+    prompt: str
+    completion: str
+    choices: tuple[str, ...] = ()
+    """Every possible completion of a scored task; `completion` is one of them."""
+    body: str = ""
+    """The one part of the prompt that may be shortened; it occurs verbatim in `prompt`."""
+    body_keeps: Literal["start", "end"] = "start"
+    """Which end of the body survives when it is shortened."""
+    source: str = ""
+    index: int = 0
+    """Record number in the source, from 1: the line number of a JSONL file."""
+
+    @property
+    def is_text(self) -> bool:
+        """Whether this is plain text, with the loss on everything."""
+        return not self.prompt
+
+    @property
+    def where(self) -> str:
+        """Source and record number, for messages."""
+        return f"{self.source}:{self.index}"

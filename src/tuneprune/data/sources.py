@@ -1,0 +1,147 @@
+"""Where data comes from: the schema of a run file's `data`, and a source read into examples."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from transformers import PreTrainedTokenizerBase
+
+from tuneprune.data import clinic
+from tuneprune.data.examples import Example
+from tuneprune.data.own_records import examples_by_fields
+from tuneprune.data.prompts import TASKS, Kind, Task, word_all, wording
+from tuneprune.data.records import Numbered, read_hub, read_path
+from tuneprune.errors import ConfigError, DataError, suggest
+
+Split = Literal["train", "val", "test"]
+DATA_FOLDER = "TUNEPRUNE_DATA"
+_CLINIC = "clinic_"
+
+
+class SourceConfig(BaseModel):
+    """One source of examples: a file or folder (`path`) or a named or hub data set (`source`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path | None = Field(None, description="a JSONL, Parquet or CSV file, or a folder of splits")
+    source: str | None = Field(None, description="a named set, or a hub id: owner/name or owner/name:subset")
+    split: Split | None = Field(None, description="which part; by default the one its use asks for")
+    kind: Kind | None = Field(None, description="word own records as this kind of task")
+    weight: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = Field(
+        1.0, description="how often an epoch holds each example"
+    )
+    limit: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="at most so many records, evenly spaced"
+    )
+    fields: dict[str, str] = Field(default_factory=dict, description="our field name: the data's column name")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "SourceConfig":
+        if (self.path is None) == (self.source is None):
+            raise ValueError("a source needs exactly one of `path` (a file or folder) and `source` (a name)")
+        if self.source in TASKS and (self.kind or self.fields):
+            raise ValueError(f"the source `{self.source}` has its own wording: leave out `kind` and `fields`")
+        if self.path is not None and self.path.suffix and self.split is not None:
+            raise ValueError(f"{self.path} is one file, so leave out `split`, or name the folder")
+        return self
+
+    def label(self, default_split: Split) -> str:
+        """The name that messages and records use: the path, or name[split]."""
+        if self.path is not None and not self.path.is_dir():
+            return str(self.path)
+        return f"{self.path or self.source}[{self.split or default_split}]"
+
+
+class DataConfig(BaseModel):
+    """What a run trains and calibrates on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train: list[SourceConfig] = Field(min_length=1, description="training sources, mixed by their weights")
+    calibration: list[SourceConfig] = Field(
+        default_factory=list, description="what decides the pruning; by default a tenth of train, held out"
+    )
+    packing: bool = Field(True, description="several examples a row, without attention between them")
+    completion_only: bool = Field(True, description="take the loss on completions, not on prompts")
+    test_overlap: Literal["error", "drop"] = Field(
+        "error", description="what to do with training and calibration examples that are test items"
+    )
+
+
+def read_source(
+    config: SourceConfig, tokenizer: PreTrainedTokenizerBase, default_split: Split
+) -> list[Example]:
+    """The examples of one source.
+
+    Raises:
+        ConfigError: a name that is unknown, or messages without a chat template.
+        DataError: missing, empty, broken or unusable data; names the file and the record.
+    """
+    split, label = config.split or default_split, config.label(default_split)
+    task = TASKS.get(config.source or "")
+    records = _thinned(_records(config, task, split), config.limit)
+    records = _renamed(records, config.fields, label)
+    if task is not None:
+        return word_all(task.word, records, label)
+    if config.kind not in (None, "perplexity"):
+        return word_all(wording(config.kind, records), records, label)
+    return examples_by_fields(records, tokenizer, label)
+
+
+def _records(config: SourceConfig, task: Task | None, split: Split) -> Numbered:
+    if config.path is not None:
+        return read_path(config.path.expanduser(), split)
+    name = config.source or ""
+    if task is not None and name.startswith(_CLINIC):
+        return list(enumerate(clinic.records(name.removeprefix(_CLINIC), split), start=1))
+    folder = _named_folder(task.folder if task else name)
+    if folder is not None:
+        return read_path(folder, split)
+    if "/" in name:
+        return read_hub(name, split)
+    if task is not None:
+        now = os.environ.get(DATA_FOLDER) or "not set"
+        raise DataError(
+            f"{name}: not found in ${DATA_FOLDER} (now: {now}). Set it to the folder that holds "
+            f"{task.folder}/{split}.jsonl, or name a file with `path` and its `kind`."
+        )
+    raise ConfigError(
+        f"unknown source `{name}`.{suggest(name, known_sources())} Known: {', '.join(known_sources())}; "
+        "a hub data set is written owner/name, a file goes under `path`."
+    )
+
+
+def known_sources() -> list[str]:
+    """Every name that `source` takes here: the worded ones and the folders in $TUNEPRUNE_DATA."""
+    root = os.environ.get(DATA_FOLDER)
+    folders = [folder.name for folder in Path(root).glob("*/") if folder.is_dir()] if root else []
+    return sorted({*TASKS, *folders})
+
+
+def _named_folder(name: str) -> Path | None:
+    root = os.environ.get(DATA_FOLDER)
+    folder = Path(root, name) if root and name and name not in (".", "..") else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def _thinned(records: Numbered, limit: int | None) -> Numbered:
+    """At most `limit` records, evenly spaced, because files are often sorted."""
+    if limit is None or limit >= len(records):
+        return records
+    return [records[index * len(records) // limit] for index in range(limit)]
+
+
+def _renamed(records: Numbered, fields: Mapping[str, str], label: str) -> Numbered:
+    """The records with the columns under our field names."""
+    if not fields:
+        return records
+    renamed = []
+    for number, record in records:
+        missing = [column for column in fields.values() if column not in record]
+        if missing:
+            raise DataError(f"{label}:{number}: no column `{missing[0]}` (columns: {', '.join(record)}).")
+        kept = {name: value for name, value in record.items() if name not in fields.values()}
+        renamed.append((number, kept | {field: record[column] for field, column in fields.items()}))
+    return renamed

@@ -1,0 +1,114 @@
+"""What is evaluated: tasks, and suites of them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from transformers import PreTrainedTokenizerBase
+
+from tuneprune.data.examples import Example
+from tuneprune.data.prompts import TASKS, Kind
+from tuneprune.data.sources import SourceConfig, Split, read_source
+from tuneprune.errors import DataError
+
+METRICS: Mapping[Kind, tuple[str, ...]] = {
+    "perplexity": ("perplexity", "nats_per_byte"),
+    "nli": ("accuracy",),
+    "qa": ("macro_f1", "accuracy"),
+    "multiple_choice": ("macro_f1", "accuracy"),
+    "summary": ("rougeL", "rouge1", "rouge2"),
+}
+"""Metrics of every kind of task; the first is its headline."""
+
+
+class TaskSpec(BaseModel):
+    """One task to evaluate: a named source, or a path with records of the same kind."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field("", description="name in tables; by default the source's or the file's")
+    kind: Kind = Field(description="how it is asked and scored; a named source knows its own")
+    source: str | None = Field(None, description="a named set, or a hub id")
+    path: Path | None = Field(None, description="a file, or a folder with one file a split")
+    split: Split | None = Field(None, description="which part; by default test")
+    limit: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="at most so many items, evenly spaced"
+    )
+    max_new_tokens: Annotated[int, Field(gt=0)] = Field(64, description="longest summary, in tokens")
+    fields: dict[str, str] = Field(default_factory=dict, description="our field name: the data's column name")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, values: Any) -> Any:  # noqa: ANN401  (pydantic hands over whatever was written)
+        if not isinstance(values, dict):
+            return values
+        task = TASKS.get(values.get("source") or "")
+        if task is not None and values.setdefault("kind", task.kind) != task.kind:
+            raise ValueError(f"the source `{task.name}` is of kind `{task.kind}`, not `{values['kind']}`")
+        if not values.get("name"):
+            values = values | {"name": values.get("source") or Path(values.get("path") or "").stem}
+        return values
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "TaskSpec":
+        self.source_config()
+        return self
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics of this task, its headline first."""
+        return METRICS[self.kind]
+
+    def source_config(self) -> SourceConfig:
+        """The source this task reads."""
+        named = self.source in TASKS
+        return SourceConfig(
+            path=self.path,
+            source=self.source,
+            split=self.split,
+            kind=None if named else self.kind,
+            limit=self.limit,
+            fields=self.fields,
+        )
+
+
+def _task(source: str, limit: int | None = None, max_new_tokens: int = 64) -> TaskSpec:
+    return TaskSpec(source=source, kind=TASKS[source].kind, limit=limit, max_new_tokens=max_new_tokens)
+
+
+SUITES: Mapping[str, tuple[TaskSpec, ...]] = {
+    "healthcare": (
+        _task("openstax_anatomy"),
+        _task("rqe"),
+        _task("pubmedqa"),
+        _task("rqe_question_summary"),
+    ),
+    "legal": (
+        _task("dc_code"),
+        _task("us_bills_pd"),
+        _task("casehold"),
+        _task("billsum", max_new_tokens=256),
+        _task("dc_code_heading", max_new_tokens=32),
+    ),
+    "general": (_task("wikitext2"), _task("snli", limit=1000)),
+    "clinic": (
+        _task("clinic_text"),
+        _task("clinic_nli"),
+        _task("clinic_qa"),
+        _task("clinic_summary"),
+    ),
+}
+
+
+def load_task(spec: TaskSpec, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
+    """The items of a task, worded as in training.
+
+    Raises:
+        ConfigError: an unknown source.
+        DataError: missing or unusable data, a perplexity task whose items are not plain text.
+    """
+    examples = read_source(spec.source_config(), tokenizer, "test")
+    if spec.kind == "perplexity" and not all(example.is_text for example in examples):
+        raise DataError(f"{spec.name}: a perplexity task needs plain text, but its records have prompts.")
+    return examples

@@ -1,0 +1,42 @@
+"""Errors a user can fix; the command line turns each into one sentence and exit status 2."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class TunePruneError(ValueError):
+    """Something the user can fix. The message says what was asked, what is possible and what to do."""
+
+
+class ConfigError(TunePruneError):
+    """A run file, an option or a combination of them that cannot work."""
+
+
+class DataError(TunePruneError):
+    """Data that is missing, unreadable, unusable, or shared between training and test."""
+
+
+class UnsupportedModel(TunePruneError):
+    """A model that no family file describes, or whose shape a space cannot treat."""
+
+
+class UnsupportedExport(TunePruneError):
+    """A target that cannot hold the shape that was asked for."""
+
+
+class UnreachableBudget(TunePruneError):
+    """A budget outside what the space can reach under its constraints."""
+
+
+class PlanMismatch(TunePruneError):
+    """A plan or checkpoint that belongs to another model, space or run."""
+
+
+class TrainingDiverged(TunePruneError):
+    """Too many steps in a row with a non-finite loss or gradient."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """' Did you mean `x`?' when a known name is close to `name`, else an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean `{close[0]}`?" if close else ""

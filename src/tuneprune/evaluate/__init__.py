@@ -1,0 +1,17 @@
+"""Evaluation of one model on tasks, of two models relative to each other, and of their speed."""
+
+from tuneprune.evaluate.harness import evaluate
+from tuneprune.evaluate.metrics import headline, relative_performance
+from tuneprune.evaluate.speed import compare_speed, measure_speed
+from tuneprune.evaluate.tasks import EvaluateConfig, LoadedTask, load_tasks
+
+__all__ = [
+    "EvaluateConfig",
+    "LoadedTask",
+    "compare_speed",
+    "evaluate",
+    "headline",
+    "load_tasks",
+    "measure_speed",
+    "relative_performance",
+]

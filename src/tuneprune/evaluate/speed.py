@@ -1,0 +1,155 @@
+"""Speed of prefill and decoding; two models take turns, so that a busy machine slows both alike."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tuneprune.errors import ConfigError
+from tuneprune.evaluate.forward import device_of, evaluation_mode
+
+PHASES = ("prefill", "decode")
+
+
+def measure_speed(
+    model: nn.Module,
+    *,
+    batch_sizes: Sequence[int] = (1, 8),
+    prompt_tokens: int = 64,
+    new_tokens: int = 32,
+    repeats: int = 5,
+) -> dict[str, Any]:
+    """Tokens/s of one model: what `compare_speed` says of each, under `model` and without ratios."""
+    return _measure(
+        {"model": model},
+        batch_sizes=batch_sizes,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        repeats=repeats,
+    )
+
+
+def compare_speed(
+    dense: nn.Module,
+    pruned: nn.Module,
+    *,
+    batch_sizes: Sequence[int] = (1, 8),
+    prompt_tokens: int = 64,
+    new_tokens: int = 32,
+    repeats: int = 5,
+) -> dict[str, Any]:
+    """Tokens/s of two models, measured in turns, and their ratio.
+
+    Prefill counts the prompt's tokens over the time of the first forward pass, decode the tokens of the
+    following cached steps over their time, both in all rows of the batch. Each number is {median, low, high}
+    over the repeats (low and high are the extremes); a ratio is pruned / dense within one repeat, above 1 =
+    faster. A short context shortens prompt and new tokens; the result holds the numbers used.
+
+    Returns:
+        {device, dtype, threads, prompt_tokens, new_tokens, repeats, settings: [{batch_size, phase (prefill or
+        decode), dense: {...}, pruned: {...}, ratio: {...}}, ...]}, in tokens/s.
+
+    Raises:
+        ConfigError: no repeats, or a batch size below 1.
+    """
+    return _measure(
+        {"dense": dense, "pruned": pruned},
+        batch_sizes=batch_sizes,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        repeats=repeats,
+    )
+
+
+def _measure(
+    models: Mapping[str, nn.Module],
+    *,
+    batch_sizes: Sequence[int],
+    prompt_tokens: int,
+    new_tokens: int,
+    repeats: int,
+) -> dict[str, Any]:
+    if repeats < 1 or min(batch_sizes, default=0) < 1:
+        raise ConfigError("speed: repeats and batch sizes have to be at least 1.")
+    prompt_tokens, new_tokens = _fit(models, prompt_tokens, new_tokens)
+    first = next(iter(models.values()))
+    settings = []
+    for batch_size in batch_sizes:
+        rates = _rates(models, batch_size, prompt_tokens, new_tokens, repeats)
+        settings += [_summarize(batch_size, phase, rates[phase]) for phase in PHASES]
+    return {
+        "device": _device_name(device_of(first)),
+        "dtype": str(next(first.parameters()).dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "repeats": repeats,
+        "settings": settings,
+    }
+
+
+def _fit(models: Mapping[str, nn.Module], prompt_tokens: int, new_tokens: int) -> tuple[int, int]:
+    context = min(model.config.max_position_embeddings for model in models.values())
+    new_tokens = max(1, min(new_tokens, context // 2))
+    return max(1, min(prompt_tokens, context - new_tokens)), new_tokens
+
+
+def _rates(
+    models: Mapping[str, nn.Module], batch_size: int, prompt_tokens: int, new_tokens: int, repeats: int
+) -> dict[str, dict[str, list[float]]]:
+    """Tokens/s by phase and model, one number a repeat, after one repeat that is thrown away."""
+    vocabulary = min(model.config.vocab_size for model in models.values())
+    prompt = torch.randint(
+        vocabulary, (batch_size, prompt_tokens), generator=torch.Generator().manual_seed(0)
+    )
+    rates = {phase: {name: [] for name in models} for phase in PHASES}
+    for repeat in range(-1, repeats):
+        names = list(models) if repeat % 2 else list(reversed(models))  # neither model always runs second
+        for name in names:
+            prefill, decode = _time_once(models[name], prompt, new_tokens)
+            if repeat >= 0:
+                rates["prefill"][name].append(batch_size * prompt_tokens / prefill)
+                rates["decode"][name].append(batch_size * new_tokens / decode)
+    return rates
+
+
+def _time_once(model: nn.Module, prompt: Tensor, new_tokens: int) -> tuple[float, float]:
+    """Seconds of the prefill and of `new_tokens` cached steps."""
+    device = device_of(model)
+    wait: Callable[[], object] = torch.cuda.synchronize if device.type == "cuda" else _nothing
+    ids = prompt.to(device)
+    with evaluation_mode(model):
+        wait()
+        start = time.perf_counter()
+        output = model(input_ids=ids, use_cache=True)
+        wait()
+        middle = time.perf_counter()
+        for _ in range(new_tokens):
+            ids = output.logits[:, -1:].argmax(-1)
+            output = model(input_ids=ids, past_key_values=output.past_key_values, use_cache=True)
+        wait()
+    return middle - start, time.perf_counter() - middle
+
+
+def _nothing() -> None:
+    """The wait of a device that does its work at once."""
+
+
+def _summarize(batch_size: int, phase: str, rates: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    row: dict[str, Any] = {"batch_size": batch_size, "phase": phase}
+    row |= {name: _spread(numbers) for name, numbers in rates.items()}
+    if "dense" in rates:
+        pairs = zip(rates["pruned"], rates["dense"], strict=True)
+        row["ratio"] = _spread([pruned / dense for pruned, dense in pairs])
+    return row
+
+
+def _spread(numbers: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(numbers), "low": min(numbers), "high": max(numbers)}
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

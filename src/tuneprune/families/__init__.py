@@ -1,0 +1,91 @@
+"""What every supported model family is: one file a family, found by its presence in this folder."""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
+
+from tuneprune.errors import UnsupportedModel, suggest
+from tuneprune.structure.architecture import Architecture
+from tuneprune.structure.space import PruningSpace
+
+
+@cache
+def registry() -> dict[str, ModuleType]:
+    """The family file of every Hugging Face model type: `describe(config)` and `uniform(config, heads, kv, width)`."""
+    known: dict[str, ModuleType] = {}
+    for module in pkgutil.iter_modules(__path__):
+        family = importlib.import_module(f"{__name__}.{module.name}")
+        known |= dict.fromkeys(family.MODEL_TYPES, family)
+    return dict(sorted(known.items()))
+
+
+def describe(model: PreTrainedModel) -> Architecture:
+    """The architecture of a model, checked against its weights.
+
+    Raises:
+        UnsupportedModel: no family file knows this model type, or its modules are not where the family puts them.
+    """
+    architecture = describe_config(model.config)
+    names = dict(model.named_modules())
+    for linear in architecture.linears():
+        if linear not in names:
+            raise UnsupportedModel(f"{architecture.family}: the model has no module `{linear}`; is it a causal LM?")
+    return architecture
+
+
+def describe_config(config: Any) -> Architecture:  # noqa: ANN401  (every family has a config class of its own)
+    """The architecture a Hugging Face config describes.
+
+    Raises:
+        UnsupportedModel: no family file knows this model type.
+    """
+    known = registry()
+    if config.model_type not in known:
+        raise UnsupportedModel(
+            f"Model type `{config.model_type}` is not supported; known families are {', '.join(known)}."
+            f"{suggest(config.model_type, known)}"
+        )
+    return known[config.model_type].describe(config)
+
+
+def uniform_config(
+    config: PretrainedConfig, architecture: Architecture, space: PruningSpace, widths: Mapping[str, int]
+) -> PretrainedConfig | None:
+    """The config of the stock class that holds these widths, or None where no stock class does.
+
+    That takes one KV-group count and one MLP width for all layers, and every other kind of group kept whole.
+    """
+    by_kind: dict[str, set[int]] = {}
+    for group in space.groups:
+        kept = widths[group.name]
+        if group.kind not in ("kv_group", "mlp_channel") and kept < group.size:
+            return None
+        by_kind.setdefault(group.kind, set()).add(kept)
+    if any(len(by_kind.get(kind, ())) > 1 for kind in ("kv_group", "mlp_channel")):
+        return None
+    attention, mlp = architecture.blocks[0].attention, architecture.blocks[0].mlp
+    groups = next(iter(by_kind.get("kv_group", {attention.num_kv_heads})))
+    width = next(iter(by_kind.get("mlp_channel", {mlp.width})))
+    family = registry()[config.model_type]
+    return family.uniform(config, groups * attention.queries_per_kv, groups, width)
+
+
+def stock_class(config: PretrainedConfig) -> type[PreTrainedModel]:
+    """The Hugging Face causal LM class of a config."""
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+
+
+def head_width(config: Any) -> int:  # noqa: ANN401
+    """Features of one attention head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def rotary_width(config: Any) -> int:  # noqa: ANN401
+    """Leading features of a head that RoPE turns."""
+    rope: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
+    return int(head_width(config) * rope.get("partial_rotary_factor", 1.0))

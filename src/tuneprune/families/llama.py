@@ -1,0 +1,78 @@
+"""LLaMA 1 to 3.x and the families with the same block: Mistral, Qwen2 (qkv bias), Qwen3 (q/k norm)."""
+
+from copy import deepcopy
+from typing import Any
+
+from transformers import MistralConfig, PretrainedConfig
+
+from tuneprune.families import head_width, rotary_width
+from tuneprune.structure.architecture import Architecture, Attention, Block, Mlp, Projection
+
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+def describe(config: Any) -> Architecture:  # noqa: ANN401
+    """Seven separate projections a block. Biases need no word here: groups take those the weights have."""
+    head = head_width(config)
+    queries, keys, channels = config.num_attention_heads * head, config.num_key_value_heads * head, config.intermediate_size
+
+    def block(index: int) -> Block:
+        path = f"model.layers.{index}"
+        attention, mlp = f"{path}.self_attn", f"{path}.mlp"
+        return Block(
+            path=path,
+            attention=Attention(
+                path=attention,
+                q=Projection(f"{attention}.q_proj", queries),
+                k=Projection(f"{attention}.k_proj", keys),
+                v=Projection(f"{attention}.v_proj", keys),
+                out=f"{attention}.o_proj",
+                num_heads=config.num_attention_heads,
+                num_kv_heads=config.num_key_value_heads,
+                head_dim=head,
+                rotary_dim=rotary_width(config),
+                qk_norm=(f"{attention}.q_norm", f"{attention}.k_norm") if config.model_type == "qwen3" else None,
+            ),
+            mlp=Mlp(
+                mlp,
+                Projection(f"{mlp}.gate_proj", channels),
+                Projection(f"{mlp}.up_proj", channels),
+                f"{mlp}.down_proj",
+                channels,
+            ),
+            attention_norm=f"{path}.input_layernorm",
+            mlp_norm=f"{path}.post_attention_layernorm",
+        )
+
+    return Architecture(
+        family=config.model_type,
+        hidden=config.hidden_size,
+        embed="model.embed_tokens",
+        blocks=tuple(block(index) for index in range(config.num_hidden_layers)),
+        final_norm="model.norm",
+        head="lm_head",
+        tied=config.tie_word_embeddings,
+    )
+
+
+def uniform(config: PretrainedConfig, num_heads: int, num_kv_heads: int, width: int) -> PretrainedConfig | None:
+    """The config with these widths in every layer; head size and RoPE stay.
+
+    `LlamaConfig` refuses a hidden size that the head count does not divide, but Mistral's block is the same one and has
+    no such rule, so such a LLaMA is re-hosted there (it has no biases, hence None where the LLaMA has some).
+    """
+    changes = {
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": num_kv_heads,
+        "intermediate_size": width,
+        "head_dim": head_width(config),
+    }
+    if config.model_type == "llama" and config.hidden_size % num_heads:
+        if config.attention_bias or config.mlp_bias:
+            return None
+        kept = {k: v for k, v in config.to_dict().items() if k not in ("model_type", "architectures", "pretraining_tp")}
+        return MistralConfig(**kept | changes | {"sliding_window": None})
+    config = deepcopy(config)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return config

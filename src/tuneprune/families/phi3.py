@@ -1,0 +1,62 @@
+"""Phi-3 and Phi-4-mini: q, k, v share one linear, gate and up another."""
+
+from copy import deepcopy
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from tuneprune.families import head_width, rotary_width
+from tuneprune.structure.architecture import Architecture, Attention, Block, Mlp, Projection
+
+MODEL_TYPES = ("phi3",)
+
+
+def describe(config: Any) -> Architecture:  # noqa: ANN401
+    """Packed projections: k starts after q, v after k, up after gate."""
+    head = head_width(config)
+    queries, keys, channels = config.num_attention_heads * head, config.num_key_value_heads * head, config.intermediate_size
+
+    def block(index: int) -> Block:
+        path = f"model.layers.{index}"
+        qkv, gate_up = f"{path}.self_attn.qkv_proj", f"{path}.mlp.gate_up_proj"
+        return Block(
+            path=path,
+            attention=Attention(
+                path=f"{path}.self_attn",
+                q=Projection(qkv, queries),
+                k=Projection(qkv, keys, start=queries),
+                v=Projection(qkv, keys, start=queries + keys),
+                out=f"{path}.self_attn.o_proj",
+                num_heads=config.num_attention_heads,
+                num_kv_heads=config.num_key_value_heads,
+                head_dim=head,
+                rotary_dim=rotary_width(config),
+            ),
+            mlp=Mlp(
+                f"{path}.mlp",
+                Projection(gate_up, channels),
+                Projection(gate_up, channels, start=channels),
+                f"{path}.mlp.down_proj",
+                channels,
+            ),
+            attention_norm=f"{path}.input_layernorm",
+            mlp_norm=f"{path}.post_attention_layernorm",
+        )
+
+    return Architecture(
+        family=config.model_type,
+        hidden=config.hidden_size,
+        embed="model.embed_tokens",
+        blocks=tuple(block(index) for index in range(config.num_hidden_layers)),
+        final_norm="model.norm",
+        head="lm_head",
+        tied=config.tie_word_embeddings,
+    )
+
+
+def uniform(config: PretrainedConfig, num_heads: int, num_kv_heads: int, width: int) -> PretrainedConfig | None:
+    """The config with these widths in every layer; head size and RoPE stay."""
+    config = deepcopy(config)
+    config.head_dim = head_width(config)
+    config.num_attention_heads, config.num_key_value_heads, config.intermediate_size = num_heads, num_kv_heads, width
+    return config

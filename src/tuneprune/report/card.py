@@ -1,0 +1,183 @@
+"""The model card: README.md of an exported folder, with the front matter that the Hugging Face hub reads."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from tuneprune.report.comparison import compare
+from tuneprune.report.numbers import bytes_text, count_text, percent_text, score_text
+from tuneprune.report.proof import Proof
+from tuneprune.report.record import RunRecord
+from tuneprune.report.tables import escape_markdown
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+MARKS = {True: "passed", False: "**FAILED**", None: "measured"}
+
+
+def model_card(record: RunRecord, proof: Proof | None, *, base_licence: str | None = None) -> str:
+    """The card of the pruned model as Markdown with YAML front matter.
+
+    Args:
+        proof: its loader decides whether the card asks for remote code; without it, that is left open.
+        base_licence: licence id of the base model as the hub spells it; None when it is not known.
+    """
+    parts = [
+        _front_matter(record, base_licence),
+        _introduction(record),
+        _size(record, proof),
+        _scores(record),
+        loading_section(proof),
+        _proof(proof),
+        _data(record),
+        _licence(record, base_licence),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def loading_code(proof: Proof | None, folder: str = "path/to/this/folder") -> str:
+    """Python that loads `folder` and generates, with `trust_remote_code` only where it is needed."""
+    trust = ", trust_remote_code=True" if proof is not None and proof.loader.needs_remote_code else ""
+    prompt = proof.generation.prompt if proof is not None and proof.generation is not None else "Once"
+    return (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"folder = {folder!r}\n"
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        f"model = AutoModelForCausalLM.from_pretrained(folder{trust})\n"
+        f"inputs = tokenizer({prompt!r}, return_tensors='pt')\n"
+        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))"
+    )
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested `values` as dotted names and texts, in order; lists of plain values in one line."""
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            rows += flat(value, f"{name}.")
+        elif isinstance(value, list | tuple) and any(
+            isinstance(item, Mapping | list | tuple) for item in value
+        ):
+            rows += flat({str(index): item for index, item in enumerate(value)}, f"{name}.")
+        elif isinstance(value, list | tuple):
+            rows.append((name, ", ".join(map(str, value))))
+        elif value is not None:
+            rows.append((name, str(value)))
+    return rows
+
+
+def loading_section(proof: Proof | None) -> str:
+    """How to load the folder, with or without remote code, as Markdown."""
+    if proof is None:
+        note = "If `config.json` has an `auto_map`, add `trust_remote_code=True`."
+    elif proof.loader.needs_remote_code:
+        note = (
+            "The stock class cannot express these widths; the folder brings the model code it needs (one file), "
+            "hence `trust_remote_code=True`."
+        )
+    else:
+        note = f"A stock `{proof.loader.name}`: no remote code, nothing to install beyond transformers."
+    return f"## How to load\n\n```python\n{loading_code(proof)}\n```\n\n{note}"
+
+
+def _front_matter(record: RunRecord, base_licence: str | None) -> str:
+    tags = ["tuneprune", "structured-pruning", "lora", record.method.name, record.model.family]
+    header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    # The hub links to this id; a folder on somebody's disk is reduced to its name.
+    header["base_model"] = record.model.id if HUB_ID.fullmatch(record.model.id) else record.model.short_name
+    if base_licence:
+        header["license"] = base_licence
+    header["tags"] = list(dict.fromkeys(tags))
+    return "---\n" + yaml.safe_dump(header, sort_keys=False, allow_unicode=True) + "---"
+
+
+def _introduction(record: RunRecord) -> str:
+    name = escape_markdown(record.model.short_name)
+    budget = record.budget
+    limits = []
+    if budget.multiple_of > 1:
+        limits.append(f"widths in multiples of {budget.multiple_of}")
+    if budget.per_layer == "uniform":
+        limits.append("the same widths in all layers")
+    constraint = f" ({', '.join(limits)})" if limits else ""
+    return (
+        f"# {name}, tuned and pruned to {percent_text(record.parameters.share_total)} of its parameters\n\n"
+        f"A smaller {escape_markdown(record.model.family)} model made from `{name}` by tuneprune: LoRA tuning on "
+        f"domain data and structured pruning with the method `{escape_markdown(record.method.name)}` in the space "
+        f"`{escape_markdown(record.space)}`, asked to keep {percent_text(budget.keep)} of {budget.of} "
+        f"parameters{constraint}. The removed units are gone from the weight files; no masks are left to apply."
+    )
+
+
+def _size(record: RunRecord, proof: Proof | None) -> str:
+    parameters = record.parameters
+    rows = [
+        ("parameters, total", parameters.dense_total, parameters.kept_total, parameters.share_total),
+        (
+            "parameters, prunable",
+            parameters.dense_prunable,
+            parameters.kept_prunable,
+            parameters.share_prunable,
+        ),
+    ]
+    lines = ["## Size", "", "| | dense | pruned | kept |", "| :--- | ---: | ---: | ---: |"]
+    lines += [f"| {name} | {count_text(a)} | {count_text(b)} | {percent_text(c)} |" for name, a, b, c in rows]
+    if proof is not None:
+        sizes = proof.bytes_on_disk
+        share = percent_text(sizes.pruned / sizes.dense if sizes.dense else None)
+        lines.append(f"| weight files | {bytes_text(sizes.dense)} | {bytes_text(sizes.pruned)} | {share} |")
+    return "\n".join(lines)
+
+
+def _scores(record: RunRecord) -> str:
+    """Every metric of every task, one column a model; empty when nothing was evaluated."""
+    comparison = compare([record])[0]
+    rows = [row for row in comparison.rows if row.scores]
+    if not rows:
+        return ""
+    header = ["task", "metric", *(escape_markdown(row.label) for row in rows)]
+    lines = ["## Scores", "", _table_row(header), _table_row([":---", ":---"] + ["---:"] * len(rows))]
+    for column in comparison.metrics():
+        cells = [row.scores.get((column.task, column.metric)) for row in rows]
+        texts = [score_text(column.metric, cell.mean if cell else None) for cell in cells]
+        lines.append(_table_row([escape_markdown(column.task), f"{column.metric} {column.arrow}", *texts]))
+    relative = record.relative_performance
+    if relative is not None and relative.mean is not None:
+        rule = "score over the dense + LoRA score, inverse for perplexity, mean over tasks; one seed"
+        lines += ["", f"Relative performance: **{percent_text(relative.mean)}** ({rule})."]
+    return "\n".join(lines)
+
+
+def _table_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _proof(proof: Proof | None) -> str:
+    if proof is None:
+        return ""
+    lines = [
+        f"- {check.name}: {MARKS[check.passed]} — {escape_markdown(check.detail)}" for check in proof.checks()
+    ]
+    return "\n".join(
+        ["## Proof", "", "Measured on this folder after it was written; see `proof.json`.", "", *lines]
+    )
+
+
+def _data(record: RunRecord) -> str:
+    rows = [(name, text) for name, text in flat(record.data) if "hash" not in name and "sha" not in name]
+    if not rows:
+        return ""
+    lines = [_table_row([escape_markdown(name), escape_markdown(text)]) for name, text in rows]
+    return "\n".join(["## Data", "", "| | |", "| :--- | :--- |", *lines])
+
+
+def _licence(record: RunRecord, base_licence: str | None) -> str:
+    known = f" (`{escape_markdown(base_licence)}`)" if base_licence else ""
+    return (
+        "## Licence and limits\n\n"
+        f"This model derives from `{escape_markdown(record.model.short_name)}`: the licence of that model{known} "
+        "applies to it, and so may the terms of the data it was tuned on. It was pruned for the domain of that "
+        "data; expect it to have forgotten more of everything else than the scores here show."
+    )

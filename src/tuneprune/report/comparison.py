@@ -1,0 +1,229 @@
+"""Records side by side: dense, dense tuned and every pruned model, averaged over seeds."""
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tuneprune.report.numbers import percent_text
+from tuneprune.report.record import ModelRecord, RunRecord, Scores
+
+Role = Literal["dense", "dense_tuned", "pruned"]
+
+# The metric that stands for a task, first match wins; the others are detail.
+HEADLINES = ("perplexity", "macro_f1", "rougeL", "accuracy")
+LOWER_IS_BETTER = frozenset({"perplexity", "nats_per_byte", "bits_per_byte", "loss"})
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number over seeds: its mean, and its standard deviation where there are at least two seeds."""
+
+    mean: float
+    deviation: float | None = None
+
+    @classmethod
+    def over(cls, values: Sequence[float]) -> "Cell":
+        """The cell of one or more values."""
+        deviation = statistics.stdev(values) if len(values) > 1 and all(map(_is_finite, values)) else None
+        return cls(sum(values) / len(values), deviation)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One task and its headline metric."""
+
+    task: str
+    metric: str
+
+    @property
+    def is_lower_better(self) -> bool:
+        """Whether a smaller number is the better one."""
+        return self.metric in LOWER_IS_BETTER
+
+    @property
+    def arrow(self) -> str:
+        """Points to where better is."""
+        return "↓" if self.is_lower_better else "↑"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model's numbers: every metric of every task, the share kept, the relative performance."""
+
+    label: str
+    role: Role
+    scores: Mapping[tuple[str, str], Cell]
+    kept_total: Cell | None = None
+    kept_prunable: Cell | None = None
+    relative: Cell | None = None
+    seeds: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything measured on one base model with one set of tasks."""
+
+    model: ModelRecord
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...] = field(default=())
+
+    @property
+    def num_seeds(self) -> int:
+        """The smallest number of seeds behind a pruned row: what the table may claim."""
+        return min((len(row.seeds) for row in self.rows if row.role == "pruned"), default=0)
+
+    def metrics(self) -> tuple[Column, ...]:
+        """Every task and metric that some row has, headline metrics first within their task."""
+        found = dict.fromkeys(key for row in self.rows for key in row.scores)
+        order = {column.task: index for index, column in enumerate(self.columns)}
+        headline = {(column.task, column.metric) for column in self.columns}
+        keys = sorted(found, key=lambda key: (order.get(key[0], len(order)), key not in headline))
+        return tuple(Column(task, metric) for task, metric in keys)
+
+
+def headline_metric(metrics: Iterable[str]) -> str | None:
+    """The metric that stands for a task with these `metrics`; the first one when none is known."""
+    known = list(metrics)
+    return next((name for name in HEADLINES if name in known), known[0] if known else None)
+
+
+def compare(records: Sequence[RunRecord]) -> list[Comparison]:
+    """One comparison for each base model and set of tasks, in the order of first appearance."""
+    groups: dict[tuple[object, ...], list[RunRecord]] = {}
+    for record in records:
+        key = (record.model.id, record.model.parameters, _columns(record))
+        groups.setdefault(key, []).append(record)
+    return [_comparison(group) for group in groups.values()]
+
+
+def relative_to(scores: Scores, reference: Scores) -> float | None:
+    """Mean over common tasks of score over reference, inverse where lower is better; None without any."""
+    shares = []
+    for task, metrics in scores.items():
+        metric = headline_metric(metrics)
+        other = reference.get(task, {}).get(metric or "")
+        if metric is None or not other or not metrics[metric]:
+            continue
+        shares.append(other / metrics[metric] if metric in LOWER_IS_BETTER else metrics[metric] / other)
+    return sum(shares) / len(shares) if shares else None
+
+
+def _is_finite(value: float) -> bool:
+    return abs(value) < float("inf")
+
+
+def _columns(record: RunRecord) -> tuple[Column, ...]:
+    """The tasks of a record, by whichever of its models was evaluated."""
+    scores = record.scores.pruned or record.scores.dense_tuned or record.scores.dense or {}
+    pairs = ((task, headline_metric(metrics)) for task, metrics in scores.items())
+    return tuple(Column(task, metric) for task, metric in pairs if metric is not None)
+
+
+def _comparison(records: list[RunRecord]) -> Comparison:
+    rows = [row for role in ("dense", "dense_tuned") if (row := _reference_row(records, role)) is not None]
+    settings: dict[str, dict[int, RunRecord]] = {}
+    for record in records:
+        settings.setdefault(_setting(record), {}).setdefault(record.seed, record)
+    groups = [list(by_seed.values()) for by_seed in settings.values()]
+    labels = _labels([group[0] for group in groups])
+    rows += [_pruned_row(group, label) for group, label in zip(groups, labels, strict=True)]
+    return Comparison(records[0].model, _columns(records[0]), tuple(rows))
+
+
+def _reference_row(records: list[RunRecord], role: Literal["dense", "dense_tuned"]) -> Row | None:
+    """The dense or the dense tuned model, one value a seed however many records repeat it."""
+    by_seed: dict[int, RunRecord] = {}
+    for record in records:
+        if getattr(record.scores, role) is not None:
+            by_seed.setdefault(record.seed, record)
+    if not by_seed:
+        return None
+    found = [getattr(record.scores, role) for record in by_seed.values()]
+    relatives = []
+    for scores, record in zip(found, by_seed.values(), strict=True):
+        reference = record.scores.dense_tuned
+        relatives.append(relative_to(scores, reference) if reference else None)
+    whole = Cell(1.0)
+    label = "dense" if role == "dense" else "dense + LoRA"
+    return Row(label, role, _cells(found), whole, whole, _cell(relatives), tuple(sorted(by_seed)))
+
+
+def _pruned_row(records: list[RunRecord], label: str) -> Row:
+    found = [record.scores.pruned for record in records if record.scores.pruned is not None]
+    relative = _cell([r.relative_performance.mean if r.relative_performance else None for r in records])
+    return Row(
+        label=label,
+        role="pruned",
+        scores=_cells(found),
+        kept_total=Cell.over([record.parameters.share_total for record in records]),
+        kept_prunable=Cell.over([record.parameters.share_prunable for record in records]),
+        relative=relative,
+        seeds=tuple(sorted(record.seed for record in records)),
+    )
+
+
+def _cells(found: Sequence[Scores]) -> dict[tuple[str, str], Cell]:
+    values: dict[tuple[str, str], list[float]] = {}
+    for scores in found:
+        for task, metrics in scores.items():
+            for metric, value in metrics.items():
+                values.setdefault((task, metric), []).append(value)
+    return {key: Cell.over(numbers) for key, numbers in values.items()}
+
+
+def _cell(values: Sequence[float | None]) -> Cell | None:
+    """The cell of `values`; None when one of the seeds has none, since a mean over the rest would flatter."""
+    known = [value for value in values if value is not None]
+    return Cell.over(known) if known and len(known) == len(values) else None
+
+
+def _setting(record: RunRecord) -> str:
+    """What two records share when they differ by nothing but the seed."""
+    parts = [record.label, record.method.model_dump(), record.space, record.budget.model_dump()]
+    return json.dumps(
+        [*parts, record.training.steps, record.training.recover_steps], sort_keys=True, default=str
+    )
+
+
+def _labels(records: Sequence[RunRecord]) -> list[str]:
+    """A short name for each record: its method, and whatever else tells it from the others."""
+    details = {id(record): _details(record) for record in records}
+    labels = []
+    for record in records:
+        rivals = [
+            other for other in records if other.method.name == record.method.name and other.label is None
+        ]
+        differing = [
+            text
+            for key, text in details[id(record)].items()
+            if len({details[id(other)].get(key) for other in rivals}) > 1
+        ]
+        labels.append(
+            record.label or base_label(record) + (f" ({', '.join(differing)})" if differing else "")
+        )
+    return labels
+
+
+def base_label(record: RunRecord) -> str:
+    """The method's name; "+ LoRA" where all tuning came after the cut."""
+    is_two_stage = record.training.recover_steps > 0 and record.training.steps == 0
+    name = record.method.name
+    return f"{name} + LoRA" if is_two_stage else name
+
+
+def _details(record: RunRecord) -> dict[str, str]:
+    """Settings that may tell two runs of one method apart, as label parts."""
+    budget = record.budget
+    details = {
+        "space": record.space,
+        "keep": f"keep {percent_text(budget.keep, 0)} of {budget.of}",
+        "multiple_of": f"multiples of {budget.multiple_of}",
+        "per_layer": f"{budget.per_layer} widths",
+        "steps": f"{record.training.steps} steps",
+        "recover": f"{record.training.recover_steps} steps after the cut",
+    }
+    return details | {
+        f"method.{key}": f"{key}={value}" for key, value in record.method.hyper_parameters.items()
+    }

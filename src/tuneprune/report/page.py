@@ -1,0 +1,212 @@
+"""`report.html`: the whole run on one self-contained page, readable without a network or a script."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from tuneprune.report.card import flat, loading_code
+from tuneprune.report.charts import line_chart
+from tuneprune.report.comparison import base_label, compare
+from tuneprune.report.curves import curves
+from tuneprune.report.numbers import bytes_text, count_text, percent_text, scientific_text, seconds_text
+from tuneprune.report.proof import Proof
+from tuneprune.report.record import RunRecord, SpeedRecord, SpeedSetting
+from tuneprune.report.stored import write_atomically
+from tuneprune.report.tables import html_table, seeds_sentence
+from tuneprune.report.templates import render, source
+from tuneprune.report.widths import widths_picture
+
+PAGE_NAME = "report.html"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A number of the page's head."""
+
+    name: str
+    number: str
+    detail: str
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class SizeRow:
+    """Dense and pruned size in one unit."""
+
+    name: str
+    dense: str
+    pruned: str
+    share: float | None
+
+
+def write_report(
+    record: RunRecord,
+    proof: Proof | None,
+    metrics: Sequence[Mapping[str, Any]],
+    config_yaml: str,
+    out: Path,
+    others: Sequence[RunRecord] = (),
+    reference: Sequence[Mapping[str, Any]] = (),
+) -> Path:
+    """The path of the written page.
+
+    Args:
+        proof: as in `proof.json`; the record's own when None.
+        metrics: the objects of `metrics.jsonl`, in order.
+        config_yaml: the resolved configuration, shown as it is.
+        out: the run's folder, or the .html file to write.
+        others: records of other methods to compare with; the run's own may be among them.
+        reference: metrics of the dense + LoRA tuning, drawn as a second loss curve.
+    """
+    path = out if out.suffix == ".html" else out / PAGE_NAME
+    return write_atomically(path, str(render_page(record, proof, metrics, config_yaml, others, reference)))
+
+
+def render_page(
+    record: RunRecord,
+    proof: Proof | None,
+    metrics: Sequence[Mapping[str, Any]],
+    config_yaml: str,
+    others: Sequence[RunRecord] = (),
+    reference: Sequence[Mapping[str, Any]] = (),
+) -> Markup:
+    """The page as HTML; arguments as in `write_report`."""
+    proof = proof or record.proof
+    records = [record, *(other for other in others if other != record)]
+    charts = [(chart, line_chart(chart)) for chart in curves(record, metrics, reference)]
+    return render(
+        "page.html.j2",
+        record=record,
+        proof=proof,
+        style=source("style.css"),
+        name=record.model.short_name,
+        method=base_label(record),
+        verdict=verdict(record, proof),
+        facts=_facts(record, proof),
+        results=html_table(records, mark_first=True),
+        seeds=seeds_sentence(compare(records)),
+        has_scores=any(comparison.columns for comparison in compare(records)),
+        widths=widths_picture(record.widths),
+        sizes=_sizes(record, proof),
+        charts=charts,
+        speed_sentence=speed_sentence(record.speed) if record.speed else "",
+        loading=loading_code(proof, "path/to/run/model"),
+        data=flat(record.data),
+        training=_training(record),
+        environment=flat(record.environment.model_dump()),
+        hyper_parameters=flat(record.method.hyper_parameters),
+        config=config_yaml.strip(),
+    )
+
+
+def verdict(record: RunRecord, proof: Proof | None) -> str:
+    """The run in two or three sentences: what stayed, what it costs, whether the cut is proven."""
+    sentences = [f"Keeps {percent_text(record.parameters.share_total)} of all parameters"]
+    relative = record.relative_performance
+    if relative is not None and relative.mean is not None:
+        sentences[0] += f" and {percent_text(relative.mean)} of what the tuned dense model can do"
+    if proof is None:
+        sentences.append("The cut has not been proven: there is no proof.json")
+    elif proof.is_ok:
+        difference = scientific_text(proof.logits.max_rel_diff)
+        sentences.append(
+            f"The saved model computes what the masked one did, to a relative difference of {difference}"
+        )
+    else:
+        failed = ", ".join(check.name.lower() for check in proof.checks() if check.passed is False)
+        sentences.append(f"The proof FAILED: {failed}")
+    return ". ".join(sentences) + "."
+
+
+def speed_sentence(speed: SpeedRecord) -> str:
+    """Where the pruned model is faster and where it is not, said plainly; within the spread counts as not."""
+    not_faster = [setting for setting in speed.settings if setting.ratio.low <= 1]
+    if not speed.settings:
+        return "Nothing was measured."
+    if not not_faster:
+        ratios = [setting.ratio.median for setting in speed.settings]
+        return f"The pruned model is faster in every setting: {min(ratios):.2f} to {max(ratios):.2f} times."
+    where = "; ".join(_setting_text(setting) for setting in not_faster)
+    which = "in any setting" if len(not_faster) == len(speed.settings) else "everywhere"
+    return (
+        f"The pruned model is not clearly faster {which}: {where}. Fewer parameters alone do not make a model "
+        "faster; small matrices, ragged widths and Python overhead can eat the gain."
+    )
+
+
+def _setting_text(setting: SpeedSetting) -> str:
+    ratio = setting.ratio
+    spread = f"{ratio.low:.2f} to {ratio.high:.2f}"
+    return f"{setting.phase} at batch {setting.batch_size}, {ratio.median:.2f} times ({spread})"
+
+
+def _facts(record: RunRecord, proof: Proof | None) -> list[Fact]:
+    parameters, relative = record.parameters, record.relative_performance
+    facts = [
+        Fact(
+            "Parameters kept",
+            percent_text(parameters.share_total),
+            f"{count_text(parameters.kept_total)} of {count_text(parameters.dense_total)}; "
+            f"{percent_text(parameters.share_prunable)} of the prunable ones",
+        ),
+        Fact(
+            "Relative performance",
+            percent_text(relative.mean if relative else None),
+            "of dense + LoRA, mean over tasks" if relative else "no dense + LoRA reference in this run",
+        ),
+    ]
+    if proof is None:
+        return [*facts, Fact("On disk", "–", "not measured"), Fact("Proof", "none", "no proof.json", "bad")]
+    sizes = proof.bytes_on_disk
+    failed = [check for check in proof.checks() if check.passed is False]
+    passed = sum(check.passed is True for check in proof.checks())
+    detail = f"{len(failed)} of {passed + len(failed)} checks" if failed else f"all {passed} checks"
+    return [
+        *facts,
+        Fact("On disk", bytes_text(sizes.pruned), f"{bytes_text(sizes.dense)} when dense"),
+        Fact("Proof", "failed" if failed else "passed", detail, "bad" if failed else "good"),
+    ]
+
+
+def _sizes(record: RunRecord, proof: Proof | None) -> list[SizeRow]:
+    parameters = record.parameters
+    rows = [
+        SizeRow(
+            "Parameters, total",
+            f"{parameters.dense_total:,}",
+            f"{parameters.kept_total:,}",
+            parameters.share_total,
+        ),
+        SizeRow(
+            "Parameters, prunable",
+            f"{parameters.dense_prunable:,}",
+            f"{parameters.kept_prunable:,}",
+            parameters.share_prunable,
+        ),
+    ]
+    if proof is not None:
+        sizes = proof.bytes_on_disk
+        share = sizes.pruned / sizes.dense if sizes.dense else None
+        rows.append(SizeRow("Weight files", bytes_text(sizes.dense), bytes_text(sizes.pruned), share))
+    return rows
+
+
+def _training(record: RunRecord) -> list[tuple[str, str]]:
+    """Time, memory and incidents of the run, as pairs."""
+    training = record.training
+    stages = [
+        (f"time, {name.removesuffix('_s')}", seconds_text(value)) for name, value in record.time.items()
+    ]
+    peak = record.memory.peak_bytes
+    rows = [
+        ("steps before the cut", str(training.steps)),
+        ("steps after the cut", str(training.recover_steps)),
+        ("steps skipped (not finite)", str(training.skipped_steps)),
+        ("training items shortened", str(training.truncated_records)),
+        *stages,
+        ("peak memory", bytes_text(peak)),
+    ]
+    return rows + flat(dict(training.model_extra or {})) + flat(dict(record.memory.model_extra or {}))

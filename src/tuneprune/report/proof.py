@@ -1,0 +1,176 @@
+"""The proof that comes with every export: what was cut, and that nothing else changed."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+
+from tuneprune.report.numbers import bytes_text, count_text, percent_text, scientific_text
+from tuneprune.report.stored import SCHEMA, Section, Stored
+
+# Largest relative difference of logits that rounding alone explains, by the precision of the arithmetic.
+LOGIT_TOLERANCE = {"float64": 1e-9, "float32": 1e-5, "bfloat16": 3e-2, "float16": 5e-3}
+# How far the kept share may be from the target when the size of the largest unit is not recorded.
+SHARE_TOLERANCE = 0.005
+
+
+class Parameters(Section):
+    """Parameter counts of the dense and the pruned model under both denominators; tied weights count once."""
+
+    dense_total: int = Field(description="parameters of the dense model, embeddings included")
+    kept_total: int = Field(description="parameters of the pruned model, embeddings included")
+    share_total: float = Field(description="kept_total / dense_total")
+    dense_prunable: int = Field(description="parameters of the dense model that the space could remove")
+    kept_prunable: int = Field(description="those of them that were kept")
+    share_prunable: float = Field(description="kept_prunable / dense_prunable")
+    target: float = Field(description="the share the budget asked for")
+    of: Literal["total", "prunable"] = Field(description="the denominator the budget counts in")
+    largest_unit: int | None = Field(
+        None, description="parameters of the largest unit: the budget's resolution"
+    )
+
+    @property
+    def share(self) -> float:
+        """The kept share in the denominator of the budget."""
+        return self.share_total if self.of == "total" else self.share_prunable
+
+    @property
+    def tolerance(self) -> float:
+        """How far `share` may be from `target`: one unit, as a share of the budget's denominator."""
+        dense = self.dense_total if self.of == "total" else self.dense_prunable
+        return SHARE_TOLERANCE if self.largest_unit is None else self.largest_unit / max(dense, 1)
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the budget was met within one unit."""
+        return abs(self.share - self.target) <= self.tolerance + 1e-9
+
+
+class LogitProof(Section):
+    """The masked model against the model reloaded from disk, on the same tokens."""
+
+    max_abs_diff: float
+    max_rel_diff: float = Field(description="largest absolute difference over the largest absolute logit")
+    dtype: str
+    tokens: int
+
+    @property
+    def tolerance(self) -> float:
+        """The largest relative difference that rounding in `dtype` explains."""
+        return LOGIT_TOLERANCE.get(self.dtype.removeprefix("torch."), LOGIT_TOLERANCE["float32"])
+
+
+class LoraResidue(Section):
+    """How much LoRA was left on removed units before it was projected to zero."""
+
+    before_projection: float = Field(description="L2 norm of the LoRA update on removed units")
+    relative: float = Field(description="that norm over the norm of the whole LoRA update")
+
+
+class Generation(Section):
+    """A greedy sample of the reloaded model."""
+
+    prompt: str
+    text: str
+    cached_equals_uncached: bool = Field(description="same tokens with and without the key/value cache")
+
+
+class Loader(Section):
+    """What it takes to load the exported folder."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    name: str = Field(alias="class", description="model class that `from_pretrained` builds")
+    needs_remote_code: bool
+    host_model_type: str
+
+
+class BytesOnDisk(Section):
+    """Weight files of the dense and the pruned model, in bytes, both stored in the same precision."""
+
+    dense: int
+    pruned: int
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the proof; `passed` is None for a measurement that has no pass or fail."""
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+class Proof(Stored):
+    """`proof.json`: parameters, logits, LoRA residue, generation, loader and bytes of one export."""
+
+    what: ClassVar[str] = "proof"
+
+    schema_version: Literal[1] = Field(SCHEMA, alias="schema")
+    parameters: Parameters
+    logits: LogitProof
+    lora_residue: LoraResidue | None = None
+    generation: Generation | None = None
+    loader: Loader
+    bytes_on_disk: BytesOnDisk
+
+    def checks(self) -> list[Check]:
+        """Everything the proof says, one line each, in the order a reader wants it."""
+        checks = [self._budget_check(), self._logit_check(), self._loader_check(), self._disk_check()]
+        if self.generation is not None:
+            same = self.generation.cached_equals_uncached
+            detail = (
+                "the same tokens with and without the cache"
+                if same
+                else "other tokens with the cache than without"
+            )
+            checks.insert(2, Check("Generates alike with and without key/value cache", same, detail))
+        if self.lora_residue is not None:
+            residue = self.lora_residue
+            detail = (
+                f"{percent_text(residue.relative, 2)} of the LoRA update's norm "
+                f"({scientific_text(residue.before_projection)}) was projected to zero before the cut"
+            )
+            checks.append(Check("LoRA left on removed units", None, detail))
+        return checks
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether no check failed."""
+        return all(check.passed is not False for check in self.checks())
+
+    def _budget_check(self) -> Check:
+        parameters = self.parameters
+        detail = (
+            f"{percent_text(parameters.share, 2)} of {parameters.of} parameters kept, "
+            f"{percent_text(parameters.target, 2)} asked for"
+        )
+        if parameters.largest_unit is not None:
+            unit = count_text(parameters.largest_unit)
+            detail += f"; the largest unit holds {unit} ({percent_text(parameters.tolerance, 2)})"
+        return Check("Budget met within one unit", parameters.is_met, detail)
+
+    def _logit_check(self) -> Check:
+        logits = self.logits
+        detail = (
+            f"largest relative difference {scientific_text(logits.max_rel_diff)}, absolute "
+            f"{scientific_text(logits.max_abs_diff)}, over {logits.tokens} tokens in {logits.dtype} "
+            f"(allowed: {scientific_text(logits.tolerance)})"
+        )
+        return Check(
+            "Reloaded model equals the masked model", logits.max_rel_diff <= logits.tolerance, detail
+        )
+
+    def _loader_check(self) -> Check:
+        loader = self.loader
+        code = "needs trust_remote_code=True" if loader.needs_remote_code else "no remote code"
+        return Check(
+            "Loaded from disk in a fresh process",
+            True,
+            f"as {loader.name} ({loader.host_model_type}); {code}",
+        )
+
+    def _disk_check(self) -> Check:
+        sizes = self.bytes_on_disk
+        detail = f"{bytes_text(sizes.dense)} dense, {bytes_text(sizes.pruned)} pruned"
+        return Check("Smaller on disk", sizes.pruned < sizes.dense, detail)

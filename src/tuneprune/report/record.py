@@ -1,0 +1,162 @@
+"""`record.json`: one run in numbers, versioned and typed, enough to rebuild every table without the model."""
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from tuneprune.report.proof import LoraResidue, Parameters, Proof
+from tuneprune.report.stored import SCHEMA, OpenSection, Section, Stored
+
+Scores = dict[str, dict[str, float]]
+
+
+class MethodRecord(OpenSection):
+    """The method's name and, beside it, its hyper-parameters as the run file spells them."""
+
+    name: str
+
+    @property
+    def hyper_parameters(self) -> dict[str, Any]:
+        """Every field but the name."""
+        return dict(self.model_extra or {})
+
+
+class BudgetRecord(Section):
+    """What was asked to stay, and in which denominator."""
+
+    keep: float
+    of: Literal["total", "prunable"]
+    multiple_of: int = 1
+    per_layer: Literal["free", "uniform"] = "free"
+
+
+class ModelRecord(OpenSection):
+    """The dense model the run started from."""
+
+    id: str = Field(description="hub id or folder, as the user named it")
+    family: str
+    parameters: int
+
+    @property
+    def short_name(self) -> str:
+        """The last part of the id: what a table has room for, without anybody's folders."""
+        return self.id.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] or self.id
+
+
+class ScoreRecord(Section):
+    """Scores by task and metric; a model that was not evaluated has none."""
+
+    dense: Scores | None = None
+    dense_tuned: Scores | None = None
+    pruned: Scores | None = None
+
+    @field_validator("dense", "dense_tuned", "pruned")
+    @classmethod
+    def _no_scores_is_none(cls, value: Scores | None) -> Scores | None:
+        return value or None
+
+
+class RelativePerformance(OpenSection):
+    """Pruned over dense tuned, inverse for perplexity; 1 = nothing lost, None = no reference."""
+
+    mean: float | None
+    tasks: dict[str, float | None]
+
+
+class MemoryRecord(OpenSection):
+    """Memory of the process that tuned."""
+
+    peak_bytes: int | None = None
+
+
+class EnvironmentRecord(OpenSection):
+    """Where and with what the run was made."""
+
+    python: str | None = None
+    torch: str | None = None
+    transformers: str | None = None
+    peft: str | None = None
+    platform: str | None = None
+    cpu: str | None = None
+    threads: int | None = None
+    device: str | None = None
+    commit: str | None = None
+
+
+class Spread(Section):
+    """A measurement repeated: median and extremes."""
+
+    median: float
+    low: float
+    high: float
+
+
+class SpeedSetting(OpenSection):
+    """Tokens per second of both models in one setting; ratio = pruned over dense, above 1 = faster."""
+
+    batch_size: int
+    phase: str
+    dense: Spread
+    pruned: Spread
+    ratio: Spread
+
+
+class SpeedRecord(OpenSection):
+    """Speed before and after, both models measured in turns on the same machine."""
+
+    device: str
+    dtype: str
+    threads: int
+    prompt_tokens: int
+    new_tokens: int
+    repeats: int
+    settings: list[SpeedSetting]
+
+
+class Width(Section):
+    """How many of a group's units were kept."""
+
+    kind: str
+    kept: int
+    size: int
+
+    @property
+    def share(self) -> float:
+        """Kept over size."""
+        return self.kept / self.size if self.size else 0.0
+
+
+class TrainingRecord(OpenSection):
+    """What happened while tuning; steps before the cut and after it are counted apart."""
+
+    steps: int = 0
+    recover_steps: int = 0
+    skipped_steps: int = Field(0, description="steps whose loss or gradient was not finite")
+    truncated_records: int = Field(0, description="training items shortened to the maximum length")
+    lora_residue: LoraResidue | None = None
+
+
+class RunRecord(Stored):
+    """One run: what was asked, what was kept, what it scores, what it took."""
+
+    what: ClassVar[str] = "run record"
+
+    schema_version: Literal[1] = Field(SCHEMA, alias="schema")
+    label: str | None = Field(None, description="name in tables; built from method and settings when absent")
+    created: str | None = Field(None, description="ISO 8601 date and time")
+    method: MethodRecord
+    space: str
+    budget: BudgetRecord
+    seed: int
+    model: ModelRecord
+    data: dict[str, Any] = Field(default_factory=dict, description="counts, hashes, overlap between splits")
+    parameters: Parameters
+    scores: ScoreRecord = ScoreRecord()
+    relative_performance: RelativePerformance | None = None
+    time: dict[str, float] = Field(default_factory=dict, description="seconds by stage: tune_s, plan_s, ...")
+    memory: MemoryRecord = MemoryRecord()
+    speed: SpeedRecord | None = None
+    environment: EnvironmentRecord = EnvironmentRecord()
+    widths: dict[str, Width] = Field(default_factory=dict)
+    training: TrainingRecord = TrainingRecord()
+    proof: Proof | None = None

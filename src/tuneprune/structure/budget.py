@@ -1,0 +1,201 @@
+"""How much to keep: the only place where a budget becomes a hard mask."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from tuneprune.errors import ConfigError, UnreachableBudget
+from tuneprune.structure.space import Group, Masks, PruningSpace
+
+Scores = Mapping[str, Float[Tensor, "units"]]
+
+
+class Budget(BaseModel, frozen=True, extra="forbid"):
+    """Keep the share `keep` of the parameters counted by `of`."""
+
+    keep: float = Field(0.6, gt=0, le=1, description="share of the parameters to keep")
+    of: Literal["total", "prunable"] = Field(
+        "total", description="count all parameters, or only those of the tensors the space reaches"
+    )
+    multiple_of: int = Field(1, ge=1, description="every kept width is a multiple of this many features")
+    per_layer: Literal["free", "uniform"] = Field(
+        "free", description="`uniform` gives every layer the same widths, so that the stock class loads the result"
+    )
+
+    def target(self, space: PruningSpace) -> int:
+        """The number of parameters to keep in the whole model."""
+        if self.of == "total":
+            return round(self.keep * space.num_parameters)
+        return space.num_parameters - round((1 - self.keep) * space.num_prunable)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The units of one group (for uniform widths: of all groups of one place), best first, in steps.
+
+    A step is the fewest units that respect `multiple_of`; step i keeps `orders[name][i * size : (i + 1) * size]` of
+    every group in the chain. Every chain keeps at least its first step.
+    """
+
+    orders: Mapping[str, Tensor]
+    size: int
+    scores: Tensor
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+def reachable(space: PruningSpace, budget: Budget) -> tuple[int, int]:
+    """The smallest and largest number of parameters a decision under the budget's constraints can have.
+
+    Raises:
+        ConfigError: `multiple_of` is larger than a width of the model.
+    """
+    chains = _chains({group.name: torch.zeros(group.size) for group in space.groups}, space, budget)
+    return _count(space, chains, [1] * len(chains)), _count(space, chains, [len(chain) for chain in chains])
+
+
+def check(space: PruningSpace, budget: Budget) -> None:
+    """Refuse a budget that the space cannot meet.
+
+    Raises:
+        UnreachableBudget: with the range of `keep` that can be reached.
+    """
+    low, high = reachable(space, budget)
+    if budget.target(space) < low:
+        whole = space.num_parameters if budget.of == "total" else space.num_prunable
+        rest = space.num_parameters - whole
+        shares = f"{math.ceil((low - rest) / whole * 1e4) / 1e4:.4f} to {(high - rest) / whole:.4f}"
+        raise UnreachableBudget(
+            f"budget.keep={budget.keep} of {budget.of} parameters is below what space `{space.name}` can reach on this"
+            f" model: {shares}. Raise budget.keep, lower budget.multiple_of, or choose another space."
+        )
+
+
+def allocate(
+    scores: Scores, space: PruningSpace, budget: Budget, scope: Literal["global", "local"] = "global"
+) -> dict[str, Tensor]:
+    """Hard masks that keep the highest scores within the budget.
+
+    At most the budgeted number of parameters is kept, and no removed step of units would still fit. Every group keeps
+    at least one step. Ties are broken by position, so the decision is deterministic.
+
+    Args:
+        scope: `global` ranks all units of the model in one list, so scores must be comparable over groups; `local`
+            removes the same share from every group.
+
+    Raises:
+        UnreachableBudget: the budget is below what the floors of all groups need.
+    """
+    check(space, budget)
+    if scope == "local":
+        scores = {name: _fractional_ranks(score) for name, score in scores.items()}
+    chains = _chains(scores, space, budget)
+    target = budget.target(space)
+    ids = torch.cat([torch.full((len(chain) - 1,), index) for index, chain in enumerate(chains)])
+    ranked = ids[torch.argsort(torch.cat([chain.scores[1:] for chain in chains]), descending=True, stable=True)]
+    low, high = 0, len(ranked)  # the longest prefix of the ranking within the target
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _count(space, chains, _steps_kept(ranked[:middle], len(chains))) <= target:
+            low = middle
+        else:
+            high = middle - 1
+    steps = _fill(space, chains, _steps_kept(ranked[:low], len(chains)), ranked[low:].tolist(), target)
+    masks = {group.name: torch.zeros(group.size) for group in space.groups}
+    for chain, count in zip(chains, steps, strict=True):
+        for name, order in chain.orders.items():
+            masks[name][order[: count * chain.size]] = 1.0
+    return masks
+
+
+def _steps_kept(prefix: Tensor, num_chains: int) -> list[int]:
+    return (torch.bincount(prefix, minlength=num_chains) + 1).tolist()
+
+
+def _fill(
+    space: PruningSpace, chains: Sequence[Chain], steps: list[int], rest: Sequence[int], target: int
+) -> list[int]:
+    """Add the best-scored steps that still fit; a chain that does not fit once is closed, for its steps cost alike."""
+    steps = list(steps)
+    closed: set[int] = set()
+    for index in rest:
+        if index in closed:
+            continue
+        steps[index] += 1
+        if _count(space, chains, steps) > target:
+            steps[index] -= 1
+            closed.add(index)
+            if len(closed) == len(chains):
+                break
+    return steps
+
+
+def _count(space: PruningSpace, chains: Sequence[Chain], steps: Sequence[int]) -> int:
+    return space.count(
+        {name: count * chain.size for chain, count in zip(chains, steps, strict=True) for name in chain.orders}
+    )
+
+
+def _chains(scores: Scores, space: PruningSpace, budget: Budget) -> list[Chain]:
+    bundles = [[group] for group in space.groups] if budget.per_layer == "free" else _bundles(space)
+    chains = []
+    for bundle in bundles:
+        size = units_per_step(bundle[0], budget.multiple_of)
+        num_steps = bundle[0].size // size
+        values = {group.name: scores[group.name].detach().cpu().double() for group in bundle}
+        orders = {name: torch.argsort(value, descending=True, stable=True) for name, value in values.items()}
+        best = [values[name][order][: num_steps * size].view(num_steps, size).mean(1) for name, order in orders.items()]
+        chains.append(Chain(orders, size, torch.stack(best).mean(0)))
+    return chains
+
+
+def _bundles(space: PruningSpace) -> list[list[Group]]:
+    """Groups that must end with equal widths: those at the same place of every block.
+
+    Raises:
+        ConfigError: the layers of the model differ already.
+    """
+    per_layer: dict[int, list[Group]] = {}
+    for group in space.groups:
+        per_layer.setdefault(group.layer, []).append(group)
+    bundles = [list(bundle) for bundle in zip(*per_layer.values(), strict=True)]
+    if any(len({(group.kind, group.size) for group in bundle}) > 1 for bundle in bundles):
+        raise ConfigError(
+            "budget.per_layer=uniform needs layers of equal width, but this model's differ already. Use per_layer=free."
+        )
+    return bundles
+
+
+def units_per_step(group: Group, multiple_of: int) -> int:
+    """The fewest units whose features are a multiple of `multiple_of`.
+
+    Raises:
+        ConfigError: the group has fewer units than that.
+    """
+    units = multiple_of // math.gcd(multiple_of, group.features)
+    if units > group.size:
+        raise ConfigError(
+            f"budget.multiple_of={multiple_of} cannot be met: {group.name} has {group.size * group.features} features"
+            f" in all. Use at most {group.size * group.features}."
+        )
+    return units
+
+
+def _fractional_ranks(score: Tensor) -> Tensor:
+    """1 for the best unit of a group down to 0 for its worst, so that one threshold cuts equal shares everywhere."""
+    order = torch.argsort(score.detach().cpu().double(), descending=True, stable=True)
+    ranks = torch.empty(len(score), dtype=torch.double)
+    ranks[order] = 1 - (torch.arange(len(score)).double() + 1) / len(score)
+    return ranks
+
+
+def count_parameters(space: PruningSpace, masks: Masks) -> int:
+    """Exact number of parameters under hard masks."""
+    return space.count({name: int(mask.sum().item()) for name, mask in masks.items()})

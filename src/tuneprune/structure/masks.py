@@ -1,0 +1,93 @@
+"""Masks on activations: gates that simulate a removal, and the noise that lets a decision be learned."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from tuneprune.structure.space import Gate, Group, Masks, PruningSpace
+from tuneprune.structure.weights import base_module
+
+Mode = Literal["masked", "open"]
+Site = tuple[str, str, bool]  # module, side, base_only
+
+
+class Gates:
+    """Hooks that multiply masks into a model, installed once and switched on by `with gates(masks):`.
+
+    Keep the gates on through backward: activation checkpointing runs the forward again there, and without gates it
+    would compute other activations. Mode `masked` simulates the removal exactly; `open` is ATP's LoRA-aware tuning
+    forward, which masks the frozen weights and leaves LoRA open. The hooks work before and after LoRA injection: they
+    are attached on entry to whatever module stands at the path.
+    """
+
+    def __init__(self, model: nn.Module, space: PruningSpace) -> None:
+        self.model = model
+        self.space = space
+        self._sites = {mode: _sites(space, mode) for mode in ("masked", "open")}
+
+    @contextmanager
+    def __call__(self, masks: Masks, mode: Mode = "masked") -> Iterator[None]:
+        """Multiply `masks` into every forward until the context ends."""
+        handles = [
+            self._attach(site, self._vector(site, parts, masks)) for site, parts in self._sites[mode].items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _vector(self, site: Site, parts: list[tuple[Gate, Group]], masks: Masks) -> Tensor:
+        """The multiplier of a whole activation: ones, and the spread mask on every gated segment."""
+        module = base_module(self.model, site[0])
+        features = module.in_features if site[1] == "input" else module.out_features
+        pieces, end = [], 0
+        for gate, group in sorted(parts, key=lambda part: part[0].segment.start):
+            mask = masks[group.name]
+            if gate.segment.start > end:
+                pieces.append(torch.ones(gate.segment.start - end, device=mask.device, dtype=mask.dtype))
+            pieces.append(gate.segment.spread(mask))
+            end = gate.segment.start + gate.segment.extent
+        if end < features:
+            pieces.append(torch.ones(features - end, device=pieces[0].device, dtype=pieces[0].dtype))
+        return torch.cat(pieces)
+
+    def _attach(self, site: Site, vector: Tensor) -> RemovableHandle:
+        path, side, base_only = site
+        module = base_module(self.model, path) if base_only else self.model.get_submodule(path)
+        if side == "input":
+            return module.register_forward_pre_hook(lambda _, inputs: (inputs[0] * vector.to(inputs[0]), *inputs[1:]))
+        return module.register_forward_hook(lambda _, __, output: output * vector.to(output))
+
+
+def _sites(space: PruningSpace, mode: str) -> dict[Site, list[tuple[Gate, Group]]]:
+    sites: dict[Site, list[tuple[Gate, Group]]] = {}
+    for group in space.groups:
+        for gate in group.gates if mode == "masked" else group.tuning_gates:
+            sites.setdefault((gate.module, gate.side, gate.base_only), []).append((gate, group))
+    return sites
+
+
+def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Standard Gumbel noise, drawn on the generator's device (CPU: the same on every machine)."""
+    uniform = torch.rand(shape, generator=generator, device=generator.device)
+    return -torch.log(-torch.log(uniform + 1e-10) + 1e-10)
+
+
+def gumbel_sigmoid(
+    logits: Float[Tensor, "*units"], noise: Float[Tensor, "*units"], *, base: float, temperature: float
+) -> Float[Tensor, "*units"]:
+    """Soft masks sigmoid((logits + noise + base) / temperature): ATP's relaxed binary decision (`methods.md` 1.3)."""
+    return torch.sigmoid((logits + noise + base) / temperature)
+
+
+def straight_through(
+    hard: Float[Tensor, "*units"], soft: Float[Tensor, "*units"]
+) -> Float[Tensor, "*units"]:
+    """The value of `hard` with the gradient of `soft`."""
+    return (hard - soft).detach() + soft

@@ -1,0 +1,155 @@
+"""What may go: groups of units that can only be removed together, and where each lives in the weights."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Kind = Literal["kv_group", "mlp_channel", "qk_pair", "vo_dim", "read", "write"]
+Masks = Mapping[str, Float[Tensor, "units"]]
+"""Mask by group name: 1 keeps a unit, 0 removes it. Soft and hard masks have the same type."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of positions from `start`, read row-major as `view`, with units along `axis`.
+
+    kv groups in q_proj:   view=(num_kv_heads, queries_per_kv * head_dim), axis=0
+    rotary pairs in q_proj: view=(num_heads, 2, head_dim // 2), axis=2  (dims j and j + head_dim / 2 turn together)
+    k in a packed qkv:      the same view with start = num_heads * head_dim
+    """
+
+    view: tuple[int, ...]
+    axis: int
+    start: int = 0
+
+    @property
+    def extent(self) -> int:
+        """Number of positions covered."""
+        return math.prod(self.view)
+
+    def positions(self, units: Int[Tensor, "n"]) -> Int[Tensor, "m"]:
+        """The positions that `units` own."""
+        grid = torch.arange(self.extent).view(self.view) + self.start
+        return grid.index_select(self.axis, units.cpu()).flatten()
+
+    def spread(self, mask: Float[Tensor, "units"]) -> Float[Tensor, "extent"]:
+        """The mask of every position, from the mask of every unit. Differentiable."""
+        shape = [1] * len(self.view)
+        shape[self.axis] = -1
+        return mask.view(shape).expand(self.view).reshape(-1)
+
+
+@dataclass(frozen=True)
+class WeightSlice:
+    """Where one group lives in one parameter: along dimension `dim`, at `segment`."""
+
+    param: str
+    dim: int
+    segment: Segment
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Where a mask multiplies an activation: the input or the output of `module`, at `segment`.
+
+    `base_only` gates act on the frozen path of a LoRA layer and leave the LoRA path open (ATP's LoRA-aware forward).
+    """
+
+    module: str
+    side: Literal["input", "output"]
+    segment: Segment
+    base_only: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    """`size` units that can only be removed together from all `slices`.
+
+    `gates` simulate the removal exactly; `tuning_gates` are those of ATP's LoRA-aware tuning forward, which mask the
+    frozen producers only. `features` is how many features of the exported width one unit is (2 for a rotary pair).
+    """
+
+    name: str
+    layer: int
+    kind: Kind
+    size: int
+    slices: tuple[WeightSlice, ...]
+    gates: tuple[Gate, ...]
+    tuning_gates: tuple[Gate, ...]
+    features: int = 1
+
+
+@dataclass(frozen=True)
+class PruningSpace:
+    """All groups of a model, with the shape of every parameter (tied ones once) in the dense model."""
+
+    name: str
+    groups: tuple[Group, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @cached_property
+    def by_name(self) -> dict[str, Group]:
+        return {group.name: group for group in self.groups}
+
+    @cached_property
+    def num_parameters(self) -> int:
+        """Parameters of the dense model, embeddings and head included, tied ones counted once."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    @cached_property
+    def num_prunable(self) -> int:
+        """Parameters of the tensors that the space reaches, kept ones included."""
+        touched = {piece.param for group in self.groups for piece in group.slices}
+        return sum(math.prod(self.shapes[param]) for param in touched)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies groups, addresses and shapes; a plan refuses to apply to another space."""
+        content = {"groups": [asdict(group) for group in self.groups], "shapes": dict(sorted(self.shapes.items()))}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def ones(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """The masks that keep everything."""
+        return {group.name: torch.ones(group.size, device=device) for group in self.groups}
+
+    @cached_property
+    def _addresses(self) -> dict[str, tuple[tuple[int, tuple[tuple[str, int], ...]], ...]]:
+        """For every reached parameter, per dimension: its size, and (group, positions a unit owns) cutting it."""
+        cuts: dict[tuple[str, int], list[tuple[str, int]]] = {}
+        for group in self.groups:
+            for piece in group.slices:
+                owned = piece.segment.extent // group.size
+                cuts.setdefault((piece.param, piece.dim), []).append((group.name, owned))
+        return {
+            param: tuple((size, tuple(cuts.get((param, dim), ()))) for dim, size in enumerate(self.shapes[param]))
+            for param in dict.fromkeys(param for param, _ in cuts)
+        }
+
+    def count(self, kept: Mapping[str, int]) -> int:
+        """Exact number of parameters when every group keeps the given number of units."""
+        gone = {group.name: group.size - kept[group.name] for group in self.groups}
+        total = self.num_parameters - self.num_prunable
+        for dims in self._addresses.values():
+            total += math.prod(size - sum(gone[name] * owned for name, owned in cuts) for size, cuts in dims)
+        return total
+
+    def parameters_left(self, masks: Masks) -> Float[Tensor, ""]:
+        """Number of parameters under `masks`, differentiable in them: the product of kept widths, per parameter.
+
+        Counted in float64; soft masks count fractions.
+        """
+        gone = {group.name: group.size - masks[group.name].double().sum() for group in self.groups}
+        device = next(iter(gone.values())).device
+        total = torch.tensor(float(self.num_parameters - self.num_prunable), dtype=torch.double, device=device)
+        for dims in self._addresses.values():
+            widths = [size - sum(gone[name] * owned for name, owned in cuts) for size, cuts in dims]
+            total = total + math.prod(widths)
+        return total

@@ -1,0 +1,175 @@
+"""One function per pruning space: which groups of units a model offers for removal."""
+
+from collections.abc import Callable, Mapping
+
+from torch import nn
+
+from tuneprune.errors import ConfigError, UnsupportedModel, suggest
+from tuneprune.structure.architecture import Architecture, Attention, Block, Mlp, Projection
+from tuneprune.structure.space import Gate, Group, Kind, PruningSpace, Segment, WeightSlice
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def build(name: str, architecture: Architecture, model: nn.Module) -> PruningSpace:
+    """The named space of a model that has no adapters yet.
+
+    Raises:
+        ConfigError: no such space.
+        UnsupportedModel: the space cannot treat this architecture.
+    """
+    if name not in SPACES:
+        known = ", ".join(SPACES)
+        raise ConfigError(f"Unknown space `{name}`; known spaces are {known}.{suggest(name, SPACES)}")
+    shapes = {path: tuple(parameter.shape) for path, parameter in model.named_parameters()}
+    groups = [
+        group
+        for layer, block in enumerate(architecture.blocks)
+        for group in SPACES[name](layer, block, architecture, shapes)
+    ]
+    return PruningSpace(name, tuple(groups), shapes)
+
+
+def width(layer: int, block: Block, architecture: Architecture, shapes: Shapes) -> tuple[Group, ...]:
+    """Whole KV groups (a key/value head with all query heads that read it) and MLP channels."""
+    attention = block.attention
+    queries = (attention.num_kv_heads, attention.queries_per_kv * attention.head_dim)
+    keys = (attention.num_kv_heads, attention.head_dim)
+    read_by_out = Segment(queries, 0)
+    producers = ((attention.q, queries), (attention.k, keys), (attention.v, keys))
+    kv = Group(
+        name=attention.path,
+        layer=layer,
+        kind="kv_group",
+        size=attention.num_kv_heads,
+        slices=(
+            *(piece for projection, view in producers for piece in _rows(projection, view, 0, shapes)),
+            WeightSlice(f"{attention.out}.weight", 1, read_by_out),
+        ),
+        gates=(Gate(attention.out, "input", read_by_out),),
+        tuning_gates=tuple(_output_gate(projection, view, 0, base_only=True) for projection, view in producers),
+        features=attention.queries_per_kv * attention.head_dim,
+    )
+    return kv, mlp_channels(layer, block.mlp, shapes)
+
+
+def head_dim(layer: int, block: Block, architecture: Architecture, shapes: Shapes) -> tuple[Group, ...]:
+    """Dims inside the heads, the same for all heads of a layer, and MLP channels (ATP v1, `methods.md` 1.2.1).
+
+    Q and K dims go in rotary pairs, so that RoPE on the surviving frequencies equals the masked model exactly.
+    """
+    attention = block.attention
+    if attention.rotary_dim != attention.head_dim:
+        raise UnsupportedModel(
+            f"{architecture.family}: space `head_dim` needs RoPE over the whole head, but here it turns"
+            f" {attention.rotary_dim} of {attention.head_dim} dims. Use space `width` or `disp`."
+        )
+    return _qk_pairs(layer, attention, shapes), _vo_dims(layer, attention, shapes), mlp_channels(layer, block.mlp, shapes)
+
+
+def disp(layer: int, block: Block, architecture: Architecture, shapes: Shapes) -> tuple[Group, ...]:
+    """Every sublayer reads and writes its own subset of the residual stream (ATP v2 / DISP-LLM, `methods.md` 1.2.2).
+
+    Five selections per layer: s1 (attention reads), s2 (attention writes), s3 (MLP reads), s4 (MLP channels), s5 (MLP
+    writes). Differs from the official code: s1 has the full length d instead of a pattern repeated over heads.
+    """
+    stream = Segment((architecture.hidden,), 0)
+    attention, mlp = block.attention, block.mlp
+
+    def read(path: str, modules: tuple[str, ...]) -> Group:
+        gates = tuple(Gate(module, "input", stream) for module in modules)
+        slices = tuple(WeightSlice(f"{module}.weight", 1, stream) for module in modules)
+        return Group(f"{path}.read", layer, "read", architecture.hidden, slices, gates, gates)
+
+    def write(path: str, module: str) -> Group:
+        slices = _rows(Projection(module, architecture.hidden), stream.view, 0, shapes)
+        gate, tuning_gate = (Gate(module, "output", stream, base_only) for base_only in (False, True))
+        return Group(f"{path}.write", layer, "write", architecture.hidden, slices, (gate,), (tuning_gate,))
+
+    return (
+        read(attention.path, attention.inputs),
+        write(attention.path, attention.out),
+        read(mlp.path, mlp.inputs),
+        mlp_channels(layer, mlp, shapes),
+        write(mlp.path, mlp.down),
+    )
+
+
+SPACES: dict[str, Callable[[int, Block, Architecture, Shapes], tuple[Group, ...]]] = {
+    "width": width,
+    "head_dim": head_dim,
+    "disp": disp,
+}
+
+
+def mlp_channels(layer: int, mlp: Mlp, shapes: Shapes) -> Group:
+    """The intermediate channels of one MLP: rows of gate and up, columns of down."""
+    channels = Segment((mlp.width,), 0)
+    return Group(
+        name=mlp.path,
+        layer=layer,
+        kind="mlp_channel",
+        size=mlp.width,
+        slices=(
+            *_rows(mlp.gate, channels.view, 0, shapes),
+            *_rows(mlp.up, channels.view, 0, shapes),
+            WeightSlice(f"{mlp.down}.weight", 1, channels),
+        ),
+        gates=(Gate(mlp.down, "input", channels),),
+        tuning_gates=tuple(_output_gate(half, channels.view, 0, base_only=True) for half in (mlp.gate, mlp.up)),
+    )
+
+
+def _qk_pairs(layer: int, attention: Attention, shapes: Shapes) -> Group:
+    pairs = attention.head_dim // 2
+    views = ((attention.q, (attention.num_heads, 2, pairs)), (attention.k, (attention.num_kv_heads, 2, pairs)))
+    norms = tuple(WeightSlice(f"{norm}.weight", 0, Segment((2, pairs), 1)) for norm in attention.qk_norm or ())
+    return Group(
+        name=f"{attention.path}.qk",
+        layer=layer,
+        kind="qk_pair",
+        size=pairs,
+        slices=(*(piece for projection, view in views for piece in _rows(projection, view, 2, shapes)), *norms),
+        gates=tuple(_output_gate(projection, view, 2, base_only=False) for projection, view in views),
+        tuning_gates=tuple(_output_gate(projection, view, 2, base_only=True) for projection, view in views),
+        features=2,
+    )
+
+
+def _vo_dims(layer: int, attention: Attention, shapes: Shapes) -> Group:
+    values, outputs = (attention.num_kv_heads, attention.head_dim), (attention.num_heads, attention.head_dim)
+    return Group(
+        name=f"{attention.path}.vo",
+        layer=layer,
+        kind="vo_dim",
+        size=attention.head_dim,
+        slices=(
+            *_rows(attention.v, values, 1, shapes),
+            WeightSlice(f"{attention.out}.weight", 1, Segment(outputs, 1)),
+        ),
+        gates=(Gate(attention.out, "input", Segment(outputs, 1)),),
+        tuning_gates=(_output_gate(attention.v, values, 1, base_only=True),),
+    )
+
+
+def _rows(projection: Projection, view: tuple[int, ...], axis: int, shapes: Shapes) -> tuple[WeightSlice, ...]:
+    """The output features of a projection: rows of the weight, and of the bias where there is one."""
+    segment = Segment(view, axis, projection.start)
+    names = (f"{projection.module}.weight", f"{projection.module}.bias")
+    return tuple(WeightSlice(name, 0, segment) for name in names if name in shapes)
+
+
+def _output_gate(projection: Projection, view: tuple[int, ...], axis: int, *, base_only: bool) -> Gate:
+    return Gate(projection.module, "output", Segment(view, axis, projection.start), base_only)
+
+
+
+
+UNIT_NAMES: dict[Kind, str] = {
+    "kv_group": "KV groups",
+    "mlp_channel": "MLP channels",
+    "qk_pair": "Q/K rotary pairs",
+    "vo_dim": "V/O dims",
+    "read": "residual dims read",
+    "write": "residual dims written",
+}
