@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from tuneprune import families
 from tuneprune.compress.modeling_pruned import resize
 from tuneprune.structure.architecture import Architecture, Block
-from tuneprune.structure.plan import Plan
+from tuneprune.structure.plan import Cuts, Plan
 from tuneprune.structure.space import PruningSpace
 
 
@@ -41,7 +41,9 @@ def compress(model: PreTrainedModel, architecture: Architecture, space: PruningS
     return model
 
 
-def _assemble(stock: type[PreTrainedModel], config: Any, tensors: dict[str, Tensor], model: PreTrainedModel) -> PreTrainedModel:  # noqa: ANN401
+def _assemble(
+    stock: type[PreTrainedModel], config: PretrainedConfig, tensors: dict[str, Tensor], model: PreTrainedModel
+) -> PreTrainedModel:
     """A stock model of the new shape, holding the cut tensors and the old generation settings."""
     small = stock(config).to(device=model.device, dtype=model.dtype)
     small.load_state_dict(tensors)
@@ -49,7 +51,7 @@ def _assemble(stock: type[PreTrainedModel], config: Any, tensors: dict[str, Tens
     return small.train(model.training)
 
 
-def _cut(name: str, tensor: Tensor, cuts: Any, scales: dict[str, float]) -> Tensor:  # noqa: ANN401
+def _cut(name: str, tensor: Tensor, cuts: Cuts, scales: dict[str, float]) -> Tensor:
     for dim in range(tensor.ndim):
         if (name, dim) in cuts:
             tensor = tensor.index_select(dim, cuts[name, dim].to(tensor.device))
@@ -68,7 +70,11 @@ def _norm_scales(architecture: Architecture, space: PruningSpace, widths: dict[s
 
 
 def layout(
-    architecture: Architecture, space: PruningSpace, plan: Plan, tensors: dict[str, Tensor], model: PreTrainedModel
+    architecture: Architecture,
+    space: PruningSpace,
+    plan: Plan,
+    tensors: dict[str, Tensor],
+    model: PreTrainedModel,
 ) -> dict[str, dict[str, Any]]:
     """What `modeling_pruned.resize` needs: the shapes of all modules that differ from the stock model's."""
     widths = plan.widths(space)

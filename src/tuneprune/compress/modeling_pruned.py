@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding on the leading `cos.shape[-1]` dims of every head; dims j and j + half turn together."""
+    """RoPE on the leading `cos.shape[-1]` dims of every head; dims j and j + half turn together."""
     turned, rest = states[..., : cos.shape[-1]], states[..., cos.shape[-1] :]
     first, second = turned.chunk(2, dim=-1)
     turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
@@ -49,7 +49,11 @@ class PrunedAttention(nn.Module):
     def project(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, heads still flat in the last dimension."""
         if hasattr(self, "qkv_proj"):
-            sizes = (self.num_heads * self.qk_dim, self.num_kv_heads * self.qk_dim, self.num_kv_heads * self.v_dim)
+            sizes = (
+                self.num_heads * self.qk_dim,
+                self.num_kv_heads * self.qk_dim,
+                self.num_kv_heads * self.v_dim,
+            )
             queries, keys, values = self.qkv_proj(states).split(sizes, dim=-1)
             return queries, keys, values
         return self.q_proj(states), self.k_proj(states), self.v_proj(states)

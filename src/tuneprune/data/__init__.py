@@ -11,7 +11,7 @@ from tuneprune.data.encoding import (
     windows,
 )
 from tuneprune.data.examples import Example
-from tuneprune.data.load import Data, Part, load
+from tuneprune.data.loading import Data, Part, load
 from tuneprune.data.overlap import OverlapReport, overlaps
 from tuneprune.data.prompts import TASKS, Kind
 from tuneprune.data.sources import DataConfig, SourceConfig, known_sources, read_source

@@ -45,9 +45,9 @@ def encode(
 ) -> Encoded:
     """BOS + prompt + completion + EOS, with labels on the completion, or on everything.
 
-    Too long: the body gets shorter first, then the prompt loses its start. A completion is cut (and then has no
-    EOS) only where it exceeds half of `max_length` and the prompt needs the other half. Plain text keeps its
-    beginning.
+    Too long: the body gets shorter first, then the prompt loses its start. A completion is cut (and then has
+    no EOS) only where it exceeds half of `max_length` and the prompt needs the other half. Plain text keeps
+    its beginning.
 
     Args:
         max_length: tokens, special ones included.
@@ -103,8 +103,9 @@ def encode_prompt(
 
 
 def windows(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Encoded]:
-    """A plain text as consecutive documents without overlap: BOS opens each of them, EOS closes the last,
-    unless it would stand alone.
+    """A plain text as consecutive documents without overlap.
+
+    BOS opens each of them; EOS closes the last, unless it would stand alone.
 
     Training and perplexity both read texts through here.
     """
@@ -124,7 +125,7 @@ def encode_all(
     max_length: int,
     completion_only: bool = True,
 ) -> EncodedExamples:
-    """Every example as documents of at most `max_length` tokens, with counts of the shortened and the split."""
+    """Every example as documents of at most `max_length` tokens, counting the shortened and the split."""
     result = EncodedExamples()
     for index, example in enumerate(examples):
         if example.is_text:
@@ -140,10 +141,8 @@ def encode_all(
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that fills rows up; its labels are always ignored, so any known token serves."""
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id):
-        if token is not None:
-            return token
-    return 0
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id)
+    return next((token for token in known if isinstance(token, int)), 0)
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -154,7 +153,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def _start(tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[int]:
     if max_length < _SHORTEST:
         raise ConfigError(f"max_length is {max_length}, but has to be {_SHORTEST} tokens or more.")
-    return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    return [tokenizer.bos_token_id] if isinstance(tokenizer.bos_token_id, int) else []
 
 
 def _completion_ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -166,7 +165,7 @@ def _completion_ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> lis
         if bare and tokenizer.convert_ids_to_tokens(bare[:1])[0].startswith("▁"):
             ids = bare
     end = tokenizer.eos_token_id
-    return ids if end is None or ids[-1:] == [end] else [*ids, end]
+    return [*ids, end] if isinstance(end, int) and ids[-1:] != [end] else ids
 
 
 def _join_start(start: list[int], prompt: list[int], completion: list[int]) -> list[int]:

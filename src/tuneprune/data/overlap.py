@@ -33,9 +33,10 @@ class OverlapReport:
 def item_fingerprints(example: Example) -> frozenset[str]:
     """Hashes of what the example asks; two examples are the same item when they share one.
 
-    Case and white space do not count. An item is its prompt, and also its prompt with its completion (so that plain
-    text containing both is found). Where nothing but the passage varies (plain text, summaries: no choices), the
-    passage alone is the item; where choices are asked about a passage, another question about it is another item.
+    Case and white space do not count. An item is its prompt, and also its prompt with its completion (so that
+    plain text made of both is found). Where nothing but the passage varies (plain text, summaries: no
+    choices), the passage alone is the item; where there are choices, another question about the same passage
+    is another item.
     """
     asked = {_hash(example.prompt), _hash(example.prompt, example.completion)} if example.prompt else set()
     return frozenset(asked if example.choices else asked | {passage_fingerprint(example)})
@@ -46,14 +47,18 @@ def passage_fingerprint(example: Example) -> str:
     return _hash(example.body or example.prompt or example.completion)
 
 
-def overlaps(
-    train: Sequence[Example], calibration: Sequence[Example], test: Sequence[Example]
-) -> OverlapReport:
+def content_fingerprint(example: Example) -> str:
+    """Hash that items over one passage share; without a marked passage, of prompt and completion."""
+    return _hash(example.body) if example.body else _hash(example.prompt, example.completion)
+
+
+def overlaps(train: Sequence[Example], calibration: Sequence[Example], test: Sequence[Example]) -> OverlapReport:
     """What the three parts share.
 
-    A test item in training or calibration is an error: the same prompt, the same text, or, for tasks that ask nothing
-    but a passage (plain text, summaries), any example over that passage. A passage shared by different questions, and
-    whatever training and calibration share, is only counted. Exact content is compared, not likeness.
+    A test item in training or calibration is an error: the same prompt, the same text, or, for tasks that ask
+    nothing but a passage (plain text, summaries), any example over that passage. A passage shared by
+    different questions, and whatever training and calibration share, is only counted. Content is compared
+    exactly, up to case and white space: paraphrases and texts cut at other places are not found.
 
     Raises:
         DataError: test items in training or calibration; says how many, and where the first one is.
@@ -63,8 +68,8 @@ def overlaps(
         if leaked:
             found, item = examples[leaked[0]], _first_match(examples[leaked[0]], test)
             raise DataError(
-                f"{len(leaked)} of {len(examples)} {part} examples are test items, first {found.where} = {item.where} "
-                f"({_quote(item)}). Remove them, or set data.test_overlap: drop to leave them out."
+                f"{len(leaked)} of {len(examples)} {part} examples are test items, first {found.where} = "
+                f"{item.where} ({_quote(item)}). Remove them, or set data.test_overlap: drop."
             )
     return OverlapReport(
         train_test=_shared(train, test),

@@ -3,12 +3,15 @@
 Every prompt ends without a space and every completion starts with one: the two are tokenised separately.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tuneprune.data.examples import Example
-from tuneprune.errors import DataError
+from tuneprune.errors import ConfigError, DataError
+
+_LOGGER = logging.getLogger(__name__)
 
 Kind = Literal["perplexity", "nli", "qa", "multiple_choice", "summary"]
 Record = Mapping[str, Any]
@@ -29,6 +32,10 @@ _OTHER_NAMES = {
     "text": ("CHQ",),
     "summary": ("Summary",),
 }
+
+
+class BlankField(DataError):
+    """A record whose field is there but blank: it is left out, where a missing field is an error."""
 
 
 def text(record: Record) -> Example:
@@ -155,20 +162,25 @@ def wording(kind: Kind, records: Sequence[tuple[int, Record]]) -> Callable[[Reco
     return _WORDINGS[kind]
 
 
-def word_all(
-    word: Callable[[Record], Example], records: Sequence[tuple[int, Record]], source: str
-) -> list[Example]:
-    """The examples of numbered records.
+def word_all(word: Callable[[Record], Example], records: Sequence[tuple[int, Record]], source: str) -> list[Example]:
+    """The examples of numbered records; those with a blank field are left out, with a warning.
 
     Raises:
-        DataError: a record lacks a field or holds something else in it; names source and record.
+        DataError: a record lacks a field or holds something else in it, or all are blank; names the record.
+        ConfigError: the tokenizer cannot read such records.
     """
-    examples = []
+    examples, blank = [], ""
     for number, record in records:
         try:
             examples.append(replace(word(record), source=source, index=number))
-        except DataError as error:
-            raise DataError(f"{source}:{number}: {error}") from None
+        except BlankField as error:
+            blank = blank or f"{source}:{number}: {error}"
+        except (ConfigError, DataError) as error:
+            raise type(error)(f"{source}:{number}: {error}") from None
+    if not examples:
+        raise DataError(f"every record is blank, first {blank} Name other fields or other data.")
+    if blank:
+        _LOGGER.warning("%d blank records left out, first %s", len(records) - len(examples), blank)
     return examples
 
 
@@ -187,8 +199,10 @@ def _words(record: Record, field: str) -> str:
         value = _find(value, field)
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         value = " ".join(value)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"the field `{field}` has to be a text that is not empty, got {value!r:.60}.")
+    if not isinstance(value, str):
+        raise DataError(f"the field `{field}` has to be a text, got {value!r:.60}.")
+    if not value.strip():
+        raise BlankField(f"the field `{field}` is blank.")
     return value.strip()
 
 

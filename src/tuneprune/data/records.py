@@ -119,9 +119,7 @@ def read_hub(name: str, split: str) -> Numbered:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{name}: the hub data set cannot be loaded ({reason:.200}).") from None
     labels = {
-        column: feature.names
-        for column, feature in rows.features.items()
-        if isinstance(feature, datasets.ClassLabel)
+        column: feature.names for column, feature in rows.features.items() if isinstance(feature, datasets.ClassLabel)
     }
     records = list(enumerate((_named(row, labels) for row in rows), start=1))
     if not records:

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from transformers import PreTrainedTokenizerBase
 
 from tuneprune.data import clinic
 from tuneprune.data.examples import Example
-from tuneprune.data.own_records import examples_by_fields
+from tuneprune.data.own_records import by_fields
 from tuneprune.data.prompts import TASKS, Kind, Task, word_all, wording
 from tuneprune.data.records import Numbered, read_hub, read_path
 from tuneprune.errors import ConfigError, DataError, suggest
@@ -25,15 +25,17 @@ class SourceConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: Path | None = Field(None, description="a JSONL, Parquet or CSV file, or a folder of splits")
-    source: str | None = Field(None, description="a named set, or a hub id: owner/name or owner/name:subset")
-    split: Split | None = Field(None, description="which part; by default the one its use asks for")
-    kind: Kind | None = Field(None, description="word own records as this kind of task")
+    path: Annotated[Path, AfterValidator(Path.expanduser)] | None = Field(
+        default=None, description="a JSONL, Parquet or CSV file, or a folder of splits"
+    )
+    source: str | None = Field(default=None, description="a named set, or a hub id: owner/name or owner/name:subset")
+    split: Split | None = Field(default=None, description="which part; by default the one its use asks for")
+    kind: Kind | None = Field(default=None, description="word own records as this kind of task")
     weight: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = Field(
-        1.0, description="how often an epoch holds each example"
+        default=1.0, description="how often an epoch holds each example"
     )
     limit: Annotated[int, Field(gt=0)] | None = Field(
-        None, description="at most so many records, evenly spaced"
+        default=None, description="at most so many records, evenly spaced"
     )
     fields: dict[str, str] = Field(default_factory=dict, description="our field name: the data's column name")
 
@@ -43,8 +45,6 @@ class SourceConfig(BaseModel):
             raise ValueError("a source needs exactly one of `path` (a file or folder) and `source` (a name)")
         if self.source in TASKS and (self.kind or self.fields):
             raise ValueError(f"the source `{self.source}` has its own wording: leave out `kind` and `fields`")
-        if self.path is not None and self.path.suffix and self.split is not None:
-            raise ValueError(f"{self.path} is one file, so leave out `split`, or name the folder")
         return self
 
     def label(self, default_split: Split) -> str:
@@ -63,16 +63,14 @@ class DataConfig(BaseModel):
     calibration: list[SourceConfig] = Field(
         default_factory=list, description="what decides the pruning; by default a tenth of train, held out"
     )
-    packing: bool = Field(True, description="several examples a row, without attention between them")
-    completion_only: bool = Field(True, description="take the loss on completions, not on prompts")
+    packing: bool = Field(default=True, description="several examples a row, without attention between them")
+    completion_only: bool = Field(default=True, description="take the loss on completions, not on prompts")
     test_overlap: Literal["error", "drop"] = Field(
-        "error", description="what to do with training and calibration examples that are test items"
+        default="error", description="what to do with training and calibration examples that are test items"
     )
 
 
-def read_source(
-    config: SourceConfig, tokenizer: PreTrainedTokenizerBase, default_split: Split
-) -> list[Example]:
+def read_source(config: SourceConfig, tokenizer: PreTrainedTokenizerBase, default_split: Split) -> list[Example]:
     """The examples of one source.
 
     Raises:
@@ -84,15 +82,19 @@ def read_source(
     records = _thinned(_records(config, task, split), config.limit)
     records = _renamed(records, config.fields, label)
     if task is not None:
-        return word_all(task.word, records, label)
-    if config.kind not in (None, "perplexity"):
-        return word_all(wording(config.kind, records), records, label)
-    return examples_by_fields(records, tokenizer, label)
+        word = task.word
+    elif config.kind is None or config.kind == "perplexity":
+        word = by_fields(tokenizer)
+    else:
+        word = wording(config.kind, records)
+    return word_all(word, records, label)
 
 
 def _records(config: SourceConfig, task: Task | None, split: Split) -> Numbered:
     if config.path is not None:
-        return read_path(config.path.expanduser(), split)
+        if config.split is not None and config.path.is_file():
+            raise ConfigError(f"{config.path} is one file: leave out `split`, or name the folder instead.")
+        return read_path(config.path, split)
     name = config.source or ""
     if task is not None and name.startswith(_CLINIC):
         return list(enumerate(clinic.records(name.removeprefix(_CLINIC), split), start=1))

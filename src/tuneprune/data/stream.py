@@ -1,5 +1,6 @@
 """Endless batches of packed rows whose position is two numbers."""
 
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,6 @@ from tuneprune.data.encoding import IGNORED, Encoded
 from tuneprune.errors import ConfigError, DataError
 
 Batch = dict[str, Tensor]
-_OPEN_ROWS = 64
 
 
 class Stream:
@@ -53,9 +53,7 @@ class Stream:
         if batch_size < 1 or batch_size % world_size:
             raise ConfigError(f"a batch of {batch_size} rows cannot be shared by {world_size} processes.")
         if max(len(document.input_ids) for document in encoded) > max_length:
-            raise ConfigError(
-                f"a document is longer than max_length = {max_length}: encode it with that length."
-            )
+            raise ConfigError(f"a document is longer than max_length = {max_length}: encode it with that length.")
         self._encoded = encoded
         self._weights = np.asarray(weights if weights is not None else [1.0] * len(encoded), dtype=np.float64)
         if self._weights.shape != (len(encoded),):
@@ -78,9 +76,7 @@ class Stream:
             rows.append(self._rows[self._row])
             self._row += 1
         length = max(self._length(row) for row in rows)  # of the global batch, so that every process agrees
-        columns = zip(
-            *(self._tensors(row, length) for row in rows[self._rank :: self._world_size]), strict=True
-        )
+        columns = zip(*(self._tensors(row, length) for row in rows[self._rank :: self._world_size]), strict=True)
         return dict(zip(("input_ids", "labels", "position_ids"), map(torch.stack, columns), strict=True))
 
     def state_dict(self) -> dict[str, int]:
@@ -105,25 +101,23 @@ class Stream:
         if not copies.any():
             copies[extra.argmax()] = 1  # tiny weights: an epoch is never empty
         order = random.permutation(np.repeat(np.arange(len(self._encoded)), copies)).tolist()
-        return self._packed(order) if self._packing else [[index] for index in order]
+        rows = self._packed(order) if self._packing else [[index] for index in order]
+        return [rows[row] for row in random.permutation(len(rows))]
 
     def _packed(self, order: list[int]) -> list[list[int]]:
-        """Documents in rows of at most `max_length` tokens: each goes where it leaves the least room."""
+        """Documents in as few rows as best-fit-decreasing finds; the order decides between equal lengths."""
         rows: list[list[int]] = []
-        is_open: dict[int, int] = {}  # row -> tokens of room left
-        for index in order:
+        rooms: list[tuple[int, int]] = []  # (tokens of room left, row), ascending
+        for index in sorted(order, key=lambda index: -len(self._encoded[index].input_ids)):
             needed = len(self._encoded[index].input_ids)
-            fitting = [row for row, room in is_open.items() if room >= needed]
-            if fitting:
-                row = min(fitting, key=is_open.__getitem__)
-                rows[row].append(index)
+            position = bisect_left(rooms, (needed, 0))
+            if position < len(rooms):
+                room, row = rooms.pop(position)
             else:
-                row = len(rows)
-                rows.append([index])
-                is_open[row] = self._max_length
-            is_open[row] -= needed
-            if len(is_open) > _OPEN_ROWS:
-                del is_open[min(is_open, key=is_open.__getitem__)]
+                room, row = self._max_length, len(rows)
+                rows.append([])
+            rows[row].append(index)
+            insort(rooms, (room - needed, row))
         return rows
 
     def _length(self, row: list[int]) -> int:

@@ -27,15 +27,13 @@ class TaskSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field("", description="name in tables; by default the source's or the file's")
+    name: str = Field(default="", description="name in tables; by default the source's or the file's")
     kind: Kind = Field(description="how it is asked and scored; a named source knows its own")
-    source: str | None = Field(None, description="a named set, or a hub id")
-    path: Path | None = Field(None, description="a file, or a folder with one file a split")
-    split: Split | None = Field(None, description="which part; by default test")
-    limit: Annotated[int, Field(gt=0)] | None = Field(
-        None, description="at most so many items, evenly spaced"
-    )
-    max_new_tokens: Annotated[int, Field(gt=0)] = Field(64, description="longest summary, in tokens")
+    source: str | None = Field(default=None, description="a named set, or a hub id")
+    path: Path | None = Field(default=None, description="a file, or a folder with one file a split")
+    split: Split | None = Field(default=None, description="which part; by default test")
+    limit: Annotated[int, Field(gt=0)] | None = Field(default=None, description="at most so many items, evenly spaced")
+    max_new_tokens: Annotated[int, Field(gt=0)] = Field(default=64, description="longest summary, in tokens")
     fields: dict[str, str] = Field(default_factory=dict, description="our field name: the data's column name")
 
     @model_validator(mode="before")
@@ -43,12 +41,12 @@ class TaskSpec(BaseModel):
     def _filled(cls, values: Any) -> Any:  # noqa: ANN401  (pydantic hands over whatever was written)
         if not isinstance(values, dict):
             return values
-        task = TASKS.get(values.get("source") or "")
-        if task is not None and values.setdefault("kind", task.kind) != task.kind:
-            raise ValueError(f"the source `{task.name}` is of kind `{task.kind}`, not `{values['kind']}`")
-        if not values.get("name"):
-            values = values | {"name": values.get("source") or Path(values.get("path") or "").stem}
-        return values
+        source, path = str(values.get("source") or ""), str(values.get("path") or "")
+        task = TASKS.get(source)
+        if task is not None and values.get("kind", task.kind) != task.kind:
+            raise ValueError(f"the source `{source}` is of kind `{task.kind}`, not `{values['kind']}`")
+        known = {"kind": task.kind} if task is not None else {}
+        return known | values | {"name": values.get("name") or source or Path(path).stem}
 
     @model_validator(mode="after")
     def _one_origin(self) -> "TaskSpec":

@@ -81,9 +81,7 @@ class _Runner:
             num_bytes += len(example.completion.encode())
             for window in windows(example, self.tokenizer, self.context):
                 ids = tuple(window.input_ids)
-                if (
-                    ids[0] != self.tokenizer.bos_token_id
-                ):  # a first token that is text is read but not predicted
+                if ids[0] != self.tokenizer.bos_token_id:  # a first token that is text is read but not predicted
                     num_bytes -= len(self.tokenizer.decode(ids[:1]).encode())
                 if len(ids) > 1:
                     documents.append(Scored(ids, 1))
@@ -114,9 +112,7 @@ class _Runner:
 
     def _summary(self, task: LoadedTask) -> dict[str, float]:
         reserve = task.max_new_tokens
-        prompts = [
-            encode_prompt(example, self.tokenizer, self.context, reserve)[0] for example in task.examples
-        ]
+        prompts = [encode_prompt(example, self.tokenizer, self.context, reserve)[0] for example in task.examples]
         summaries = [""] * len(prompts)
         for batch in self._batches(task, [len(prompt) + reserve for prompt in prompts], MAX_TOKENS):
             decoded = decode_greedily(

@@ -33,9 +33,7 @@ def headline(kind: Kind) -> str:
     return METRICS[kind][0]
 
 
-def relative_performance(
-    pruned: Scores, reference: Scores, tasks: Iterable[NamedTask]
-) -> RelativePerformance:
+def relative_performance(pruned: Scores, reference: Scores, tasks: Iterable[NamedTask]) -> RelativePerformance:
     """How much of the reference's score is left, by task and as the plain mean over tasks.
 
     Where higher is better a task's share is pruned / reference, for perplexity reference / pruned. A task

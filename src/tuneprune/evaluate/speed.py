@@ -102,9 +102,7 @@ def _rates(
 ) -> dict[str, dict[str, list[float]]]:
     """Tokens/s by phase and model, one number a repeat, after one repeat that is thrown away."""
     vocabulary = min(model.config.vocab_size for model in models.values())
-    prompt = torch.randint(
-        vocabulary, (batch_size, prompt_tokens), generator=torch.Generator().manual_seed(0)
-    )
+    prompt = torch.randint(vocabulary, (batch_size, prompt_tokens), generator=torch.Generator().manual_seed(0))
     rates = {phase: {name: [] for name in models} for phase in PHASES}
     for repeat in range(-1, repeats):
         names = list(models) if repeat % 2 else list(reversed(models))  # neither model always runs second

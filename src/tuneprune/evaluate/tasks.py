@@ -23,9 +23,7 @@ class EvaluateConfig(BaseModel):
     tasks: list[TaskSpec] | None = Field(None, description="single tasks, instead of a suite")
     limit: Positive | None = Field(None, description="at most this many items of every task, evenly spaced")
     batch_size: Positive = Field(16, description="sequences in one forward pass")
-    max_length: Positive = Field(
-        2048, description="longest input in tokens; never more than the model's context"
-    )
+    max_length: Positive = Field(2048, description="longest input in tokens; never more than the model's context")
 
     @model_validator(mode="after")
     def _known(self) -> "EvaluateConfig":
@@ -47,13 +45,9 @@ class EvaluateConfig(BaseModel):
             chosen = [spec for name in names for spec in _suite(name)]
         if not chosen:
             raise ConfigError(f"evaluate: no task is named. Give a `suite` ({', '.join(SUITES)}) or `tasks`.")
-        repeated = next(
-            (spec.name for i, spec in enumerate(chosen) if spec.name in {s.name for s in chosen[:i]}), None
-        )
+        repeated = next((spec.name for i, spec in enumerate(chosen) if spec.name in {s.name for s in chosen[:i]}), None)
         if repeated is not None:
-            raise ConfigError(
-                f"evaluate: two tasks are called `{repeated}`. Give one another `name`, or name it once."
-            )
+            raise ConfigError(f"evaluate: two tasks are called `{repeated}`. Give one another `name`, or name it once.")
         return tuple(self._limited(spec) for spec in chosen)
 
     def _limited(self, spec: TaskSpec) -> TaskSpec:
@@ -63,9 +57,7 @@ class EvaluateConfig(BaseModel):
 
 def _suite(name: str) -> tuple[TaskSpec, ...]:
     if name not in SUITES:
-        raise ConfigError(
-            f"evaluate: no suite `{name}`; there are {', '.join(SUITES)}.{suggest(name, SUITES)}"
-        )
+        raise ConfigError(f"evaluate: no suite `{name}`; there are {', '.join(SUITES)}.{suggest(name, SUITES)}")
     return SUITES[name]
 
 

@@ -5,18 +5,19 @@ import pkgutil
 from collections.abc import Mapping
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 
 from tuneprune.errors import UnsupportedModel, suggest
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.space import PruningSpace
+from tuneprune.structure.weights import base_weight
 
 
 @cache
 def registry() -> dict[str, ModuleType]:
-    """The family file of every Hugging Face model type: `describe(config)` and `uniform(config, heads, kv, width)`."""
+    """The family file of every Hugging Face model type, which has `describe` and `uniform`."""
     known: dict[str, ModuleType] = {}
     for module in pkgutil.iter_modules(__path__):
         family = importlib.import_module(f"{__name__}.{module.name}")
@@ -25,20 +26,41 @@ def registry() -> dict[str, ModuleType]:
 
 
 def describe(model: PreTrainedModel) -> Architecture:
-    """The architecture of a model, checked against its weights.
+    """The architecture of a model, with or without LoRA, checked against its weights.
 
     Raises:
-        UnsupportedModel: no family file knows this model type, or its modules are not where the family puts them.
+        UnsupportedModel: no family file knows this model type, or its modules or their widths are not what the
+            family makes of the config.
     """
     architecture = describe_config(model.config)
     names = dict(model.named_modules())
-    for linear in architecture.linears():
+    for linear, shape in _linear_shapes(architecture).items():
         if linear not in names:
-            raise UnsupportedModel(f"{architecture.family}: the model has no module `{linear}`; is it a causal LM?")
+            raise UnsupportedModel(
+                f"{architecture.family}: the model has no module `{linear}`. Use a causal language model."
+            )
+        actual = tuple(base_weight(model, f"{linear}.weight").shape)
+        if actual != shape:
+            raise UnsupportedModel(
+                f"{architecture.family}: `{linear}` is {actual[0]} x {actual[1]}, but the config says"
+                f" {shape[0]} x {shape[1]}. Use the dense model: one with its own widths per layer cannot be pruned."
+            )
     return architecture
 
 
-def describe_config(config: Any) -> Architecture:  # noqa: ANN401  (every family has a config class of its own)
+def _linear_shapes(architecture: Architecture) -> dict[str, tuple[int, int]]:
+    """The (outputs, inputs) of every linear inside the blocks."""
+    shapes: dict[str, tuple[int, int]] = {}
+    for block in architecture.blocks:
+        attention, mlp = block.attention, block.mlp
+        for part in (attention.q, attention.k, attention.v, mlp.gate, mlp.up):
+            shapes[part.module] = (part.start + part.rows, architecture.hidden)
+        shapes[attention.out] = (architecture.hidden, attention.num_heads * attention.head_dim)
+        shapes[mlp.down] = (architecture.hidden, mlp.width)
+    return shapes
+
+
+def describe_config(config: Any) -> Architecture:  # noqa: ANN401  (every family has its own config class)
     """The architecture a Hugging Face config describes.
 
     Raises:
@@ -77,7 +99,7 @@ def uniform_config(
 
 def stock_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     """The Hugging Face causal LM class of a config."""
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return cast("type[PreTrainedModel]", MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
 
 
 def head_width(config: Any) -> int:  # noqa: ANN401

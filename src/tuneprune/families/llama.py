@@ -14,7 +14,11 @@ MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 def describe(config: Any) -> Architecture:  # noqa: ANN401
     """Seven separate projections a block. Biases need no word here: groups take those the weights have."""
     head = head_width(config)
-    queries, keys, channels = config.num_attention_heads * head, config.num_key_value_heads * head, config.intermediate_size
+    queries, keys, channels = (
+        config.num_attention_heads * head,
+        config.num_key_value_heads * head,
+        config.intermediate_size,
+    )
 
     def block(index: int) -> Block:
         path = f"model.layers.{index}"
@@ -58,8 +62,9 @@ def describe(config: Any) -> Architecture:  # noqa: ANN401
 def uniform(config: PretrainedConfig, num_heads: int, num_kv_heads: int, width: int) -> PretrainedConfig | None:
     """The config with these widths in every layer; head size and RoPE stay.
 
-    `LlamaConfig` refuses a hidden size that the head count does not divide, but Mistral's block is the same one and has
-    no such rule, so such a LLaMA is re-hosted there (it has no biases, hence None where the LLaMA has some).
+    `LlamaConfig` refuses a hidden size that the head count does not divide, but Mistral's block is the same
+    one and has no such rule, so such a LLaMA is re-hosted there (it has no biases, hence None where the LLaMA
+    has some).
     """
     changes = {
         "num_attention_heads": num_heads,
@@ -70,8 +75,9 @@ def uniform(config: PretrainedConfig, num_heads: int, num_kv_heads: int, width: 
     if config.model_type == "llama" and config.hidden_size % num_heads:
         if config.attention_bias or config.mlp_bias:
             return None
-        kept = {k: v for k, v in config.to_dict().items() if k not in ("model_type", "architectures", "pretraining_tp")}
-        return MistralConfig(**kept | changes | {"sliding_window": None})
+        settings: dict[str, Any] = config.to_dict() | changes | {"sliding_window": None}
+        foreign = ("model_type", "architectures", "pretraining_tp")
+        return MistralConfig(**{name: value for name, value in settings.items() if name not in foreign})
     config = deepcopy(config)
     for name, value in changes.items():
         setattr(config, name, value)

@@ -14,7 +14,11 @@ MODEL_TYPES = ("phi3",)
 def describe(config: Any) -> Architecture:  # noqa: ANN401
     """Packed projections: k starts after q, v after k, up after gate."""
     head = head_width(config)
-    queries, keys, channels = config.num_attention_heads * head, config.num_key_value_heads * head, config.intermediate_size
+    queries, keys, channels = (
+        config.num_attention_heads * head,
+        config.num_key_value_heads * head,
+        config.intermediate_size,
+    )
 
     def block(index: int) -> Block:
         path = f"model.layers.{index}"
@@ -58,5 +62,9 @@ def uniform(config: PretrainedConfig, num_heads: int, num_kv_heads: int, width: 
     """The config with these widths in every layer; head size and RoPE stay."""
     config = deepcopy(config)
     config.head_dim = head_width(config)
-    config.num_attention_heads, config.num_key_value_heads, config.intermediate_size = num_heads, num_kv_heads, width
+    config.num_attention_heads, config.num_key_value_heads, config.intermediate_size = (
+        num_heads,
+        num_kv_heads,
+        width,
+    )
     return config

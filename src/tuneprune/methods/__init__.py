@@ -1,0 +1,49 @@
+"""Methods: one file each, found by its presence in this folder (third parties: entry point `tuneprune.methods`)."""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from pydantic import ValidationError
+
+from tuneprune.errors import ConfigError, suggest
+from tuneprune.methods.base import Method
+
+
+@cache
+def registry() -> dict[str, type[Method]]:
+    """Every method by name."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    for entry in entry_points(group="tuneprune.methods"):
+        entry.load()
+    return {method.name: method for method in sorted(Method.__subclasses__(), key=lambda method: method.name)}
+
+
+def build(options: Mapping[str, Any]) -> Method:
+    """The method a run file names, with its hyper-parameters.
+
+    Raises:
+        ConfigError: unknown method or hyper-parameter, or a value out of range.
+    """
+    known = registry()
+    name = options.get("name")
+    if name not in known:
+        raise ConfigError(f"Unknown method `{name}`; known methods are {', '.join(known)}.{suggest(str(name), known)}")
+    settings = {key: value for key, value in options.items() if key != "name"}
+    method = known[name]
+    for key in settings:
+        if key not in method.model_fields:
+            fields = ", ".join(method.model_fields) or "none"
+            raise ConfigError(
+                f"method.{key}: `{name}` has no such option; it has {fields}.{suggest(key, method.model_fields)}"
+            )
+    try:
+        return method(**settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in ("method", *first["loc"]))
+        raise ConfigError(f"{place}: {first['msg']}, got {first['input']!r}.") from error

@@ -1,7 +1,8 @@
 """The model card: README.md of an exported folder, with the front matter that the Hugging Face hub reads."""
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -10,9 +11,11 @@ from tuneprune.report.comparison import compare
 from tuneprune.report.numbers import bytes_text, count_text, percent_text, score_text
 from tuneprune.report.proof import Proof
 from tuneprune.report.record import RunRecord
+from tuneprune.report.summary import data_rows
 from tuneprune.report.tables import escape_markdown
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+MAX_PROMPT = 80
 MARKS = {True: "passed", False: "**FAILED**", None: "measured"}
 
 
@@ -39,33 +42,16 @@ def model_card(record: RunRecord, proof: Proof | None, *, base_licence: str | No
 def loading_code(proof: Proof | None, folder: str = "path/to/this/folder") -> str:
     """Python that loads `folder` and generates, with `trust_remote_code` only where it is needed."""
     trust = ", trust_remote_code=True" if proof is not None and proof.loader.needs_remote_code else ""
-    prompt = proof.generation.prompt if proof is not None and proof.generation is not None else "Once"
+    sample = proof.generation.prompt if proof is not None and proof.generation is not None else ""
+    prompt = sample if 0 < len(sample) <= MAX_PROMPT else "Once upon a time"
     return (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"folder = {folder!r}\n"
+        f"folder = {json.dumps(folder)}\n"
         "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
         f"model = AutoModelForCausalLM.from_pretrained(folder{trust})\n"
-        f"inputs = tokenizer({prompt!r}, return_tensors='pt')\n"
-        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))"
+        f'inputs = tokenizer({json.dumps(prompt, ensure_ascii=False)}, return_tensors="pt").input_ids\n'
+        "print(tokenizer.decode(model.generate(inputs, max_new_tokens=40)[0]))"
     )
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested `values` as dotted names and texts, in order; lists of plain values in one line."""
-    rows: list[tuple[str, str]] = []
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            rows += flat(value, f"{name}.")
-        elif isinstance(value, list | tuple) and any(
-            isinstance(item, Mapping | list | tuple) for item in value
-        ):
-            rows += flat({str(index): item for index, item in enumerate(value)}, f"{name}.")
-        elif isinstance(value, list | tuple):
-            rows.append((name, ", ".join(map(str, value))))
-        elif value is not None:
-            rows.append((name, str(value)))
-    return rows
 
 
 def loading_section(proof: Proof | None) -> str:
@@ -74,8 +60,8 @@ def loading_section(proof: Proof | None) -> str:
         note = "If `config.json` has an `auto_map`, add `trust_remote_code=True`."
     elif proof.loader.needs_remote_code:
         note = (
-            "The stock class cannot express these widths; the folder brings the model code it needs (one file), "
-            "hence `trust_remote_code=True`."
+            "The stock class cannot express these widths; the folder brings the model code it needs, "
+            "one file, hence `trust_remote_code=True`."
         )
     else:
         note = f"A stock `{proof.loader.name}`: no remote code, nothing to install beyond transformers."
@@ -86,7 +72,8 @@ def _front_matter(record: RunRecord, base_licence: str | None) -> str:
     tags = ["tuneprune", "structured-pruning", "lora", record.method.name, record.model.family]
     header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     # The hub links to this id; a folder on somebody's disk is reduced to its name.
-    header["base_model"] = record.model.id if HUB_ID.fullmatch(record.model.id) else record.model.short_name
+    is_hub_id = record.model.path is None and HUB_ID.fullmatch(record.model.id) is not None
+    header["base_model"] = record.model.id if is_hub_id else record.model.short_name
     if base_licence:
         header["license"] = base_licence
     header["tags"] = list(dict.fromkeys(tags))
@@ -102,12 +89,13 @@ def _introduction(record: RunRecord) -> str:
     if budget.per_layer == "uniform":
         limits.append("the same widths in all layers")
     constraint = f" ({', '.join(limits)})" if limits else ""
+    family, method, space = (escape_markdown(t) for t in (record.model.family, record.method.name, record.space))
     return (
         f"# {name}, tuned and pruned to {percent_text(record.parameters.share_total)} of its parameters\n\n"
-        f"A smaller {escape_markdown(record.model.family)} model made from `{name}` by tuneprune: LoRA tuning on "
-        f"domain data and structured pruning with the method `{escape_markdown(record.method.name)}` in the space "
-        f"`{escape_markdown(record.space)}`, asked to keep {percent_text(budget.keep)} of {budget.of} "
-        f"parameters{constraint}. The removed units are gone from the weight files; no masks are left to apply."
+        f"A smaller {family} model made from `{name}` by tuneprune: LoRA tuning on domain data and "
+        f"structured pruning with the method `{method}` in the space `{space}`, asked to keep "
+        f"{percent_text(budget.keep)} of {budget.of} parameters{constraint}. The removed units are gone from "
+        "the weight files; no masks are left to apply."
     )
 
 
@@ -157,16 +145,12 @@ def _table_row(cells: Sequence[str]) -> str:
 def _proof(proof: Proof | None) -> str:
     if proof is None:
         return ""
-    lines = [
-        f"- {check.name}: {MARKS[check.passed]} — {escape_markdown(check.detail)}" for check in proof.checks()
-    ]
-    return "\n".join(
-        ["## Proof", "", "Measured on this folder after it was written; see `proof.json`.", "", *lines]
-    )
+    lines = [f"- {check.name}: {MARKS[check.passed]} — {escape_markdown(check.detail)}" for check in proof.checks()]
+    return "\n".join(["## Proof", "", "Measured on this folder after it was written; see `proof.json`.", "", *lines])
 
 
 def _data(record: RunRecord) -> str:
-    rows = [(name, text) for name, text in flat(record.data) if "hash" not in name and "sha" not in name]
+    rows = data_rows(record.data, with_hashes=False)
     if not rows:
         return ""
     lines = [_table_row([escape_markdown(name), escape_markdown(text)]) for name, text in rows]
@@ -175,9 +159,10 @@ def _data(record: RunRecord) -> str:
 
 def _licence(record: RunRecord, base_licence: str | None) -> str:
     known = f" (`{escape_markdown(base_licence)}`)" if base_licence else ""
+    name = escape_markdown(record.model.short_name)
     return (
         "## Licence and limits\n\n"
-        f"This model derives from `{escape_markdown(record.model.short_name)}`: the licence of that model{known} "
-        "applies to it, and so may the terms of the data it was tuned on. It was pruned for the domain of that "
-        "data; expect it to have forgotten more of everything else than the scores here show."
+        f"This model derives from `{name}`: the licence of that model{known} applies to it, and so may the "
+        "terms of the data it was tuned on. It was pruned for the domain of that data; expect it to have "
+        "forgotten more of everything else than the scores here show."
     )

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from markupsafe import Markup
 
@@ -26,7 +27,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """What to draw: lines, a target to compare with and the steps at which a phase begins."""
+    """What to draw: lines, a target to compare with and the steps at which a phase begins.
+
+    The x axis starts at 0 and reaches `last_step` at least, so that charts of one run can be compared by eye.
+    """
 
     title: str
     note: str
@@ -34,6 +38,7 @@ class Chart:
     target: float | None = None
     target_label: str = ""
     marks: tuple[tuple[float, str], ...] = ()
+    last_step: float = 0
     is_share: bool = False
     is_log: bool = False
 
@@ -52,7 +57,7 @@ def line_chart(chart: Chart) -> Markup:
     points = [point for line in series for point in line.points]
     if not points:
         return Markup("")
-    x_low, x_high = _widened(min(x for x, _ in points), max(x for x, _ in points))
+    x_low, x_high = 0.0, max(chart.last_step, *(x for x, _ in points), 1.0)
     values = [y for _, y in points] + ([chart.target] if chart.target is not None else [])
     transform = math.log10 if chart.is_log else float
     y_low, y_high = _padded(transform(min(values)), transform(max(values)))
@@ -72,8 +77,7 @@ def line_chart(chart: Chart) -> Markup:
         frame=(LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM),
         x_ticks=[Tick(at_x(x), f"{x:g}") for x in _ticks(x_low, x_high, 6) if x_low <= x <= x_high],
         y_ticks=[
-            Tick(at_y(y), _label(y, is_share=chart.is_share))
-            for y in _y_ticks(y_low, y_high, is_log=chart.is_log)
+            Tick(at_y(y), _label(y, is_share=chart.is_share)) for y in _y_ticks(y_low, y_high, is_log=chart.is_log)
         ],
         target=None if chart.target is None else at_y(chart.target),
         marks=[(at_x(x), label) for x, label in chart.marks if x_low < x < x_high],
@@ -81,31 +85,24 @@ def line_chart(chart: Chart) -> Markup:
 
 
 def smoothed(points: Sequence[Point], window: int) -> list[Point]:
-    """Exponential average of `points` over about `window` of them, without the pull to zero at the start."""
-    decay = 1 - 1 / max(window, 1)
-    total = weight = 0.0
+    """Centred moving average over about `window` points; narrower towards the ends, where it must not lag."""
+    sums = [0.0, *accumulate(y for _, y in points)]
     result = []
-    for x, y in points:
-        total = decay * total + (1 - decay) * y
-        weight = decay * weight + (1 - decay)
-        result.append((x, total / weight))
+    for index, (x, _) in enumerate(points):
+        reach = min(window // 2, index, len(points) - 1 - index)
+        first, last = index - reach, index + reach + 1
+        result.append((x, (sums[last] - sums[first]) / (last - first)))
     return result
 
 
 def _finite(line: Series, *, is_log: bool) -> Series:
     """The drawable points of a line, thinned to what the eye can tell apart."""
-    points = [
-        (x, y) for x, y in line.points if math.isfinite(x) and math.isfinite(y) and (y > 0 or not is_log)
-    ]
+    points = [(x, y) for x, y in line.points if math.isfinite(x) and math.isfinite(y) and (y > 0 or not is_log)]
     stride = math.ceil(len(points) / MAX_POINTS)
     thinned = points[:: stride or 1]
     if points and thinned[-1] != points[-1]:
         thinned.append(points[-1])
     return Series(line.label, thinned, line.style)
-
-
-def _widened(low: float, high: float) -> tuple[float, float]:
-    return (low, high) if high > low else (low - 1, high + 1)
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
@@ -135,7 +132,7 @@ def _ticks(low: float, high: float, count: int) -> list[float]:
 def _y_ticks(low: float, high: float, *, is_log: bool) -> list[float]:
     """Tick values in data units; `low` and `high` are exponents on a log axis."""
     if not is_log:
-        return _ticks(low, high, 4)
+        return _ticks(low, high, 5)
     factors = (1,) if high - low > 2 else (1, 2, 5)
     decades = range(math.floor(low), math.ceil(high) + 1)
     values = [factor * 10.0**decade for decade in decades for factor in factors]

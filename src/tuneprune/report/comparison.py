@@ -1,6 +1,7 @@
 """Records side by side: dense, dense tuned and every pruned model, averaged over seeds."""
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ LOWER_IS_BETTER = frozenset({"perplexity", "nats_per_byte", "bits_per_byte", "lo
 
 @dataclass(frozen=True)
 class Cell:
-    """A number over seeds: its mean, and its standard deviation where there are at least two seeds."""
+    """A number over seeds: its mean, and its standard deviation where seeds differ in it."""
 
     mean: float
     deviation: float | None = None
@@ -26,8 +27,8 @@ class Cell:
     @classmethod
     def over(cls, values: Sequence[float]) -> "Cell":
         """The cell of one or more values."""
-        deviation = statistics.stdev(values) if len(values) > 1 and all(map(_is_finite, values)) else None
-        return cls(sum(values) / len(values), deviation)
+        is_varied = len(set(values)) > 1 and all(map(math.isfinite, values))
+        return cls(sum(values) / len(values), statistics.stdev(values) if is_varied else None)
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ class Comparison:
     rows: tuple[Row, ...] = field(default=())
 
     @property
-    def num_seeds(self) -> int:
-        """The smallest number of seeds behind a pruned row: what the table may claim."""
-        return min((len(row.seeds) for row in self.rows if row.role == "pruned"), default=0)
+    def seed_counts(self) -> frozenset[int]:
+        """The numbers of seeds behind the pruned rows."""
+        return frozenset(len(row.seeds) for row in self.rows if row.role == "pruned")
 
     def metrics(self) -> tuple[Column, ...]:
         """Every task and metric that some row has, headline metrics first within their task."""
@@ -99,19 +100,20 @@ def compare(records: Sequence[RunRecord]) -> list[Comparison]:
 
 
 def relative_to(scores: Scores, reference: Scores) -> float | None:
-    """Mean over common tasks of score over reference, inverse where lower is better; None without any."""
+    """Mean over common tasks of score over reference, inverse where lower is better; None without any.
+
+    As in evaluation: a reference of 0 or not finite leaves the task out, a score that is not finite is 0.
+    """
     shares = []
     for task, metrics in scores.items():
         metric = headline_metric(metrics)
         other = reference.get(task, {}).get(metric or "")
-        if metric is None or not other or not metrics[metric]:
+        if metric is None or not other or not math.isfinite(other):
             continue
-        shares.append(other / metrics[metric] if metric in LOWER_IS_BETTER else metrics[metric] / other)
+        score = metrics[metric]
+        share = other / score if metric in LOWER_IS_BETTER else score / other
+        shares.append(share if math.isfinite(score) else 0.0)
     return sum(shares) / len(shares) if shares else None
-
-
-def _is_finite(value: float) -> bool:
-    return abs(value) < float("inf")
 
 
 def _columns(record: RunRecord) -> tuple[Column, ...]:
@@ -182,9 +184,7 @@ def _cell(values: Sequence[float | None]) -> Cell | None:
 def _setting(record: RunRecord) -> str:
     """What two records share when they differ by nothing but the seed."""
     parts = [record.label, record.method.model_dump(), record.space, record.budget.model_dump()]
-    return json.dumps(
-        [*parts, record.training.steps, record.training.recover_steps], sort_keys=True, default=str
-    )
+    return json.dumps([*parts, record.training.steps, record.training.recover_steps], sort_keys=True, default=str)
 
 
 def _labels(records: Sequence[RunRecord]) -> list[str]:
@@ -192,17 +192,13 @@ def _labels(records: Sequence[RunRecord]) -> list[str]:
     details = {id(record): _details(record) for record in records}
     labels = []
     for record in records:
-        rivals = [
-            other for other in records if other.method.name == record.method.name and other.label is None
-        ]
+        rivals = [other for other in records if other.method.name == record.method.name and other.label is None]
         differing = [
             text
             for key, text in details[id(record)].items()
             if len({details[id(other)].get(key) for other in rivals}) > 1
         ]
-        labels.append(
-            record.label or base_label(record) + (f" ({', '.join(differing)})" if differing else "")
-        )
+        labels.append(record.label or base_label(record) + (f" ({', '.join(differing)})" if differing else ""))
     return labels
 
 
@@ -224,6 +220,4 @@ def _details(record: RunRecord) -> dict[str, str]:
         "steps": f"{record.training.steps} steps",
         "recover": f"{record.training.recover_steps} steps after the cut",
     }
-    return details | {
-        f"method.{key}": f"{key}={value}" for key, value in record.method.hyper_parameters.items()
-    }
+    return details | {f"method.{key}": f"{key}={value}" for key, value in record.method.hyper_parameters.items()}

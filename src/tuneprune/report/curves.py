@@ -1,6 +1,8 @@
 """The training curves of a run: which logged numbers are drawn, and how a reader should take them."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,14 +19,13 @@ def curves(record: RunRecord, metrics: Sequence[Entry], reference: Sequence[Entr
     """The charts of a run, in reading order; a quantity that was never logged has none.
 
     Args:
-        metrics: the objects of metrics.jsonl. Plain tuning (`tune`) beside a searching phase is the reference,
-            dense + LoRA, as is everything in `reference`.
+        metrics: the objects of metrics.jsonl. Plain tuning (`tune`) beside a searching phase counts as the
+            dense + LoRA reference, as does everything in `reference`.
     """
     own, reference = _split(metrics, reference)
     line = timeline(own)
     marks = _marks(line)
     budget = record.budget
-    target = f"target {100 * budget.keep:g} % of {budget.of}"
     shares = _lines(line, (("kept_share", "decision", "main"), ("soft_share", "soft masks", "second")))
     single = (
         (
@@ -63,15 +64,23 @@ def curves(record: RunRecord, metrics: Sequence[Entry], reference: Sequence[Entr
     ]
     kept = Chart(
         "Kept share",
-        "Share of parameters that the masks keep.",
+        "Share of all parameters that the masks keep.",
         shares,
-        budget.keep,
-        target,
+        _target(record),
+        f"target {100 * budget.keep:g} % of {budget.of}",
         marks,
         is_share=True,
     )
     charts.insert(2, kept)
-    return [chart for chart in charts if any(series.points for series in chart.series)]
+    last_step = max((x for chart in charts for series in chart.series for x, _ in series.points), default=0.0)
+    return [replace(chart, last_step=last_step) for chart in charts if chart.series]
+
+
+def _target(record: RunRecord) -> float:
+    """The budget as a share of all parameters, which is how the kept share is logged."""
+    if record.budget.of == "total":
+        return record.budget.keep
+    return 1 - (1 - record.budget.keep) * record.parameters.dense_prunable / record.parameters.dense_total
 
 
 def timeline(entries: Sequence[Entry]) -> list[tuple[float, Entry]]:
@@ -89,12 +98,7 @@ def timeline(entries: Sequence[Entry]) -> list[tuple[float, Entry]]:
         if is_new_part:
             offset = placed[-1][0] if float(entry["step"]) <= float(placed[-1][1]["step"]) else 0.0
         x = offset + float(entry["step"])
-        while (
-            not is_new_part
-            and placed
-            and placed[-1][0] >= x
-            and _is_recovery(placed[-1][1]) == _is_recovery(entry)
-        ):
+        while not is_new_part and placed and placed[-1][0] >= x and _is_recovery(placed[-1][1]) == _is_recovery(entry):
             placed.pop()
         placed.append((x, entry))
     return placed
@@ -142,16 +146,15 @@ def _loss_chart(
         *_averaged("this run", _points(line, "loss"), "main"),
     ]
     note = "Cross entropy in nats a token on the training stream; the thin line is each logged step."
-    return Chart(
-        "Training loss", note, tuple(sorted(series, key=lambda one: one.style != "faint")), marks=marks
-    )
+    return Chart("Training loss", note, tuple(sorted(series, key=lambda one: one.style != "faint")), marks=marks)
 
 
 def _averaged(label: str, points: list[Point], style: str) -> list[Series]:
-    if len(points) < SMOOTH_FROM:
-        return [Series(label, points, style)] if points else []
-    average = Series(label, smoothed(points, len(points) // 15), style)
-    return [Series("", points, "faint"), average] if style == "main" else [average]
+    finite = [point for point in points if math.isfinite(point[1])]
+    if len(finite) < SMOOTH_FROM:
+        return [Series(label, finite, style)] if finite else []
+    average = Series(label, smoothed(finite, len(finite) // 10), style)
+    return [Series("", finite, "faint"), average] if style == "main" else [average]
 
 
 def _chart(

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from tuneprune.report.card import flat, loading_code
+from tuneprune.report.card import loading_code
 from tuneprune.report.charts import line_chart
 from tuneprune.report.comparison import base_label, compare
 from tuneprune.report.curves import curves
@@ -15,6 +15,7 @@ from tuneprune.report.numbers import bytes_text, count_text, percent_text, scien
 from tuneprune.report.proof import Proof
 from tuneprune.report.record import RunRecord, SpeedRecord, SpeedSetting
 from tuneprune.report.stored import write_atomically
+from tuneprune.report.summary import data_rows, flat
 from tuneprune.report.tables import html_table, seeds_sentence
 from tuneprune.report.templates import render, source
 from tuneprune.report.widths import widths_picture
@@ -94,7 +95,7 @@ def render_page(
         charts=charts,
         speed_sentence=speed_sentence(record.speed) if record.speed else "",
         loading=loading_code(proof, "path/to/run/model"),
-        data=flat(record.data),
+        data=data_rows(record.data, with_hashes=True),
         training=_training(record),
         environment=flat(record.environment.model_dump()),
         hyper_parameters=flat(record.method.hyper_parameters),
@@ -112,9 +113,7 @@ def verdict(record: RunRecord, proof: Proof | None) -> str:
         sentences.append("The cut has not been proven: there is no proof.json")
     elif proof.is_ok:
         difference = scientific_text(proof.logits.max_rel_diff)
-        sentences.append(
-            f"The saved model computes what the masked one did, to a relative difference of {difference}"
-        )
+        sentences.append(f"The saved model computes what the masked one did, to a relative difference of {difference}")
     else:
         failed = ", ".join(check.name.lower() for check in proof.checks() if check.passed is False)
         sentences.append(f"The proof FAILED: {failed}")
@@ -130,10 +129,10 @@ def speed_sentence(speed: SpeedRecord) -> str:
         ratios = [setting.ratio.median for setting in speed.settings]
         return f"The pruned model is faster in every setting: {min(ratios):.2f} to {max(ratios):.2f} times."
     where = "; ".join(_setting_text(setting) for setting in not_faster)
-    which = "in any setting" if len(not_faster) == len(speed.settings) else "everywhere"
+    which = f"in {len(not_faster)} of {len(speed.settings)} settings"
     return (
-        f"The pruned model is not clearly faster {which}: {where}. Fewer parameters alone do not make a model "
-        "faster; small matrices, ragged widths and Python overhead can eat the gain."
+        f"The pruned model is not clearly faster {which}: {where}. Fewer parameters alone do not make a "
+        "model faster; small matrices, ragged widths and Python overhead can eat the gain."
     )
 
 
@@ -197,9 +196,7 @@ def _sizes(record: RunRecord, proof: Proof | None) -> list[SizeRow]:
 def _training(record: RunRecord) -> list[tuple[str, str]]:
     """Time, memory and incidents of the run, as pairs."""
     training = record.training
-    stages = [
-        (f"time, {name.removesuffix('_s')}", seconds_text(value)) for name, value in record.time.items()
-    ]
+    stages = [(f"time, {name.removesuffix('_s')}", seconds_text(value)) for name, value in record.time.items()]
     peak = record.memory.peak_bytes
     rows = [
         ("steps before the cut", str(training.steps)),

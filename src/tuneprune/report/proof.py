@@ -26,7 +26,8 @@ class Parameters(Section):
     target: float = Field(description="the share the budget asked for")
     of: Literal["total", "prunable"] = Field(description="the denominator the budget counts in")
     largest_unit: int | None = Field(
-        None, description="parameters of the largest unit: the budget's resolution"
+        None,
+        description="parameters of the largest unit, times whatever `multiple_of` and `uniform` cut at once",
     )
 
     @property
@@ -64,7 +65,7 @@ class LoraResidue(Section):
     """How much LoRA was left on removed units before it was projected to zero."""
 
     before_projection: float = Field(description="L2 norm of the LoRA update on removed units")
-    relative: float = Field(description="that norm over the norm of the whole LoRA update")
+    relative: float = Field(description="that norm over the norm of all LoRA on units of the space")
 
 
 class Generation(Section):
@@ -106,7 +107,7 @@ class Proof(Stored):
 
     what: ClassVar[str] = "proof"
 
-    schema_version: Literal[1] = Field(SCHEMA, alias="schema")
+    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
     parameters: Parameters
     logits: LogitProof
     lora_residue: LoraResidue | None = None
@@ -120,9 +121,7 @@ class Proof(Stored):
         if self.generation is not None:
             same = self.generation.cached_equals_uncached
             detail = (
-                "the same tokens with and without the cache"
-                if same
-                else "other tokens with the cache than without"
+                "the same tokens with and without the cache" if same else "other tokens with the cache than without"
             )
             checks.insert(2, Check("Generates alike with and without key/value cache", same, detail))
         if self.lora_residue is not None:
@@ -157,9 +156,7 @@ class Proof(Stored):
             f"{scientific_text(logits.max_abs_diff)}, over {logits.tokens} tokens in {logits.dtype} "
             f"(allowed: {scientific_text(logits.tolerance)})"
         )
-        return Check(
-            "Reloaded model equals the masked model", logits.max_rel_diff <= logits.tolerance, detail
-        )
+        return Check("Reloaded model equals the masked model", logits.max_rel_diff <= logits.tolerance, detail)
 
     def _loader_check(self) -> Check:
         loader = self.loader
@@ -173,4 +170,5 @@ class Proof(Stored):
     def _disk_check(self) -> Check:
         sizes = self.bytes_on_disk
         detail = f"{bytes_text(sizes.dense)} dense, {bytes_text(sizes.pruned)} pruned"
-        return Check("Smaller on disk", sizes.pruned < sizes.dense, detail)
+        is_cut = self.parameters.kept_total < self.parameters.dense_total
+        return Check("Smaller on disk", sizes.pruned < sizes.dense if is_cut else None, detail)

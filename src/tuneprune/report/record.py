@@ -36,6 +36,7 @@ class ModelRecord(OpenSection):
     id: str = Field(description="hub id or folder, as the user named it")
     family: str
     parameters: int
+    path: str | None = Field(default=None, description="the folder it was read from; None for a model of the hub")
 
     @property
     def short_name(self) -> str:
@@ -131,8 +132,8 @@ class TrainingRecord(OpenSection):
 
     steps: int = 0
     recover_steps: int = 0
-    skipped_steps: int = Field(0, description="steps whose loss or gradient was not finite")
-    truncated_records: int = Field(0, description="training items shortened to the maximum length")
+    skipped_steps: int = Field(default=0, description="steps whose loss or gradient was not finite")
+    truncated_records: int = Field(default=0, description="training items shortened to the maximum length")
     lora_residue: LoraResidue | None = None
 
 
@@ -141,9 +142,9 @@ class RunRecord(Stored):
 
     what: ClassVar[str] = "run record"
 
-    schema_version: Literal[1] = Field(SCHEMA, alias="schema")
-    label: str | None = Field(None, description="name in tables; built from method and settings when absent")
-    created: str | None = Field(None, description="ISO 8601 date and time")
+    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
+    label: str | None = Field(default=None, description="name in tables; built from method and settings when absent")
+    created: str | None = Field(default=None, description="ISO 8601 date and time")
     method: MethodRecord
     space: str
     budget: BudgetRecord

@@ -15,9 +15,7 @@ SCHEMA = 1
 class Section(BaseModel):
     """A part of a stored document with a closed set of fields."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, ser_json_inf_nan="strings", protected_namespaces=()
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings", protected_namespaces=())
 
 
 class OpenSection(BaseModel):
@@ -92,13 +90,9 @@ def _read_json(path: Path, what: str) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot read this {what}: {error.strerror}. Name an existing file."
-        ) from error
+        raise DataError(f"{path}: cannot read this {what}: {error.strerror}. Name an existing file.") from error
     except ValueError as error:
-        raise DataError(
-            f"{path}: this {what} is not valid JSON ({error}). Restore the file or run again."
-        ) from error
+        raise DataError(f"{path}: this {what} is not valid JSON ({error}). Restore the file or run again.") from error
     if not isinstance(data, dict):
         raise DataError(f"{path}: a {what} is one JSON object, this file holds a {type(data).__name__}.")
     return data

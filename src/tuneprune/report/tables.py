@@ -51,9 +51,7 @@ def html_table(records: Sequence[RunRecord], *, mark_first: bool = False) -> Mar
             comparison=comparison,
             title=_title(comparison),
             cell=cell_text,
-            marked=next((row.label for row in comparison.rows if row.role == "pruned"), None)
-            if is_marked
-            else None,
+            marked=next((row.label for row in comparison.rows if row.role == "pruned"), None) if is_marked else None,
         )
         for comparison, is_marked in marked
     )
@@ -72,17 +70,15 @@ def cell_text(metric: str, cell: Cell | None) -> str:
 
 def seeds_sentence(comparisons: Sequence[Comparison]) -> str:
     """How many seeds the numbers rest on, said plainly."""
-    counts = {comparison.num_seeds for comparison in comparisons if comparison.num_seeds}
+    counts = sorted({count for comparison in comparisons for count in comparison.seed_counts})
     if not counts:
         return ""
-    if counts == {1}:
+    if counts == [1]:
         return "One seed."
-    smallest = min(counts)
-    return (
-        f"Mean ± standard deviation over {smallest} seeds."
-        if len(counts) == 1
-        else f"{smallest} seeds or more."
-    )
+    several = [count for count in counts if count > 1]
+    seeds = " to ".join(map(str, dict.fromkeys((several[0], several[-1]))))
+    rest = "; rows without ± have one seed" if counts[0] == 1 else ""
+    return f"Mean ± standard deviation over {seeds} seeds{rest}."
 
 
 def escape_markdown(text: str) -> str:

@@ -27,7 +27,7 @@ def _environment() -> Environment:
     return environment
 
 
-def render(name: str, **values: object) -> Markup:
+def render(name: str, /, **values: object) -> Markup:
     """The template `name` filled with `values`; strings are escaped, `Markup` is not."""
     return Markup(_environment().get_template(name).render(**values))
 

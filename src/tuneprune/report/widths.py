@@ -8,21 +8,11 @@ from markupsafe import Markup
 
 from tuneprune.report.record import Width
 from tuneprune.report.templates import render
+from tuneprune.structure.spaces import UNIT_NAMES
 
-LABEL_WIDTH, TOTAL_WIDTH, BARS_WIDTH = 168, 76, 740
+LABEL_WIDTH, TOTAL_WIDTH, BARS_WIDTH = 184, 76, 724
 BAR_HEIGHT, ROW_HEIGHT, AXIS_HEIGHT = 54, 88, 22
 MAX_PITCH = 120
-
-KIND_LABELS = {
-    "kv_group": "Key/value groups",
-    "head_dim": "Head dimensions",
-    "mlp_channel": "MLP channels",
-    "hidden": "Hidden width",
-    "residual_read": "Residual reads",
-    "residual_write": "Residual writes",
-    "expert": "Experts",
-    "block": "Blocks",
-}
 
 
 @dataclass(frozen=True)
@@ -68,7 +58,7 @@ def kind_rows(widths: Mapping[str, Width]) -> list[KindRow]:
     places = {kind: sum(other == kind for other, _ in found) for kind, _ in found}
     return [
         KindRow(
-            label=KIND_LABELS.get(kind, kind.replace("_", " ")),
+            label=_label(kind),
             place=place if places[kind] > 1 else "",
             bars=tuple(sorted(bars, key=lambda bar: bar.layer)),
         )
@@ -96,6 +86,13 @@ def widths_picture(widths: Mapping[str, Width]) -> Markup:
         bar_height=BAR_HEIGHT,
         row_height=ROW_HEIGHT,
     )
+
+
+def _label(kind: str) -> str:
+    """What the units of a kind are called; a record of a later version may hold kinds unknown here."""
+    names = {str(known): name for known, name in UNIT_NAMES.items()}
+    name = names.get(kind, kind.replace("_", " "))
+    return name[:1].upper() + name[1:]
 
 
 def _address(name: str) -> tuple[int, str]:

@@ -34,6 +34,7 @@ class Attention:
 
     @property
     def queries_per_kv(self) -> int:
+        """Query heads that read one key/value head."""
         return self.num_heads // self.num_kv_heads
 
     @property

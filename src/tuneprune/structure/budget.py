@@ -10,10 +10,10 @@ from jaxtyping import Float
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from tuneprune.errors import ConfigError, UnreachableBudget
+from tuneprune.errors import ConfigError, TunePruneError, UnreachableBudget
 from tuneprune.structure.space import Group, Masks, PruningSpace
 
-Scores = Mapping[str, Float[Tensor, "units"]]
+Scores = Mapping[str, Float[Tensor, " units"]]
 
 
 class Budget(BaseModel, frozen=True, extra="forbid"):
@@ -25,7 +25,8 @@ class Budget(BaseModel, frozen=True, extra="forbid"):
     )
     multiple_of: int = Field(1, ge=1, description="every kept width is a multiple of this many features")
     per_layer: Literal["free", "uniform"] = Field(
-        "free", description="`uniform` gives every layer the same widths, so that the stock class loads the result"
+        "free",
+        description="`uniform` gives every layer the same widths, so that the stock class loads the result",
     )
 
     def target(self, space: PruningSpace) -> int:
@@ -39,8 +40,8 @@ class Budget(BaseModel, frozen=True, extra="forbid"):
 class Chain:
     """The units of one group (for uniform widths: of all groups of one place), best first, in steps.
 
-    A step is the fewest units that respect `multiple_of`; step i keeps `orders[name][i * size : (i + 1) * size]` of
-    every group in the chain. Every chain keeps at least its first step.
+    A step is the fewest units that respect `multiple_of`; step i keeps `orders[name][i * size : (i + 1) *
+    size]` of every group in the chain. Every chain keeps at least its first step.
     """
 
     orders: Mapping[str, Tensor]
@@ -71,10 +72,12 @@ def check(space: PruningSpace, budget: Budget) -> None:
     if budget.target(space) < low:
         whole = space.num_parameters if budget.of == "total" else space.num_prunable
         rest = space.num_parameters - whole
-        shares = f"{math.ceil((low - rest) / whole * 1e4) / 1e4:.4f} to {(high - rest) / whole:.4f}"
+        lowest = math.ceil((low - rest) / whole * 1e4) / 1e4
+        highest = math.floor((high - rest) / whole * 1e4) / 1e4
         raise UnreachableBudget(
-            f"budget.keep={budget.keep} of {budget.of} parameters is below what space `{space.name}` can reach on this"
-            f" model: {shares}. Raise budget.keep, lower budget.multiple_of, or choose another space."
+            f"budget.keep={budget.keep} of {budget.of} parameters is below what space `{space.name}` can"
+            f" reach on this model: {lowest:.4f} to {highest:.4f}. Raise budget.keep, lower budget.multiple_of, or"
+            " choose another space."
         )
 
 
@@ -83,17 +86,21 @@ def allocate(
 ) -> dict[str, Tensor]:
     """Hard masks that keep the highest scores within the budget.
 
-    At most the budgeted number of parameters is kept, and no removed step of units would still fit. Every group keeps
-    at least one step. Ties are broken by position, so the decision is deterministic.
+    At most the budgeted number of parameters is kept, and no removed step of units would still fit. Every
+    group keeps at least one step. Ties are broken by position, so the decision is deterministic. A larger
+    `keep` never keeps fewer parameters.
 
     Args:
-        scope: `global` ranks all units of the model in one list, so scores must be comparable over groups; `local`
-            removes the same share from every group.
+        scope: `global` ranks all units of the model in one list, so scores must be comparable over groups;
+            `local` removes the same share from every group.
 
     Raises:
+        ConfigError: `multiple_of` is larger than a width of the model, or the layers differ under `uniform`.
+        TunePruneError: a score is NaN.
         UnreachableBudget: the budget is below what the floors of all groups need.
     """
     check(space, budget)
+    _refuse_nan(scores)
     if scope == "local":
         scores = {name: _fractional_ranks(score) for name, score in scores.items()}
     chains = _chains(scores, space, budget)
@@ -107,7 +114,7 @@ def allocate(
             low = middle
         else:
             high = middle - 1
-    steps = _fill(space, chains, _steps_kept(ranked[:low], len(chains)), ranked[low:].tolist(), target)
+    steps = _fill(space, chains, _steps_kept(ranked[:low], len(chains)), _integers(ranked[low:]), target)
     masks = {group.name: torch.zeros(group.size) for group in space.groups}
     for chain, count in zip(chains, steps, strict=True):
         for name, order in chain.orders.items():
@@ -115,14 +122,36 @@ def allocate(
     return masks
 
 
+def _refuse_nan(scores: Scores) -> None:
+    """Sorting would rank NaN above every number and so keep exactly the units nothing is known about.
+
+    Raises:
+        TunePruneError: naming the first group with a NaN.
+    """
+    for name, score in scores.items():
+        if score.isnan().any():
+            raise TunePruneError(
+                f"The scores of `{name}` contain NaN, so its units cannot be ranked."
+                " Check the base model's weights, or lower the learning rate."
+            )
+
+
 def _steps_kept(prefix: Tensor, num_chains: int) -> list[int]:
-    return (torch.bincount(prefix, minlength=num_chains) + 1).tolist()
+    return _integers(torch.bincount(prefix, minlength=num_chains) + 1)
+
+
+def _integers(tensor: Tensor) -> list[int]:
+    return tensor.tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 def _fill(
     space: PruningSpace, chains: Sequence[Chain], steps: list[int], rest: Sequence[int], target: int
 ) -> list[int]:
-    """Add the best-scored steps that still fit; a chain that does not fit once is closed, for its steps cost alike."""
+    """Add the best-scored steps that still fit.
+
+    A chain whose step does not fit once is closed: a later one would cost as much, or more if other widths
+    grew.
+    """
     steps = list(steps)
     closed: set[int] = set()
     for index in rest:
@@ -145,7 +174,7 @@ def _count(space: PruningSpace, chains: Sequence[Chain], steps: Sequence[int]) -
 
 def _chains(scores: Scores, space: PruningSpace, budget: Budget) -> list[Chain]:
     bundles = [[group] for group in space.groups] if budget.per_layer == "free" else _bundles(space)
-    chains = []
+    chains: list[Chain] = []
     for bundle in bundles:
         size = units_per_step(bundle[0], budget.multiple_of)
         num_steps = bundle[0].size // size
@@ -168,7 +197,8 @@ def _bundles(space: PruningSpace) -> list[list[Group]]:
     bundles = [list(bundle) for bundle in zip(*per_layer.values(), strict=True)]
     if any(len({(group.kind, group.size) for group in bundle}) > 1 for bundle in bundles):
         raise ConfigError(
-            "budget.per_layer=uniform needs layers of equal width, but this model's differ already. Use per_layer=free."
+            "budget.per_layer=uniform needs layers of equal width, but this model's differ already."
+            " Use budget.per_layer=free."
         )
     return bundles
 
@@ -182,14 +212,14 @@ def units_per_step(group: Group, multiple_of: int) -> int:
     units = multiple_of // math.gcd(multiple_of, group.features)
     if units > group.size:
         raise ConfigError(
-            f"budget.multiple_of={multiple_of} cannot be met: {group.name} has {group.size * group.features} features"
-            f" in all. Use at most {group.size * group.features}."
+            f"budget.multiple_of={multiple_of} cannot be met: {group.name} has only {group.size} units of"
+            f" {group.features} features. Use at most {group.size * group.features}, or a divisor of it."
         )
     return units
 
 
 def _fractional_ranks(score: Tensor) -> Tensor:
-    """1 for the best unit of a group down to 0 for its worst, so that one threshold cuts equal shares everywhere."""
+    """Towards 1 for the best unit of a group, 0 for its worst: one threshold cuts equal shares everywhere."""
     order = torch.argsort(score.detach().cpu().double(), descending=True, stable=True)
     ranks = torch.empty(len(score), dtype=torch.double)
     ranks[order] = 1 - (torch.arange(len(score)).double() + 1) / len(score)
@@ -197,5 +227,5 @@ def _fractional_ranks(score: Tensor) -> Tensor:
 
 
 def count_parameters(space: PruningSpace, masks: Masks) -> int:
-    """Exact number of parameters under hard masks."""
+    """Exact number of parameters of the whole model under hard masks."""
     return space.count({name: int(mask.sum().item()) for name, mask in masks.items()})

@@ -1,7 +1,7 @@
 """Masks on activations: gates that simulate a removal, and the noise that lets a decision be learned."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from typing import Literal
 
 import torch
@@ -19,34 +19,32 @@ Site = tuple[str, str, bool]  # module, side, base_only
 class Gates:
     """Hooks that multiply masks into a model, installed once and switched on by `with gates(masks):`.
 
-    Keep the gates on through backward: activation checkpointing runs the forward again there, and without gates it
-    would compute other activations. Mode `masked` simulates the removal exactly; `open` is ATP's LoRA-aware tuning
-    forward, which masks the frozen weights and leaves LoRA open. The hooks work before and after LoRA injection: they
-    are attached on entry to whatever module stands at the path.
+    Keep the gates on through backward: activation checkpointing runs the forward again there, and without
+    gates it would compute other activations. Mode `masked` simulates the removal exactly; `open` is ATP's
+    LoRA-aware tuning forward, which masks the frozen weights and leaves LoRA open. The hooks work before and
+    after LoRA injection: they are attached on entry to whatever module stands at the path.
     """
 
     def __init__(self, model: nn.Module, space: PruningSpace) -> None:
         self.model = model
         self.space = space
-        self._sites = {mode: _sites(space, mode) for mode in ("masked", "open")}
+        modes: tuple[Mode, ...] = ("masked", "open")
+        self._sites = {mode: _sites(space, mode) for mode in modes}
 
     @contextmanager
-    def __call__(self, masks: Masks, mode: Mode = "masked") -> Iterator[None]:
+    def __call__(self, masks: Masks, mode: Mode = "masked") -> Generator[None, None, None]:
         """Multiply `masks` into every forward until the context ends."""
-        handles = [
-            self._attach(site, self._vector(site, parts, masks)) for site, parts in self._sites[mode].items()
-        ]
-        try:
+        with ExitStack() as hooks:
+            for site, parts in self._sites[mode].items():
+                hooks.callback(self._attach(site, self._vector(site, parts, masks)).remove)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _vector(self, site: Site, parts: list[tuple[Gate, Group]], masks: Masks) -> Tensor:
         """The multiplier of a whole activation: ones, and the spread mask on every gated segment."""
-        module = base_module(self.model, site[0])
-        features = module.in_features if site[1] == "input" else module.out_features
-        pieces, end = [], 0
+        outputs, inputs = self.space.shapes[f"{site[0]}.weight"]
+        features = inputs if site[1] == "input" else outputs
+        pieces: list[Tensor] = []
+        end = 0
         for gate, group in sorted(parts, key=lambda part: part[0].segment.start):
             mask = masks[group.name]
             if gate.segment.start > end:
@@ -65,7 +63,7 @@ class Gates:
         return module.register_forward_hook(lambda _, __, output: output * vector.to(output))
 
 
-def _sites(space: PruningSpace, mode: str) -> dict[Site, list[tuple[Gate, Group]]]:
+def _sites(space: PruningSpace, mode: Mode) -> dict[Site, list[tuple[Gate, Group]]]:
     sites: dict[Site, list[tuple[Gate, Group]]] = {}
     for group in space.groups:
         for gate in group.gates if mode == "masked" else group.tuning_gates:
@@ -82,12 +80,10 @@ def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 def gumbel_sigmoid(
     logits: Float[Tensor, "*units"], noise: Float[Tensor, "*units"], *, base: float, temperature: float
 ) -> Float[Tensor, "*units"]:
-    """Soft masks sigmoid((logits + noise + base) / temperature): ATP's relaxed binary decision (`methods.md` 1.3)."""
+    """Soft masks sigmoid((logits + noise + base) / temperature): ATP's relaxed binary decision."""
     return torch.sigmoid((logits + noise + base) / temperature)
 
 
-def straight_through(
-    hard: Float[Tensor, "*units"], soft: Float[Tensor, "*units"]
-) -> Float[Tensor, "*units"]:
+def straight_through(hard: Float[Tensor, "*units"], soft: Float[Tensor, "*units"]) -> Float[Tensor, "*units"]:
     """The value of `hard` with the gradient of `soft`."""
     return (hard - soft).detach() + soft

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 Kind = Literal["kv_group", "mlp_channel", "qk_pair", "vo_dim", "read", "write"]
-Masks = Mapping[str, Float[Tensor, "units"]]
+Masks = Mapping[str, Float[Tensor, " units"]]
 """Mask by group name: 1 keeps a unit, 0 removes it. Soft and hard masks have the same type."""
 
 
@@ -21,9 +21,9 @@ Masks = Mapping[str, Float[Tensor, "units"]]
 class Segment:
     """A run of positions from `start`, read row-major as `view`, with units along `axis`.
 
-    kv groups in q_proj:   view=(num_kv_heads, queries_per_kv * head_dim), axis=0
-    rotary pairs in q_proj: view=(num_heads, 2, head_dim // 2), axis=2  (dims j and j + head_dim / 2 turn together)
-    k in a packed qkv:      the same view with start = num_heads * head_dim
+    kv groups in q_proj:    view=(num_kv_heads, queries_per_kv * head_dim), axis=0
+    rotary pairs in q_proj: view=(num_heads, 2, head_dim // 2), axis=2; j and j + head_dim / 2 turn together
+    k in a packed qkv:      view=(num_kv_heads, head_dim), axis=0, start=num_heads * head_dim
     """
 
     view: tuple[int, ...]
@@ -35,12 +35,12 @@ class Segment:
         """Number of positions covered."""
         return math.prod(self.view)
 
-    def positions(self, units: Int[Tensor, "n"]) -> Int[Tensor, "m"]:
+    def positions(self, units: Int[Tensor, " n"]) -> Int[Tensor, " m"]:
         """The positions that `units` own."""
         grid = torch.arange(self.extent).view(self.view) + self.start
         return grid.index_select(self.axis, units.cpu()).flatten()
 
-    def spread(self, mask: Float[Tensor, "units"]) -> Float[Tensor, "extent"]:
+    def spread(self, mask: Float[Tensor, " units"]) -> Float[Tensor, " extent"]:
         """The mask of every position, from the mask of every unit. Differentiable."""
         shape = [1] * len(self.view)
         shape[self.axis] = -1
@@ -60,7 +60,8 @@ class WeightSlice:
 class Gate:
     """Where a mask multiplies an activation: the input or the output of `module`, at `segment`.
 
-    `base_only` gates act on the frozen path of a LoRA layer and leave the LoRA path open (ATP's LoRA-aware forward).
+    `base_only` gates act on the frozen path of a LoRA layer and leave the LoRA path open (ATP's LoRA-aware
+    forward).
     """
 
     module: str
@@ -73,8 +74,9 @@ class Gate:
 class Group:
     """`size` units that can only be removed together from all `slices`.
 
-    `gates` simulate the removal exactly; `tuning_gates` are those of ATP's LoRA-aware tuning forward, which mask the
-    frozen producers only. `features` is how many features of the exported width one unit is (2 for a rotary pair).
+    `gates` simulate the removal exactly; `tuning_gates` are those of ATP's LoRA-aware tuning forward, which
+    mask the frozen producers only. `features` is how many features of the exported width one unit is (2 for a
+    rotary pair).
     """
 
     name: str
@@ -97,6 +99,7 @@ class PruningSpace:
 
     @cached_property
     def by_name(self) -> dict[str, Group]:
+        """The groups under their names, in the model's order."""
         return {group.name: group for group in self.groups}
 
     @cached_property
@@ -113,7 +116,10 @@ class PruningSpace:
     @cached_property
     def fingerprint(self) -> str:
         """Identifies groups, addresses and shapes; a plan refuses to apply to another space."""
-        content = {"groups": [asdict(group) for group in self.groups], "shapes": dict(sorted(self.shapes.items()))}
+        content = {
+            "groups": [asdict(group) for group in self.groups],
+            "shapes": dict(sorted(self.shapes.items())),
+        }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def ones(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:
@@ -122,7 +128,7 @@ class PruningSpace:
 
     @cached_property
     def _addresses(self) -> dict[str, tuple[tuple[int, tuple[tuple[str, int], ...]], ...]]:
-        """For every reached parameter, per dimension: its size, and (group, positions a unit owns) cutting it."""
+        """Per reached parameter and dimension: its size, and every (group, positions a unit owns) in it."""
         cuts: dict[tuple[str, int], list[tuple[str, int]]] = {}
         for group in self.groups:
             for piece in group.slices:
@@ -142,9 +148,9 @@ class PruningSpace:
         return total
 
     def parameters_left(self, masks: Masks) -> Float[Tensor, ""]:
-        """Number of parameters under `masks`, differentiable in them: the product of kept widths, per parameter.
+        """Number of parameters of the whole model under `masks`, differentiable in them.
 
-        Counted in float64; soft masks count fractions.
+        Per parameter the product of kept widths, counted in float64; soft masks count fractions.
         """
         gone = {group.name: group.size - masks[group.name].double().sum() for group in self.groups}
         device = next(iter(gone.values())).device

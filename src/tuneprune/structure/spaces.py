@@ -9,6 +9,15 @@ from tuneprune.structure.architecture import Architecture, Attention, Block, Mlp
 from tuneprune.structure.space import Gate, Group, Kind, PruningSpace, Segment, WeightSlice
 
 Shapes = Mapping[str, tuple[int, ...]]
+UNIT_NAMES: dict[Kind, str] = {
+    "kv_group": "KV groups",
+    "mlp_channel": "MLP channels",
+    "qk_pair": "Q/K rotary pairs",
+    "vo_dim": "V/O dims",
+    "read": "residual dims read",
+    "write": "residual dims written",
+}
+"""What a report calls the units of a kind."""
 
 
 def build(name: str, architecture: Architecture, model: nn.Module) -> PruningSpace:
@@ -30,7 +39,7 @@ def build(name: str, architecture: Architecture, model: nn.Module) -> PruningSpa
     return PruningSpace(name, tuple(groups), shapes)
 
 
-def width(layer: int, block: Block, architecture: Architecture, shapes: Shapes) -> tuple[Group, ...]:
+def width(layer: int, block: Block, _architecture: Architecture, shapes: Shapes) -> tuple[Group, ...]:
     """Whole KV groups (a key/value head with all query heads that read it) and MLP channels."""
     attention = block.attention
     queries = (attention.num_kv_heads, attention.queries_per_kv * attention.head_dim)
@@ -54,9 +63,13 @@ def width(layer: int, block: Block, architecture: Architecture, shapes: Shapes) 
 
 
 def head_dim(layer: int, block: Block, architecture: Architecture, shapes: Shapes) -> tuple[Group, ...]:
-    """Dims inside the heads, the same for all heads of a layer, and MLP channels (ATP v1, `methods.md` 1.2.1).
+    """Dims inside the heads, the same for all heads of a layer, and MLP channels (ATP, arXiv 2412.14426).
 
-    Q and K dims go in rotary pairs, so that RoPE on the surviving frequencies equals the masked model exactly.
+    Differs from the official code: Q and K dims go in rotary pairs, so that RoPE on the surviving frequencies
+    equals the masked model exactly.
+
+    Raises:
+        UnsupportedModel: RoPE turns only a part of every head.
     """
     attention = block.attention
     if attention.rotary_dim != attention.head_dim:
@@ -64,14 +77,19 @@ def head_dim(layer: int, block: Block, architecture: Architecture, shapes: Shape
             f"{architecture.family}: space `head_dim` needs RoPE over the whole head, but here it turns"
             f" {attention.rotary_dim} of {attention.head_dim} dims. Use space `width` or `disp`."
         )
-    return _qk_pairs(layer, attention, shapes), _vo_dims(layer, attention, shapes), mlp_channels(layer, block.mlp, shapes)
+    return (
+        _qk_pairs(layer, attention, shapes),
+        _vo_dims(layer, attention, shapes),
+        mlp_channels(layer, block.mlp, shapes),
+    )
 
 
 def disp(layer: int, block: Block, architecture: Architecture, shapes: Shapes) -> tuple[Group, ...]:
-    """Every sublayer reads and writes its own subset of the residual stream (ATP v2 / DISP-LLM, `methods.md` 1.2.2).
+    """Every sublayer reads and writes its own subset of the residual stream (DISP-LLM; ATP's second version).
 
-    Five selections per layer: s1 (attention reads), s2 (attention writes), s3 (MLP reads), s4 (MLP channels), s5 (MLP
-    writes). Differs from the official code: s1 has the full length d instead of a pattern repeated over heads.
+    Five selections per layer: s1 (attention reads), s2 (attention writes), s3 (MLP reads), s4 (MLP channels),
+    s5 (MLP writes). Differs from ATP's code: s1 has the full length d instead of a pattern repeated over
+    heads.
     """
     stream = Segment((architecture.hidden,), 0)
     attention, mlp = block.attention, block.mlp
@@ -122,14 +140,20 @@ def mlp_channels(layer: int, mlp: Mlp, shapes: Shapes) -> Group:
 
 def _qk_pairs(layer: int, attention: Attention, shapes: Shapes) -> Group:
     pairs = attention.head_dim // 2
-    views = ((attention.q, (attention.num_heads, 2, pairs)), (attention.k, (attention.num_kv_heads, 2, pairs)))
+    views = (
+        (attention.q, (attention.num_heads, 2, pairs)),
+        (attention.k, (attention.num_kv_heads, 2, pairs)),
+    )
     norms = tuple(WeightSlice(f"{norm}.weight", 0, Segment((2, pairs), 1)) for norm in attention.qk_norm or ())
     return Group(
         name=f"{attention.path}.qk",
         layer=layer,
         kind="qk_pair",
         size=pairs,
-        slices=(*(piece for projection, view in views for piece in _rows(projection, view, 2, shapes)), *norms),
+        slices=(
+            *(piece for projection, view in views for piece in _rows(projection, view, 2, shapes)),
+            *norms,
+        ),
         gates=tuple(_output_gate(projection, view, 2, base_only=False) for projection, view in views),
         tuning_gates=tuple(_output_gate(projection, view, 2, base_only=True) for projection, view in views),
         features=2,
@@ -156,20 +180,8 @@ def _rows(projection: Projection, view: tuple[int, ...], axis: int, shapes: Shap
     """The output features of a projection: rows of the weight, and of the bias where there is one."""
     segment = Segment(view, axis, projection.start)
     names = (f"{projection.module}.weight", f"{projection.module}.bias")
-    return tuple(WeightSlice(name, 0, segment) for name in names if name in shapes)
+    return tuple(WeightSlice(name, 0, segment) for name in names if name == names[0] or name in shapes)
 
 
 def _output_gate(projection: Projection, view: tuple[int, ...], axis: int, *, base_only: bool) -> Gate:
     return Gate(projection.module, "output", Segment(view, axis, projection.start), base_only)
-
-
-
-
-UNIT_NAMES: dict[Kind, str] = {
-    "kv_group": "KV groups",
-    "mlp_channel": "MLP channels",
-    "qk_pair": "Q/K rotary pairs",
-    "vo_dim": "V/O dims",
-    "read": "residual dims read",
-    "write": "residual dims written",
-}

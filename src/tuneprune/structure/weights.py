@@ -1,6 +1,7 @@
 """Weights as methods see them: the only file that knows how PEFT wraps a linear."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,7 +23,7 @@ class LoraFactors:
 
 def lora_factors(model: nn.Module, module: str) -> LoraFactors | None:
     """The LoRA of the linear at `module`, or None where it has none."""
-    layer = model.get_submodule(module)
+    layer: Any = model.get_submodule(module)
     if not hasattr(layer, "lora_A") or ADAPTER not in layer.lora_A:
         return None
     return LoraFactors(layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight, layer.scaling[ADAPTER])
@@ -30,7 +31,7 @@ def lora_factors(model: nn.Module, module: str) -> LoraFactors | None:
 
 def base_module(model: nn.Module, module: str) -> nn.Module:
     """The module itself, or the frozen layer inside its LoRA wrapper."""
-    layer = model.get_submodule(module)
+    layer: Any = model.get_submodule(module)
     return layer.base_layer if hasattr(layer, "base_layer") else layer
 
 
@@ -57,7 +58,7 @@ def by_unit(tensor: Tensor, piece: WeightSlice, size: int) -> Float[Tensor, "uni
     return rows.reshape(*segment.view, -1).movedim(segment.axis, 0).reshape(size, -1)
 
 
-def group_norms(model: nn.Module, group: Group) -> Float[Tensor, "units"]:
+def group_norms(model: nn.Module, group: Group) -> Float[Tensor, " units"]:
     """L2 norm of every unit over all weights it couples, LoRA and biases included."""
     total: Tensor | None = None
     for piece in group.slices:
@@ -72,7 +73,7 @@ def lora_entries(model: nn.Module, group: Group) -> list[tuple[Tensor, WeightSli
 
     Rows of `up` for producers (dimension 0 of the weight), columns of `down` for consumers (dimension 1).
     """
-    entries = []
+    entries: list[tuple[Tensor, WeightSlice]] = []
     for piece in group.slices:
         module, _, leaf = piece.param.rpartition(".")
         factors = lora_factors(model, module) if leaf == "weight" else None
@@ -81,7 +82,7 @@ def lora_entries(model: nn.Module, group: Group) -> list[tuple[Tensor, WeightSli
     return entries
 
 
-def lora_norms(model: nn.Module, group: Group, epsilon: float = 0.0) -> Float[Tensor, "units"] | None:
+def lora_norms(model: nn.Module, group: Group, epsilon: float = 0.0) -> Float[Tensor, " units"] | None:
     """L2 norm of every unit's LoRA entries, joined over all coupled factors; None without LoRA."""
     entries = lora_entries(model, group)
     if not entries:
@@ -91,7 +92,7 @@ def lora_norms(model: nn.Module, group: Group, epsilon: float = 0.0) -> Float[Te
 
 
 @torch.no_grad()
-def scale_lora(model: nn.Module, group: Group, factor: Float[Tensor, "units"]) -> None:
+def scale_lora(model: nn.Module, group: Group, factor: Float[Tensor, " units"]) -> None:
     """Multiply the LoRA entries of every unit by `factor`, in place."""
     for weights, piece in lora_entries(model, group):
         spread = torch.ones(weights.shape[piece.dim], device=weights.device)

@@ -4,13 +4,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import compress
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from tuneprune.data.encoding import Encoded, EncodedExamples, encode_all, padding_id
 from tuneprune.data.examples import Example
-from tuneprune.data.overlap import OverlapReport, leaks, overlaps, passage_fingerprint
+from tuneprune.data.overlap import OverlapReport, content_fingerprint, leaks, overlaps
 from tuneprune.data.sources import DataConfig, SourceConfig, Split, read_source
 from tuneprune.data.stream import Stream
 from tuneprune.errors import DataError
@@ -164,24 +165,22 @@ def _without_leaks(source: _Source, test: Sequence[Example]) -> _Source:
 
 
 def _hold_out(train: Sequence[_Source]) -> tuple[list[_Source], list[_Source]]:
-    """Training sources without a tenth, and that tenth; picked by content, whole passages at a time."""
+    """Training sources without a tenth, and that tenth; picked by content, one passage as a whole."""
     examples = _examples(train)
-    by_hash = sorted(passage_fingerprint(example) for example in examples)
+    by_hash = sorted(content_fingerprint(example) for example in examples)
     wanted = max(1, round(HELD_OUT_SHARE * len(examples)))
     last = by_hash[wanted - 1]
 
     def part(source: _Source, is_calibration: bool) -> _Source:
-        chosen = (
-            example for example in source.examples if (passage_fingerprint(example) <= last) == is_calibration
-        )
-        return replace(source, examples=tuple(chosen))
+        is_chosen = [(content_fingerprint(example) <= last) == is_calibration for example in source.examples]
+        return replace(source, examples=tuple(compress(source.examples, is_chosen)))
 
     kept, held_out = ([part(source, is_held_out) for source in train] for is_held_out in (False, True))
     kept, held_out = ([source for source in sources if source.examples] for sources in (kept, held_out))
     if not kept:
         raise DataError(
-            f"{train[0].label}: too few different examples ({len(examples)}) to hold some out for calibration. "
-            "Add data, or name a calibration source."
+            f"{train[0].label}: too few different examples ({len(examples)}) to hold some out for "
+            "calibration. Add data, or name a calibration source."
         )
     return kept, held_out
 

@@ -1,0 +1,5 @@
+"""`python -m tuneprune`."""
+
+from tuneprune.cli import main
+
+main()

@@ -1,0 +1,214 @@
+"""The command line: thin over the library; a user's mistake becomes one sentence and exit status 2."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+app = typer.Typer(
+    help="Tune and structurally prune a Hugging Face LLM for your domain in one run.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="the run file")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="override: key.path=value (repeatable)")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+Out = Annotated[Path | None, typer.Option(help="output folder; by default out/<name of the run file>")]
+EXIT_USER, EXIT_STOPPED = 2, 75
+
+
+@app.command()
+def run(
+    run_file: RunFile,
+    out: Out = None,
+    overrides: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue a run that was stopped")] = False,
+) -> None:
+    """Tune, prune, compress, prove, evaluate and report."""
+    from tuneprune.config import load_run_file
+    from tuneprune.run import run as run_job
+
+    config = load_run_file(run_file, overrides or ())
+    folder = out or Path("out") / run_file.stem
+    with _progress() as progress:
+        record = run_job(config, folder, resume=resume, progress=progress)
+    _show_results([record], folder)
+
+
+@app.command()
+def compare(
+    run_file: RunFile,
+    methods: Annotated[str, typer.Option(help="methods, comma separated; the run file's own options apply to its own")],
+    out: Out = None,
+    overrides: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue where it stopped")] = False,
+) -> None:
+    """Run several methods at the same size, on the same data and steps, beside dense and dense + LoRA."""
+    from tuneprune.compare import compare as compare_methods
+    from tuneprune.config import load_run_file
+
+    config = load_run_file(run_file, overrides or ())
+    folder = out or Path("out") / run_file.stem
+    with _progress() as progress:
+        records = compare_methods(config, methods.split(","), folder, resume=resume, progress=progress)
+    _show_results(records, folder)
+
+
+@app.command()
+def validate(run_file: RunFile, overrides: Set = None) -> None:
+    """Check everything about a run that needs no training."""
+    from tuneprune.config import load_run_file
+    from tuneprune.job import outlook
+
+    _print(outlook(load_run_file(run_file, overrides or ())))
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="model folder or hub id")],
+    space: Annotated[str, typer.Option(help="pruning space")] = "width",
+    as_json: AsJson = False,
+) -> None:
+    """Show the groups and units of a model, and what budgets would leave."""
+    from tuneprune.inspection import inspect as inspect_model
+
+    report = inspect_model(model, space)
+    if as_json:
+        typer.echo(json.dumps(report, indent=1))
+    else:
+        _print(report)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="model folder or hub id")],
+    suite: Annotated[str, typer.Option(help="suites, comma separated")],
+    limit: Annotated[int | None, typer.Option(help="items per task, at most")] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="run the folder's own model code")] = False,
+) -> None:
+    """Evaluate a model on suites and print its scores as JSON."""
+    from tuneprune.stages import evaluate_model
+
+    typer.echo(
+        json.dumps(evaluate_model(model, suite.split(","), limit, trust_remote_code=trust_remote_code), indent=1)
+    )
+
+
+@app.command()
+def compress(
+    model: Annotated[str, typer.Argument(help="dense model folder or hub id")],
+    plan: Annotated[Path, typer.Option(help="folder with plan.json and plan.safetensors")],
+    out: Annotated[Path, typer.Option(help="folder for the smaller model")],
+) -> None:
+    """Apply a plan to a dense model and write the smaller one."""
+    from tuneprune.stages import compress_model
+
+    typer.echo(f"{compress_model(model, plan, out)} parameters in {out}")
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="the folder of a finished run")]) -> None:
+    """Write report.html of a finished run again."""
+    from tuneprune.stages import rewrite_report
+
+    typer.echo(str(rewrite_report(folder)))
+
+
+@app.command()
+def methods(as_json: AsJson = False) -> None:
+    """List the methods."""
+    from tuneprune.methods import registry
+
+    _list({name: _first_line(method.__doc__) + f"  {method.paper}" for name, method in registry().items()}, as_json)
+
+
+@app.command()
+def families(as_json: AsJson = False) -> None:
+    """List the model families."""
+    from tuneprune.families import registry
+
+    _list({name: _first_line(family.__doc__) for name, family in registry().items()}, as_json)
+
+
+@app.command()
+def spaces(as_json: AsJson = False) -> None:
+    """List the pruning spaces."""
+    from tuneprune.structure.spaces import SPACES
+
+    _list({name: _first_line(space.__doc__) for name, space in SPACES.items()}, as_json)
+
+
+@app.command()
+def suites(as_json: AsJson = False) -> None:
+    """List the evaluation suites."""
+    from tuneprune.data import SUITES
+
+    _list({name: ", ".join(f"{t.name} ({t.metrics[0]})" for t in tasks) for name, tasks in SUITES.items()}, as_json)
+
+
+def main() -> None:
+    """Run the command line; what the user can fix exits with 2, a stop after saving with 75."""
+    from tuneprune.errors import TunePruneError
+
+    try:
+        app()
+    except TunePruneError as error:
+        typer.echo(f"tuneprune: {error}", err=True)
+        sys.exit(EXIT_USER)
+    except _stopped() as stop:
+        typer.echo(f"tuneprune: {stop}", err=True)
+        sys.exit(EXIT_STOPPED)
+
+
+def _stopped() -> type[BaseException]:
+    """The exception of a stopped run; looked up late, because importing the loop costs seconds."""
+    module = sys.modules.get("tuneprune.train.loop")
+    return module.Stopped if module else KeyboardInterrupt
+
+
+def _progress() -> Any:  # noqa: ANN401  (imported late)
+    from rich.console import Console
+
+    from tuneprune.console import ConsoleProgress
+
+    return ConsoleProgress(Console(stderr=True))
+
+
+def _show_results(records: list[Any], folder: Path) -> None:
+    from rich.console import Console
+
+    from tuneprune.report import rich_table
+
+    Console().print(rich_table(records))
+    typer.echo(f"report: {folder / 'report.html'}")
+    if (folder / "model").exists():
+        typer.echo(f"model:  {folder / 'model'}")
+
+
+def _print(content: Mapping[str, Any], indent: str = "") -> None:
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            typer.echo(f"{indent}{key}:")
+            _print(value, indent + "  ")
+        else:
+            typer.echo(f"{indent}{key}: {value}")
+
+
+def _list(entries: Mapping[str, str], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(entries, indent=1))
+        return
+    width = max(map(len, entries))
+    for name, text in entries.items():
+        typer.echo(f"{name:<{width}}  {text}")
+
+
+def _first_line(docstring: str | None) -> str:
+    return (docstring or "").strip().splitlines()[0]

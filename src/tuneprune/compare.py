@@ -1,0 +1,61 @@
+"""Several methods on the same model, data, steps and size, beside the dense model and the dense model tuned alike."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tuneprune import methods
+from tuneprune.config import RunConfig
+from tuneprune.errors import ConfigError
+from tuneprune.job import claim
+from tuneprune.progress import Progress
+from tuneprune.recording import read_metrics
+from tuneprune.report import RunRecord, markdown_table, write_atomically, write_report
+from tuneprune.run import run
+
+
+def compare(
+    config: RunConfig, names: Sequence[str], out: Path, *, resume: bool = False, progress: Progress | None = None
+) -> list[RunRecord]:
+    """One run a method, each in `out/<method>`; the dense references are tuned and evaluated once.
+
+    Writes `report.html`, which shows the first method's run beside the others, and `table.md`.
+
+    Raises:
+        ConfigError: an unknown method, one named twice, or one that does not support the space.
+    """
+    progress = progress or Progress()
+    if len(set(names)) < len(names):
+        raise ConfigError(f"--methods {','.join(names)}: name every method once.")
+    configs = [with_method(config, name) for name in names]
+    claim(out, config, resume=resume)
+    records: list[RunRecord] = []
+    for name, single in zip(names, configs, strict=True):
+        folder = out / name
+        progress.stage(f"== {name}")
+        if (folder / "record.json").exists():
+            records.append(RunRecord.load(folder / "record.json"))
+            continue
+        known = records[0] if records else None
+        resumed = (folder / "config.yaml").exists()
+        records.append(run(single, folder, resume=resumed, progress=progress, reference=known))
+    metrics = read_metrics(out / names[0] / "metrics.jsonl")
+    reference = read_metrics(out / names[0] / "reference" / "metrics.jsonl")
+    write_report(records[0], None, metrics, config.to_yaml(), out, others=records, reference=reference)
+    write_atomically(out / "table.md", markdown_table(records))
+    return records
+
+
+def with_method(config: RunConfig, name: str) -> RunConfig:
+    """The same run by another method; the run file's hyper-parameters stay with the method they were written for.
+
+    Raises:
+        ConfigError: an unknown method, or one that does not support the space.
+    """
+    if name == config.method.name:
+        return config
+    method = methods.build({"name": name})
+    if config.space not in method.spaces:
+        raise ConfigError(
+            f"method `{name}` does not support space `{config.space}`; it supports {', '.join(method.spaces)}."
+        )
+    return config.model_copy(update={"method": method})

@@ -1,0 +1,163 @@
+"""The run file: one schema, read from YAML, every mistake told in one sentence."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+
+from tuneprune import methods
+from tuneprune.data import DataConfig
+from tuneprune.errors import ConfigError, TunePruneError, suggest
+from tuneprune.evaluate import EvaluateConfig
+from tuneprune.methods.base import Method
+from tuneprune.structure.budget import Budget
+from tuneprune.structure.spaces import SPACES
+from tuneprune.train import TuneConfig
+
+
+class BaseWithAdapter(BaseModel, frozen=True, extra="forbid"):
+    """A base model with a LoRA adapter that is merged into it first."""
+
+    base: str
+    adapter: str | None = None
+
+
+class RunConfig(BaseModel, frozen=True, extra="forbid"):
+    """One run: which model, what to keep, how to decide, what to tune and evaluate on."""
+
+    model: BaseWithAdapter = Field(description="folder or hub id; or {base, adapter}")
+    space: str = Field("width", description="what may be removed: " + ", ".join(SPACES))
+    budget: Budget = Budget()
+    method: SerializeAsAny[Method] = Field(description="{name, ...hyper-parameters}")
+    data: DataConfig
+    tune: TuneConfig = TuneConfig()
+    recover: TuneConfig | None = Field(
+        None, description="a second tuning, of the smaller model; one-shot methods spend `tune` on it by default"
+    )
+    evaluate: EvaluateConfig
+    export: list[str] = ["hf"]
+    reference: bool = Field(True, description="also tune the dense model alike, for relative performance")
+    speed: bool = Field(True, description="measure speed before and after")
+    seed: int = Field(0, ge=0)
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _plain_model(cls, value: Any) -> Any:  # noqa: ANN401
+        return {"base": str(value)} if isinstance(value, str | Path) else value
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _named_method(cls, value: Any) -> Any:  # noqa: ANN401
+        if isinstance(value, str):
+            value = {"name": value}
+        return methods.build(value) if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _space_suits(self) -> "RunConfig":
+        if self.space not in SPACES:
+            raise ConfigError(
+                f"space: unknown space `{self.space}`; known spaces are {', '.join(SPACES)}.{suggest(self.space, SPACES)}"
+            )
+        if self.space not in self.method.spaces:
+            raise ConfigError(
+                f"method `{self.method.name}` does not support space `{self.space}`;"
+                f" it supports {', '.join(self.method.spaces)}."
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        """The resolved run file, defaults included."""
+        content = self.model_dump(mode="json")
+        content["method"] = {"name": self.method.name, **content["method"]}
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def load_run_file(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run file with `key.path=value` overrides.
+
+    Raises:
+        ConfigError: missing or malformed file, unknown key, value out of range.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Cannot read the run file {path}: {error}.") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it is not YAML"
+        raise ConfigError(f"{path}{place}: malformed YAML: {problem}.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: a run file is a mapping with the keys {', '.join(RunConfig.model_fields)}.")
+    for override in overrides:
+        _override(content, override)
+    return parse(content, str(path))
+
+
+def parse(content: dict[str, Any], origin: str) -> RunConfig:
+    """A run config from plain data.
+
+    Raises:
+        ConfigError: says the key, what it may be, and what was given.
+    """
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {explain(error, RunConfig)}") from error
+
+
+def explain(error: ValidationError, schema: type[BaseModel]) -> str:
+    """The first mistake of a validation as one sentence; unknown keys come with the nearest known one."""
+    errors = error.errors()
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(schema, [part for part in first["loc"][:-1] if isinstance(part, str)])
+        listed = f"; possible keys are {', '.join(known)}" if known else ""
+        return f"unknown key `{place}`{listed}.{suggest(str(first['loc'][-1]), known)}"
+    if first["type"] == "missing":
+        return f"`{place}` is missing. Add it to the run file."
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, TunePruneError):
+        return str(cause)
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if first["type"] == "value_error" else f", got {first['input']!r}"
+    return f"`{place}`: {message}{given}." if place else f"{message}."
+
+
+def _fields_at(schema: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """Field names of the nested model at `path`, empty where there is none."""
+    for part in path:
+        field = schema.model_fields.get(part)
+        if field is None:
+            return []
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        found = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not found:
+            return []
+        schema = found[0]
+    return list(schema.model_fields)
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    """Set one `key.path=value` in place; the value is read as YAML."""
+    path, separator, text = override.partition("=")
+    if not separator or not path:
+        raise ConfigError(f"--set {override}: write it as key.path=value, such as budget.keep=0.5.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not YAML.") from error
+    *parents, leaf = path.split(".")
+    for parent in parents:
+        inner = content.setdefault(parent, {})
+        if parent in ("model", "method") and isinstance(inner, str):
+            inner = content[parent] = {"base" if parent == "model" else "name": inner}
+        if inner is None:
+            inner = content[parent] = {}
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {override}: `{parent}` is not a section.")
+        content = inner
+    content[leaf] = value

@@ -1,0 +1,67 @@
+"""Progress on a terminal: one bar for steps with loss and kept share, one for evaluated items."""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from tuneprune.progress import Progress
+
+
+class ConsoleProgress(Progress):
+    """Stages as lines, work inside them as a bar. Use as a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (
+            TextColumn("  {task.description:<28}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[numbers]}"),
+        )
+        self.console = console
+        self.bars = Bars(*columns, console=console, transient=True)
+        self.current = ""
+        self.bar: Any = None
+
+    def __enter__(self) -> Self:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def stage(self, name: str) -> None:
+        """A line for the new stage."""
+        self._close()
+        self.console.print(f"[bold]•[/] {name}", highlight=False)
+
+    def step(self, metrics: Mapping[str, Any]) -> None:
+        """Move the bar, with the numbers a user watches."""
+        numbers = [f"loss {metrics['loss']:.3f}"]
+        if "kept_share" in metrics:
+            numbers.append(f"kept {metrics['kept_share']:.1%}")
+        numbers.append(f"{metrics['tokens_per_s']:.0f} tokens/s")
+        if metrics.get("skipped_steps"):
+            numbers.append(f"{metrics['skipped_steps']} skipped")
+        self._move(str(metrics["phase"]), int(metrics["step"]), int(metrics["steps"]), "  ".join(numbers))
+
+    def item(self, task: str, done: int, total: int) -> None:
+        """Move the bar of an evaluated task."""
+        self._move(task, done, total, "")
+
+    def _move(self, name: str, done: int, total: int, numbers: str) -> None:
+        if self.bar is None or name != self.current:
+            self._close()
+            self.current, self.bar = name, self.bars.add_task(name, total=total, numbers="")
+        self.bars.update(self.bar, completed=done, numbers=numbers)
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bars.remove_task(self.bar)
+            self.bar = None

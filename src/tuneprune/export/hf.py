@@ -1,0 +1,117 @@
+"""A pruned model as a Hugging Face folder that `from_pretrained` loads without tuneprune."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tuneprune.errors import ConfigError, TunePruneError
+from tuneprune.export import shipped
+
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class Loader:
+    """What it takes to load an exported folder."""
+
+    class_name: str
+    needs_remote_code: bool
+    host_model_type: str
+
+
+def write(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, max_shard_size: str = "5GB"
+) -> Loader:
+    """Write the model, its tokenizer and generation settings to `folder`, and say what loads them.
+
+    Everything is written to a sibling folder first and moved into place in one step; an earlier export in `folder` is
+    replaced only then, so a failing disk leaves it as it was.
+
+    Args:
+        max_shard_size: largest size of one weight file, as Hugging Face writes sizes.
+
+    Raises:
+        ConfigError: `folder` is a file, or holds something that is not an export.
+        TunePruneError: the disk refused the files.
+    """
+    folder = folder.resolve()
+    _check_replaceable(folder)
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        model.save_pretrained(partial, max_shard_size=max_shard_size)
+        tokenizer.save_pretrained(partial)
+        loader = _finish(model, partial)
+        _publish(partial, folder)
+    except (OSError, SafetensorError) as error:
+        raise TunePruneError(
+            f"{folder}: the model could not be written ({error}). Free space on the disk or choose another folder;"
+            " what was there before is untouched."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return loader
+
+
+def weight_bytes(folder: Path) -> int:
+    """Size of the safetensors files of a folder, in bytes."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _finish(model: PreTrainedModel, folder: Path) -> Loader:
+    """Add to the saved folder what Hugging Face's own saving leaves out."""
+    config = json.loads((folder / CONFIG).read_text(encoding="utf8"))
+    config |= _legacy_rope(config)
+    is_ragged = "pruned" in config
+    if is_ragged:
+        auto_map = shipped.classes(model.config)
+        # A name that no library knows, so that none picks its own class of the family, whose shapes do not fit.
+        config["architectures"] = [auto_map["AutoModelForCausalLM"]]
+        config["auto_map"] = {auto: f"{shipped.MODULE}.{name}" for auto, name in auto_map.items()}
+        (folder / f"{shipped.MODULE}.py").write_text(shipped.source(model.config), encoding="utf8")
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf8")
+    return Loader(config["architectures"][0], is_ragged, config["model_type"])
+
+
+def _legacy_rope(config: dict[str, Any]) -> dict[str, Any]:
+    """RoPE settings under the names that readers older than transformers 5 know, such as mlx-lm.
+
+    Without them such readers assume theta 10000 and no scaling, and compute wrong logits without an error.
+    """
+    rope = config.get("rope_parameters") or {}
+    if "rope_theta" not in rope:
+        return {}
+    legacy: dict[str, Any] = {"rope_theta": rope["rope_theta"]}
+    if "partial_rotary_factor" in rope:
+        legacy["partial_rotary_factor"] = rope["partial_rotary_factor"]
+    if rope.get("rope_type", "default") != "default":
+        legacy["rope_scaling"] = rope  # complete: transformers 5 reads it instead of `rope_parameters`
+    return legacy
+
+
+def _check_replaceable(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder}: is a file, but the model needs a folder. Name another one.")
+    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+        raise ConfigError(f"{folder}: holds files that are not a model, which would be lost. Name another folder.")
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    """Move the finished folder into place; the old one steps aside first, because a rename replaces no full folder."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    try:
+        partial.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,136 @@
+"""The proof of an export: what loads in a fresh process computes what the masked model computed."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tuneprune.errors import DataError, TunePruneError
+from tuneprune.export import reload_probe
+from tuneprune.export.hf import weight_bytes
+
+PROMPT_TOKENS = 16
+TEXT_CHARACTERS = 2000
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a model said about some text before it was cut.
+
+    `dtype` is the coarser of the model's precision and float32, in which the reloaded model answers; `text` and
+    `text_ids` are a piece of the text and its tokens, for the reloaded tokenizer to repeat.
+    """
+
+    input_ids: Int[Tensor, "rows length"]
+    logits: Float[Tensor, "rows length vocabulary"]
+    prompt_ids: Int[Tensor, " prompt"]
+    dtype: str
+    text: str
+    text_ids: Int[Tensor, " tokens"]
+
+
+@torch.no_grad()
+def take_probe(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    rows: int = 4,
+    length: int = 64,
+) -> Probe:
+    """The logits of the model as it stands, gates included, on `rows` rows of `length` tokens of `texts`.
+
+    The texts are read as one stream, from the start again where they are too short; rows are no longer than the
+    model's context.
+
+    Raises:
+        DataError: the texts hold no token.
+    """
+    length = min(length, getattr(model.config, "max_position_embeddings", length))
+    input_ids = torch.tensor(_stream(tokenizer, texts, rows * length)).view(rows, length)
+    device = next(model.parameters()).device
+    with _evaluating(model):
+        logits = [model(input_ids=row[None].to(device), use_cache=False).logits[0].float().cpu() for row in input_ids]
+    room = max(1, getattr(model.config, "max_position_embeddings", length) - reload_probe.NEW_TOKENS)
+    prompt_ids = input_ids[0, : min(PROMPT_TOKENS, room)].clone()
+    dtype = torch.float32 if model.dtype == torch.float64 else model.dtype
+    text = next(text for text in texts if text)[:TEXT_CHARACTERS]
+    text_ids = torch.tensor(tokenizer(text)["input_ids"], dtype=torch.long)
+    return Probe(input_ids, torch.stack(logits), prompt_ids, str(dtype).removeprefix("torch."), text, text_ids)
+
+
+def prove(folder: Path, probe: Probe, *, needs_remote_code: bool) -> dict[str, Any]:
+    """What a fresh Python process, which cannot import tuneprune, finds in an exported folder.
+
+    The folder is loaded in float32 on the CPU. Returns `logits` (`max_abs_diff`, `max_rel_diff` = max_abs_diff over the
+    largest absolute logit of the probe, `dtype`, `tokens`), `generation` (a greedy sample with and without cache),
+    `loader`, `bytes_on_disk` (`pruned`: bytes of the weight files), `parameters_counted` (tied weights once) and
+    `tokenizer_agrees` (the reloaded tokenizer splits a text as the one in memory did).
+
+    Raises:
+        TunePruneError: the folder does not load or does not run there.
+    """
+    with tempfile.TemporaryDirectory(prefix="tuneprune-proof-") as scratch:
+        probe_file, result_file = Path(scratch, "probe.safetensors"), Path(scratch, "result.json")
+        tensors = {
+            name: getattr(probe, name).contiguous() for name in ("input_ids", "logits", "prompt_ids", "text_ids")
+        }
+        save_file(tensors, probe_file, metadata={"text": probe.text})
+        arguments = [str(folder.resolve()), str(probe_file), str(result_file), str(int(needs_remote_code))]
+        # -P keeps the program's own folder off the import path, where its neighbours would pass for libraries
+        command = [sys.executable, "-P", reload_probe.__file__, *arguments]
+        child = subprocess.run(command, env=_environment(scratch), capture_output=True, text=True, check=False)
+        if child.returncode != 0:
+            last = (child.stderr.strip() or f"exit status {child.returncode}").splitlines()[-1]
+            raise TunePruneError(f"{folder}: the exported model does not run in a fresh process: {last}")
+        result = json.loads(result_file.read_text(encoding="utf8"))
+    result["logits"]["dtype"] = probe.dtype
+    result["bytes_on_disk"] = {"pruned": weight_bytes(folder)}
+    return result
+
+
+def _environment(scratch: str) -> dict[str, str]:
+    """The child's environment: offline, and with a code cache of its own so that parallel runs do not meet."""
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    return {
+        **os.environ,
+        **offline,
+        "HF_MODULES_CACHE": str(Path(scratch, "modules")),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def _stream(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], count: int) -> list[int]:
+    """The first `count` tokens of the texts, repeated as needed."""
+    tokens: list[int] = []
+    for text in texts:
+        tokens.extend(tokenizer(text)["input_ids"])
+        if len(tokens) >= count:
+            break
+    if not tokens:
+        raise DataError("The texts for the proof hold no token. Give at least one text that is not empty.")
+    return list(islice(cycle(tokens), count))
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off, and the model's mode restored afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,212 @@
+"""One run's checks and what its stages share."""
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tuneprune import evaluate, export, families
+from tuneprune.config import RunConfig
+from tuneprune.data import Data, load
+from tuneprune.errors import ConfigError
+from tuneprune.loading import load_config, load_model, load_tokenizer, skeleton, stored_dtype
+from tuneprune.progress import Progress
+from tuneprune.structure import spaces
+from tuneprune.structure.architecture import Architecture
+from tuneprune.structure.budget import check as check_budget
+from tuneprune.structure.space import PruningSpace
+from tuneprune.train import TuneConfig, Tuner, TuneResult
+from tuneprune.train.loop import fingerprint
+
+Scores = dict[str, dict[str, float]]
+
+
+@dataclass
+class Job:
+    """Everything the stages of one run share."""
+
+    config: RunConfig
+    tokenizer: PreTrainedTokenizerBase
+    data: Data
+    tasks: list[evaluate.LoadedTask]
+    architecture: Architecture
+    space: PruningSpace
+    dtype: torch.dtype
+    out: Path
+    resume: bool
+    progress: Progress
+    accelerator: Accelerator
+    seconds: dict[str, float] = field(default_factory=dict)
+    results: dict[str, TuneResult] = field(default_factory=dict)
+
+    def dense(self) -> PreTrainedModel:
+        """A fresh copy of the base model."""
+        return load_model(self.config.model.base, self.config.model.adapter, self.accelerator.device)
+
+    def tuner(self, model: PreTrainedModel, options: TuneConfig, folder: Path) -> Tuner:
+        """A tuning of `model` on this run's data; every tuning of a run reads the same batches in the same order."""
+        shared = {"seed": self.config.seed, "batch_size": options.batch_size}
+        place = {"rank": self.accelerator.process_index, "world_size": self.accelerator.num_processes}
+        return Tuner(
+            model,
+            self.data.stream(self.data.train_part, **shared, **place),
+            self.data.stream(self.data.calibration_part, **shared, **place),
+            options,
+            folder,
+            accelerator=self.accelerator,
+            seed=self.config.seed,
+            space=self.space,
+            observe=self.progress.step,
+        )
+
+    def fingerprint(self, stage: str) -> str:
+        """Identifies a stage's checkpoints: another configuration or other data is refused."""
+        return fingerprint(stage, self.config.model_dump(mode="json"), self.config.method.name, self.data.summary())
+
+    def score(self, model: PreTrainedModel, name: str) -> Scores:
+        """The scores of a model; kept in `scores.json`, so that a resumed run does not repeat finished ones."""
+        store = self.out / "scores.json"
+        known: dict[str, Scores] = json.loads(store.read_text(encoding="utf8")) if store.exists() else {}
+        if name in known and name != "pruned":
+            return known[name]
+        self.progress.stage(f"evaluate {name.replace('_', ' ')}")
+        started = time.perf_counter()
+        known[name] = evaluate.evaluate(
+            model,
+            self.tokenizer,
+            self.tasks,
+            batch_size=self.config.evaluate.batch_size,
+            max_length=self.config.evaluate.max_length,
+            progress=self.progress.item,
+        )
+        self.seconds["evaluate_s"] = self.seconds.get("evaluate_s", 0.0) + time.perf_counter() - started
+        if self.accelerator.is_main_process:
+            store.write_text(json.dumps(known, indent=1) + "\n", encoding="utf8")
+        return known[name]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A run file that has passed every check that needs no training."""
+
+    config: RunConfig
+    tokenizer: PreTrainedTokenizerBase
+    data: Data
+    tasks: list[evaluate.LoadedTask]
+    architecture: Architecture
+    space: PruningSpace
+    dtype: torch.dtype
+
+
+def check(config: RunConfig) -> Checked:
+    """Every check that needs no training and writes nothing.
+
+    Raises:
+        TunePruneError: what is wrong with the run file, the model, the data or the budget.
+    """
+    hf_config = load_config(config.model.base)
+    architecture = families.describe_config(hf_config)
+    check_lengths(config, hf_config.max_position_embeddings)
+    check_trackers(config.tune.trackers)
+    space = spaces.build(config.space, architecture, skeleton(hf_config))
+    check_budget(space, config.budget)
+    export.check(config.export, space, config.budget)
+    tokenizer = load_tokenizer(config.model.base)
+    tasks = evaluate.load_tasks(config.evaluate, tokenizer)
+    test = [example for task in tasks for example in task.examples]
+    data = load(config.data, tokenizer, config.tune.max_length, test)
+    return Checked(config, tokenizer, data, tasks, architecture, space, stored_dtype(hf_config))
+
+
+def prepare(config: RunConfig, out: Path, *, resume: bool, progress: Progress) -> Job:
+    """All checks, then the output folder and the processes.
+
+    Raises:
+        TunePruneError: what is wrong with the run file, the model, the data, the budget or the folder.
+    """
+    progress.stage("prepare")
+    checked = check(config)
+    accelerator = Accelerator(log_with=config.tune.trackers or None, project_dir=str(out))
+    if accelerator.is_main_process:
+        claim(out, config, resume=resume)
+    if config.tune.trackers:
+        accelerator.init_trackers("tuneprune")
+    accelerator.wait_for_everyone()
+    return Job(**vars(checked), out=out, resume=resume, progress=progress, accelerator=accelerator)
+
+
+def outlook(config: RunConfig) -> dict[str, Any]:
+    """What a checked run would do: sizes before and after, data, and how the result will load."""
+    checked = check(config)
+    space, budget = checked.space, config.budget
+    stock = space.name == "width" and budget.per_layer == "uniform"
+    target = budget.target(space)
+    return {
+        "model": f"{config.model.base} ({checked.architecture.family}, {space.num_parameters:,} parameters)",
+        "method": f"{config.method.name} on space {space.name}",
+        "result": f"{target:,} parameters ({target / space.num_parameters:.1%} of all)",
+        "loads as": "stock Hugging Face class" if stock else "its family's class with one file of remote code",
+        "training": f"{len(checked.data.train)} documents, {config.tune.steps} steps of {config.tune.batch_size} rows",
+        "calibration": f"{len(checked.data.calibration)} documents",
+        "evaluation": ", ".join(f"{task.name} ({len(task.examples)})" for task in checked.tasks),
+        "ok": True,
+    }
+
+
+def check_lengths(config: RunConfig, context: int) -> None:
+    """Refuse rows longer than the model's context.
+
+    Raises:
+        ConfigError: names the section and the largest length.
+    """
+    for name, section in (("tune", config.tune), ("recover", config.recover)):
+        if section is not None and section.max_length > context:
+            raise ConfigError(
+                f"{name}.max_length={section.max_length} is longer than the model's context of {context} tokens;"
+                f" use at most {context}."
+            )
+
+
+def check_trackers(names: list[str]) -> None:
+    """Refuse trackers that would fail once training starts.
+
+    Raises:
+        ConfigError: one that accelerate does not know or cannot import.
+    """
+    available = [str(tracker) for tracker in get_available_trackers()]
+    for name in names:
+        if name not in available:
+            listed = ", ".join(available) or "none"
+            raise ConfigError(f"tune.trackers: `{name}` is not installed or not known; available here: {listed}.")
+
+
+def claim(out: Path, config: RunConfig, *, resume: bool) -> None:
+    """Make `out` this run's folder.
+
+    Raises:
+        ConfigError: it belongs to another run, or to this one and `resume` was not given.
+    """
+    resolved = out / "config.yaml"
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file. Name a folder.")
+    if resolved.exists():
+        if not resume:
+            raise ConfigError(f"--out {out} already holds a run. Continue it with --resume, or name another folder.")
+        if resolved.read_text(encoding="utf8") != config.to_yaml():
+            raise ConfigError(
+                f"--out {out} holds a run with another configuration. Resume it with its own run file"
+                f" ({resolved}), or name another folder."
+            )
+    elif out.exists() and any(out.iterdir()):
+        raise ConfigError(f"--out {out} is not empty and holds no run. Name a new folder.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        resolved.write_text(config.to_yaml(), encoding="utf8")
+    except OSError as error:
+        raise ConfigError(f"--out {out} cannot be written: {error}.") from error

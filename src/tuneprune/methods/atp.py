@@ -1,0 +1,286 @@
+"""ATP: tune and prune in one run.
+
+A small generator re-decides the masks on calibration data while LoRA tunes on domain data under them. The decision
+follows the weights, is then frozen, and LoRA on what was switched off goes to zero, so that it can be cut out exactly.
+
+Paper: https://arxiv.org/abs/2412.14426 (symbols and defects: `methods.md` section 1).
+
+Changed: Q/K dims are tied across rotary pairs, masks of the `disp` space have full length, the generator always runs in
+float32 without dropout, and the final decision is deterministic and meets the budget instead of being the last noisy
+sample. `decisions: on_budget` and `prior: taylor` go beyond the paper: see the fields.
+"""
+
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from tuneprune.methods.base import Method, Metrics, Search, Subject, churn, decide, generator_for
+from tuneprune.methods.generator import FreeGenerator, TransformerGenerator
+from tuneprune.methods.regularise import (
+    group_lasso,
+    linear_decay,
+    lora_residue,
+    project,
+    proximal_step,
+    proximal_strength,
+)
+from tuneprune.methods.scoring import magnitude, taylor
+from tuneprune.structure.budget import Budget, allocate
+from tuneprune.structure.masks import Gates, gumbel, gumbel_sigmoid, straight_through
+from tuneprune.structure.plan import Plan
+from tuneprune.structure.space import Masks, PruningSpace
+
+
+class Atp(Method):
+    """Hyper-parameters of ATP."""
+
+    name = "atp"
+    paper = "https://arxiv.org/abs/2412.14426"
+    spaces = ("width", "head_dim", "disp")
+
+    decision: Literal["dynamic", "static"] = Field(
+        "dynamic",
+        description="`static` makes all generator steps before tuning starts, on the pretrained weights",
+    )
+    decisions: Literal["sampled", "on_budget"] = Field(
+        "on_budget",
+        description="`sampled` draws masks with Gumbel noise and pulls them to the budget by a loss (the paper);"
+        " `on_budget` keeps the best-scored units that fit the budget at every step",
+    )
+    prior: Literal["none", "magnitude", "taylor"] = Field(
+        "taylor", description="score added to the generator's logits: where the decision starts"
+    )
+    prior_batches: int = Field(16, ge=1, description="calibration batches for the Taylor prior")
+    prior_scale: float = Field(1.0, ge=0, description="standard deviation of the prior among the logits")
+    generator: Literal["transformer", "free"] = Field("transformer", description="`free`: plain logits (ablation)")
+    generator_size: int = Field(64, ge=4, description="features of a layer's token")
+    generator_blocks: int = Field(2, ge=1)
+    generator_heads: int = Field(4, ge=1)
+    generator_learning_rate: float = Field(1e-3, gt=0, description="a fifth of it in the last fifth of control")
+    generator_clip: float = Field(1.0, gt=0, description="largest gradient norm of a generator step")
+    control_share: float = Field(0.5, ge=0, le=1, description="share of the steps in which decisions are revised")
+    decision_every: int = Field(1, ge=1, description="steps between two revisions")
+    temperature: float = Field(0.4, gt=0, description="T of the Gumbel-sigmoid")
+    base: float = Field(3.0, description="b of the Gumbel-sigmoid: sampling starts from the unpruned model")
+    budget_weight: float = Field(5.0, ge=0, description="alpha: weight of the budget loss (sampled decisions)")
+    lora_aware: bool = Field(True, description="tuning masks the frozen weights only and leaves LoRA open")
+    regulariser: Literal["lasso", "proximal", "linear_decay", "none"] = Field("linear_decay")
+    lasso_weight: float = Field(0.3, ge=0, description="beta in the control phase")
+    lasso_weight_frozen: float = Field(1000.0, ge=0, description="beta after the decision is frozen")
+    proximal_weight: float = Field(5e4, ge=0, description="shrinkage per learning rate at the last step")
+    decay_share: float = Field(0.5, gt=0, le=1, description="share of the frozen phase until LoRA is zero")
+
+    def begin(self, subject: Subject, budget: Budget) -> Search:
+        """Start from the unpruned model (`sampled`) or from the prior's decision (`on_budget`)."""
+        return AtpSearch(self, subject, budget)
+
+
+class AtpSearch(Search):
+    """One ATP run: generator, its optimiser, the decision in force."""
+
+    def __init__(self, options: Atp, subject: Subject, budget: Budget) -> None:
+        self.options, self.subject, self.budget = options, subject, budget
+        self.device = subject.model.device
+        self.gates = Gates(subject.model, subject.space)
+        self.generator = build_generator(options, subject).to(self.device)
+        self.optimizer = torch.optim.AdamW(self.generator.parameters(), lr=options.generator_learning_rate)
+        self.noise = generator_for(subject.seed, purpose=3)
+        self.control_steps = round(options.control_share * subject.total_steps)
+        self.step, self.skipped, self.frozen_at = 0, 0, -1
+        self._prior: dict[str, Tensor] | None = None
+        self._masks = subject.space.ones(self.device)
+
+    @property
+    def phase(self) -> str:  # type: ignore[override]
+        """`control` while decisions are revised, then `frozen`."""
+        return "control" if self.frozen_at < 0 else "frozen"
+
+    def before_step(self, step: int) -> Metrics:
+        """Revise the decision, or freeze it when the control phase is over."""
+        self.step = step
+        if self.frozen_at >= 0:
+            return {}
+        metrics: Metrics = {}
+        before = self._masks
+        if self.options.decision == "static":
+            for index in range(0, self.control_steps, self.options.decision_every):
+                metrics = self._improve(index)
+            self._freeze()
+        elif step >= self.control_steps:
+            self._freeze()
+        elif step % self.options.decision_every == 0:
+            metrics = self._improve(step)
+            with torch.no_grad():
+                self._masks = self._decision()
+        return metrics | {"mask_churn": churn(before, self._masks)}
+
+    def context(self) -> AbstractContextManager[None]:
+        """The LoRA-aware tuning forward, or the fully masked one for the ablation."""
+        return self.gates(self._masks, "open" if self.options.lora_aware else "masked")
+
+    def penalty(self) -> Tensor | None:
+        """The weighted group lasso: the LoRA norms of removed units."""
+        if self.options.regulariser != "lasso":
+            return None
+        lasso = group_lasso(self.subject.model, self.subject.space, self._masks)
+        weight = self.options.lasso_weight if self.phase == "control" else self.options.lasso_weight_frozen
+        return None if lasso is None else weight * lasso
+
+    def after_step(self, learning_rate: float) -> None:
+        """The proximal step, or the linear decay, on LoRA of removed units."""
+        model, space, options = self.subject.model, self.subject.space, self.options
+        if options.regulariser == "proximal":
+            progress = (self.step + 1) / self.subject.total_steps
+            strength = proximal_strength(options.proximal_weight, progress, learning_rate)
+            proximal_step(model, space, self._masks, strength)
+        elif options.regulariser == "linear_decay" and self.phase == "frozen":
+            frozen_steps = self.subject.total_steps - self.frozen_at
+            steps = max(1, round(options.decay_share * frozen_steps))
+            linear_decay(model, space, self._masks, self.step - self.frozen_at, steps)
+
+    def masks(self) -> Masks:
+        """The hard masks in force."""
+        return self._masks
+
+    def plan(self) -> Plan:
+        """Freeze the decision if it is not, project LoRA on removed units to zero, and record how large it was."""
+        if self.frozen_at < 0:
+            self._freeze()
+        residue = lora_residue(self.subject.model, self.subject.space, self._masks)
+        project(self.subject.model, self.subject.space, self._masks)
+        plan = decide(self._masks, self.subject, self.budget, self.options)
+        return Plan(plan.edits, plan.space, {**plan.provenance, "lora_residue": residue})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Generator, its optimiser and noise, prior, and the decision in force."""
+        return {
+            "generator": self.generator.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "noise": self.noise.get_state(),
+            "prior": self._prior,
+            "masks": self._masks,
+            "frozen_at": self.frozen_at,
+            "skipped": self.skipped,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        self.generator.load_state_dict(state["generator"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.noise.set_state(state["noise"])
+        self._prior = state["prior"]
+        self._masks = {name: mask.to(self.device) for name, mask in state["masks"].items()}
+        self.frozen_at, self.skipped = state["frozen_at"], state["skipped"]
+
+    def _logits(self) -> dict[str, Tensor]:
+        """The generator's logits on top of the prior."""
+        if self._prior is None:
+            self._prior = prior_logits(self.options, self.subject)
+        logits = self.generator()
+        return {name: value + self._prior[name].to(self.device) for name, value in logits.items()}
+
+    def _relaxed(self, logits: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Soft masks, and hard ones: sampled, or the best that fit the budget."""
+        options = self.options
+        if options.decisions == "sampled":
+            soft = {
+                name: gumbel_sigmoid(
+                    value,
+                    gumbel((len(value),), self.noise).to(self.device),
+                    base=options.base,
+                    temperature=options.temperature,
+                )
+                for name, value in logits.items()
+            }
+            return soft, {name: (value >= 0.5).float() for name, value in soft.items()}
+        hard = self._allocate(logits)
+        num_kept = sum(int(mask.sum()) for mask in hard.values())
+        threshold = torch.cat(list(logits.values())).detach().topk(num_kept).values[-1]  # where the budget cuts
+        soft = {name: torch.sigmoid((value - threshold) / options.temperature) for name, value in logits.items()}
+        return soft, hard
+
+    def _allocate(self, logits: dict[str, Tensor]) -> dict[str, Tensor]:
+        masks = allocate(logits, self.subject.space, self.budget)
+        return {name: mask.to(self.device) for name, mask in masks.items()}
+
+    def _decision(self) -> dict[str, Tensor]:
+        return self._relaxed(self._logits())[1]
+
+    def _freeze(self) -> None:
+        """The deterministic decision, exactly on budget."""
+        with torch.no_grad():
+            self._masks = self._allocate(self._logits())
+        self.frozen_at = self.step
+
+    def _improve(self, index: int) -> Metrics:
+        """One generator step on calibration data: L_PDG = CE(soft masks) + alpha * R (`methods.md` 1.5)."""
+        options, space = self.options, self.subject.space
+        late = index >= 0.8 * self.control_steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = options.generator_learning_rate * (0.2 if late else 1.0)
+        soft, hard = self._relaxed(self._logits())
+        passed_through = {name: straight_through(hard[name], soft[name]) for name in soft}
+        sampled = options.decisions == "sampled"
+        with self.gates(soft if sampled else passed_through):
+            loss = self.subject.runtime.loss(self.subject.calibration())
+            budget_loss = budget_distance(space, passed_through, self.budget.target(space))
+            total = loss + options.budget_weight * budget_loss.float() if sampled else loss
+            parameters = list(self.generator.parameters())
+            gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+        gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+        norm = self._apply(parameters, gradients)
+        return {
+            "calibration_loss": loss.item(),
+            "budget_loss": budget_loss.item(),
+            "soft_share": space.parameters_left(soft).item() / space.num_parameters,
+            "generator_grad_norm": norm,
+            "generator_skipped": float(self.skipped),
+        }
+
+    def _apply(self, parameters: list[torch.nn.Parameter], gradients: list[Tensor]) -> float:
+        """Average gradients over processes, clip, step; a non-finite one is skipped and counted."""
+        self.subject.runtime.average(gradients)
+        norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        if not torch.isfinite(norm):
+            self.skipped += 1
+            return norm.item()
+        scale = (self.options.generator_clip / (norm + 1e-6)).clamp(max=1.0)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient * scale
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm.item()
+
+
+def build_generator(options: Atp, subject: Subject) -> torch.nn.Module:
+    """The generator a run asks for, in float32."""
+    if options.generator == "free":
+        return FreeGenerator(subject.space)
+    return TransformerGenerator(
+        subject.space,
+        size=options.generator_size,
+        blocks=options.generator_blocks,
+        heads=options.generator_heads,
+        random=generator_for(subject.seed, purpose=2),
+    )
+
+
+def prior_logits(options: Atp, subject: Subject) -> dict[str, Tensor]:
+    """Logarithms of a one-shot score, standardised over all units and scaled; zeros for no prior."""
+    if options.prior == "none":
+        return {group.name: torch.zeros(group.size) for group in subject.space.groups}
+    scores = taylor(subject, options.prior_batches) if options.prior == "taylor" else magnitude(subject)
+    logs = {name: (score.double() + 1e-30).log() for name, score in scores.items()}
+    everything = torch.cat(list(logs.values()))
+    mean, deviation = everything.mean(), everything.std().clamp(min=1e-12)
+    return {name: (options.prior_scale * (value - mean) / deviation).float() for name, value in logs.items()}
+
+
+def budget_distance(space: PruningSpace, masks: Masks, target: int) -> Tensor:
+    """R(a, rho) = |log a - log rho| over the parameters the space reaches (`methods.md` 1.5), differentiable."""
+    fixed = space.num_parameters - space.num_prunable
+    left = space.parameters_left(masks) - fixed
+    return (torch.log(left.clamp(min=1.0)) - torch.log(torch.tensor(float(max(1, target - fixed))))).abs()

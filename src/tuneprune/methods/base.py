@@ -1,0 +1,135 @@
+"""What a method is: frozen hyper-parameters that begin a search, and a search that ends in a plan."""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tuneprune.structure.architecture import Architecture
+from tuneprune.structure.budget import Budget
+from tuneprune.structure.plan import Plan
+from tuneprune.structure.space import Masks, PruningSpace
+
+Batch = Mapping[str, Tensor]
+Metrics = dict[str, float]
+
+
+class Runtime(Protocol):
+    """What the training loop lends a search, so that it gives the same result on one process and on many."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean cross-entropy per token of this process's share, scaled so that averaging gradients is exact."""
+        ...
+
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Average tensors over all processes, in place."""
+        ...
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model a method works on, with everything it may need to know about it.
+
+    `calibration()` gives the next batch of held-out data; `total_steps` is the length of the tuning that the search
+    takes part in.
+    """
+
+    model: PreTrainedModel
+    architecture: Architecture
+    space: PruningSpace
+    runtime: Runtime
+    calibration: Callable[[], Batch]
+    total_steps: int
+    seed: int
+
+
+class Search:
+    """One run of one method on one model. Every hook defaults to nothing; only `plan` must be given."""
+
+    phase: str = "tune"
+
+    def before_step(self, step: int) -> Metrics:  # noqa: ARG002  (a hook's signature)
+        """Called before the tuning step `step`, with its own optimiser: where decisions are revised."""
+        return {}
+
+    def context(self) -> AbstractContextManager[None]:
+        """The gates of this tuning step; stays open through backward."""
+        return nullcontext()
+
+    def penalty(self) -> Tensor | None:
+        """What is added to the tuning loss."""
+        return None
+
+    def after_step(self, learning_rate: float) -> None:
+        """Called after the optimiser step that was taken: projections."""
+
+    def masks(self) -> Masks | None:
+        """The hard masks in force, for logging."""
+        return None
+
+    def plan(self) -> Plan:
+        """The decision. Leaves no hook, and no LoRA on removed units, behind."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on exactly where this was taken."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+
+
+class Decided(Search):
+    """A search with nothing left to learn: what every one-shot method returns."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def plan(self) -> Plan:
+        """The plan that was decided at the beginning."""
+        return self._plan
+
+
+class Method(BaseModel, frozen=True, extra="forbid"):
+    """Hyper-parameters of one paper's method; also its config schema and its documentation.
+
+    A `one_shot` method decides on the pretrained weights; a run then compresses first and spends its tuning budget on
+    the smaller model.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    spaces: ClassVar[tuple[str, ...]]
+    one_shot: ClassVar[bool] = False
+
+    def begin(self, subject: Subject, budget: Budget) -> Search:
+        """Start a search."""
+        raise NotImplementedError
+
+
+def decide(masks: Masks, subject: Subject, budget: Budget, method: Method) -> Plan:
+    """The plan of hard masks, signed with who decided."""
+    provenance = {
+        "method": {"name": method.name, **method.model_dump(mode="json")},
+        "budget": budget.model_dump(mode="json"),
+        "seed": subject.seed,
+        "space": subject.space.name,
+        "family": subject.architecture.family,
+    }
+    return Plan.from_masks(masks, subject.space, provenance)
+
+
+def churn(before: Masks, after: Masks) -> float:
+    """Share of all units whose hard mask differs."""
+    changed = sum(int((before[name] != after[name]).sum()) for name in after)
+    return changed / sum(mask.numel() for mask in after.values())
+
+
+def generator_for(seed: int, purpose: int) -> torch.Generator:
+    """An own random stream on the CPU, equal on every process."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + purpose)

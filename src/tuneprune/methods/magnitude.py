@@ -1,0 +1,23 @@
+"""Magnitude: keep the units with the largest weights. The baseline that every learned method must beat.
+
+Paper: https://arxiv.org/abs/1608.08710 (filters by norm). Changed: a unit's norm covers all coupled weights, and every
+group loses the same share, because norms of groups of different shape do not compare.
+"""
+
+from tuneprune.methods.base import Decided, Method, Search, Subject, decide
+from tuneprune.methods.scoring import magnitude
+from tuneprune.structure.budget import Budget, allocate
+
+
+class Magnitude(Method):
+    """Keep the units of largest L2 norm, the same share of every group."""
+
+    name = "magnitude"
+    paper = "https://arxiv.org/abs/1608.08710"
+    spaces = ("width", "head_dim", "disp")
+    one_shot = True
+
+    def begin(self, subject: Subject, budget: Budget) -> Search:
+        """Decide at once."""
+        masks = allocate(magnitude(subject), subject.space, budget, "local")
+        return Decided(decide(masks, subject, budget, self))

@@ -1,0 +1,43 @@
+"""Pure scores of units, shared by methods: larger is more worth keeping."""
+
+import torch
+from torch import Tensor
+
+from tuneprune.methods.base import Subject
+from tuneprune.structure.masks import Gates
+from tuneprune.structure.weights import group_norms
+
+
+def magnitude(subject: Subject) -> dict[str, Tensor]:
+    """L2 norm of every unit over all weights it couples."""
+    with torch.no_grad():
+        return {group.name: group_norms(subject.model, group).cpu() for group in subject.space.groups}
+
+
+def taylor(subject: Subject, batches: int) -> dict[str, Tensor]:
+    """Mean squared derivative of the calibration loss by each unit's gate, per parameter the unit costs.
+
+    The gate's derivative at 1 is the first-order change of the loss when the unit goes (Molchanov et al. 2019); its
+    square over batches is the empirical Fisher information of the gate.
+    """
+    space, device = subject.space, subject.model.device
+    gates = Gates(subject.model, space)
+    totals = {group.name: torch.zeros(group.size, dtype=torch.double) for group in space.groups}
+    for _ in range(batches):
+        masks = {name: mask.requires_grad_() for name, mask in space.ones(device).items()}
+        with gates(masks):
+            loss = subject.runtime.loss(subject.calibration())
+            gradients = torch.autograd.grad(loss, list(masks.values()))
+        subject.runtime.average(gradients)
+        for name, gradient in zip(masks, gradients, strict=True):
+            totals[name] += gradient.double().cpu().pow(2) / batches
+    costs = unit_costs(subject)
+    return {name: total / costs[name] for name, total in totals.items()}
+
+
+def unit_costs(subject: Subject) -> dict[str, float]:
+    """Parameters that one unit of every group takes along when it is the first to go."""
+    space = subject.space
+    whole = {group.name: group.size for group in space.groups}
+    dense = space.count(whole)
+    return {name: float(dense - space.count(whole | {name: size - 1})) for name, size in whole.items()}

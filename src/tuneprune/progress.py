@@ -1,0 +1,17 @@
+"""What a run says while it works; the command line shows it, a library user may ignore it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class Progress:
+    """Receives the run's progress and drops it; subclass to show it."""
+
+    def stage(self, name: str) -> None:
+        """A new stage begins, such as `tune`."""
+
+    def step(self, metrics: Mapping[str, Any]) -> None:
+        """One tuning step was taken: `step` of `steps`, `loss`, `kept_share`, `tokens_per_s`."""
+
+    def item(self, task: str, done: int, total: int) -> None:
+        """So many items of an evaluated task are done."""

@@ -1,0 +1,158 @@
+"""What a run proves and records about itself."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuneprune import evaluate
+from tuneprune.job import Job, Scores
+from tuneprune.report import Proof, RunRecord, model_card, write_atomically, write_report
+from tuneprune.structure.budget import units_per_step
+from tuneprune.structure.plan import Plan
+
+
+def make_proof(job: Job, plan: Plan, found: dict[str, Any]) -> Proof:
+    """The proof of an export: what was counted here beside what a fresh process found on disk."""
+    parameters = parameter_counts(job, plan)
+    assert found.pop("parameters_counted") == parameters["kept_total"], "the saved model has other parameters"
+    found["bytes_on_disk"]["dense"] = parameters["dense_total"] * job.dtype.itemsize
+    residue = plan.provenance.get("lora_residue")
+    return Proof.from_data({"schema": 1, "parameters": parameters, "lora_residue": residue, **found}, "proof")
+
+
+def parameter_counts(job: Job, plan: Plan) -> dict[str, Any]:
+    """Parameters before and after under both denominators, and those of the largest unit a decision moves at once."""
+    space, budget = job.space, job.config.budget
+    widths = plan.widths(space)
+    kept = space.count(widths)
+    fixed = space.num_parameters - space.num_prunable
+    whole = {group.name: group.size for group in space.groups}
+    steps = {}
+    for group in space.groups:
+        units = units_per_step(group, budget.multiple_of)
+        cost = space.num_parameters - space.count(whole | {group.name: group.size - units})
+        place = (group.kind, group.name.split(".")[-1]) if budget.per_layer == "uniform" else group.name
+        steps[place] = steps.get(place, 0) + cost
+    return {
+        "dense_total": space.num_parameters,
+        "kept_total": kept,
+        "share_total": kept / space.num_parameters,
+        "dense_prunable": space.num_prunable,
+        "kept_prunable": kept - fixed,
+        "share_prunable": (kept - fixed) / space.num_prunable,
+        "target": budget.keep,
+        "of": budget.of,
+        "largest_unit": max(steps.values()),
+    }
+
+
+def make_record(
+    job: Job,
+    plan: Plan,
+    proof: Proof,
+    scores: tuple[Scores, Scores | None, Scores],
+    speed: dict[str, Any] | None,
+) -> RunRecord:
+    """The whole run in numbers."""
+    config = job.config
+    dense, tuned, pruned = scores
+    widths = plan.widths(job.space)
+    content = {
+        "schema": 1,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "method": {"name": config.method.name, **config.method.model_dump(mode="json")},
+        "space": config.space,
+        "budget": config.budget.model_dump(mode="json"),
+        "seed": config.seed,
+        "model": {
+            "id": config.model.base,
+            "family": job.architecture.family,
+            "parameters": job.space.num_parameters,
+            "adapter": config.model.adapter,
+        },
+        "data": job.data.summary(),
+        "parameters": proof.parameters.model_dump(),
+        "scores": {"dense": dense, "dense_tuned": tuned, "pruned": pruned},
+        "relative_performance": evaluate.relative_performance(pruned, tuned, job.tasks) if tuned else None,
+        "time": job.seconds | {f"{stage}_s": result.seconds for stage, result in job.results.items()},
+        "memory": {"peak_bytes": max((result.peak_bytes for result in job.results.values()), default=None)},
+        "speed": speed,
+        "environment": environment(job),
+        "widths": {g.name: {"kind": g.kind, "kept": widths[g.name], "size": g.size} for g in job.space.groups},
+        "training": training(job, plan),
+        "proof": proof.model_dump(by_alias=True),
+    }
+    return RunRecord.from_data(content, "record")
+
+
+def training(job: Job, plan: Plan) -> dict[str, Any]:
+    """What happened while tuning."""
+    results = {stage: job.results[stage] for stage in ("tune", "recover") if stage in job.results}
+    return {
+        "steps": results["tune"].steps if "tune" in results else 0,
+        "recover_steps": results["recover"].steps if "recover" in results else 0,
+        "skipped_steps": sum(result.skipped_steps for result in results.values()),
+        "truncated_records": job.data.summary()["train"]["shortened"],
+        "lora_residue": plan.provenance.get("lora_residue"),
+    }
+
+
+def environment(job: Job) -> dict[str, Any]:
+    """Where and with what the run was made."""
+    device = job.accelerator.device
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "peft", "tuneprune")},
+        "platform": platform.system(),
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "processes": job.accelerator.num_processes,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "commit": _commit(),
+    }
+
+
+def write_results(job: Job, record: RunRecord, proof: Proof) -> None:
+    """`proof.json`, `record.json`, the model card and the report."""
+    out = job.out
+    job.progress.stage("report")
+    proof.save(out / "proof.json")
+    write_atomically(out / "model" / "README.md", model_card(record, proof))
+    metrics = [*read_metrics(out / "metrics.jsonl"), *read_metrics(out / "recover" / "metrics.jsonl", phase="recover")]
+    reference = read_metrics(out / "reference" / "metrics.jsonl")
+    write_report(record, proof, metrics, job.config.to_yaml(), out, reference=reference)
+    record.save(out / "record.json")  # last: its presence says that the run is complete
+
+
+def read_metrics(path: Path, **extra: str) -> list[dict[str, Any]]:
+    """The logged steps of one tuning, empty where there was none."""
+    if not path.exists():
+        return []
+    return [json.loads(line) | extra for line in path.read_text(encoding="utf8").splitlines()]
+
+
+def _cpu_name() -> str:
+    try:
+        lines: Iterable[str] = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines()
+    except OSError:
+        lines = ()
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def _commit() -> str | None:
+    """The commit of the tuneprune checkout this runs from, if it is one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return found.stdout.strip() or None

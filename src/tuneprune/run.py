@@ -1,0 +1,136 @@
+"""Tune and prune one model, then compress, prove, evaluate and report it. Start reading here."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from tuneprune import evaluate, export
+from tuneprune.compress import compress
+from tuneprune.config import RunConfig
+from tuneprune.job import Job, Scores, prepare
+from tuneprune.methods.base import Search, Subject
+from tuneprune.progress import Progress
+from tuneprune.recording import make_proof, make_record, write_results
+from tuneprune.report import RunRecord
+from tuneprune.structure.masks import Gates
+from tuneprune.structure.plan import Plan
+from tuneprune.train import inject_lora, merge_lora
+
+
+def run(
+    config: RunConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    reference: RunRecord | None = None,
+) -> RunRecord:
+    """One run from base model and data to a smaller, proven model; `docs/files.md` says what it leaves in `out`.
+
+    Args:
+        out: a new folder, or with `resume` that of the same run.
+        reference: a finished run on the same model, data and tuning, whose dense scores are taken over.
+
+    Raises:
+        TunePruneError: something the user can fix; before any long work wherever possible.
+        Stopped: a signal ended the run after its state was saved; call again with `resume`.
+    """
+    job = prepare(config, out, resume=resume, progress=progress or Progress())
+
+    dense, tuned = reference_scores(job, reference)  # what the result is compared with
+    model, plan = tune_and_prune(job)  # still in its dense shape, LoRA merged
+    probe = masked_probe(job, model, plan)  # what it says under the plan's masks
+    small = compress(model, job.architecture, job.space, plan)
+    small, probe = recover(job, small, probe)  # one-shot methods tune here
+
+    if job.accelerator.is_main_process:
+        job.progress.stage("export and prove")
+        loader = export.write(small.to(job.dtype), job.tokenizer, out / "model")
+        proof = make_proof(job, plan, export.prove(out / "model", probe, needs_remote_code=loader.needs_remote_code))
+        scores = (dense, tuned, job.score(small.float(), "pruned"))
+        write_results(job, make_record(job, plan, proof, scores, measure_speed(job, small)), proof)
+    job.accelerator.wait_for_everyone()
+    return RunRecord.load(out / "record.json")
+
+
+def reference_scores(job: Job, known: RunRecord | None) -> tuple[Scores, Scores | None]:
+    """Scores of the dense model, and of the dense model tuned alike: what relative performance is relative to."""
+    if known is not None and known.scores.dense:
+        return known.scores.dense, known.scores.dense_tuned
+    model = job.dense()
+    dense = job.score(model, "dense")
+    if not job.config.reference:
+        return dense, None
+    job.progress.stage("tune the dense reference")
+    folder = job.out / "reference"
+    inject_lora(model, job.architecture, job.config.tune.lora, job.config.seed)
+    tuner = job.tuner(model, job.config.tune, folder)
+    job.results["reference"] = tuner.run(Search(), fingerprint=job.fingerprint("reference"), resume=job.resume)
+    merge_lora(model, job.architecture)
+    return dense, job.score(round_weights(model, job.dtype), "dense_tuned")
+
+
+def tune_and_prune(job: Job) -> tuple[PreTrainedModel, Plan]:
+    """The decision, and the model in its dense shape with LoRA merged; one-shot methods have not tuned yet."""
+    config, model = job.config, job.dense()
+    tuner = job.tuner(model, config.tune, job.out)
+    if not config.method.one_shot:
+        inject_lora(model, job.architecture, config.tune.lora, config.seed)
+    subject = Subject(model, job.architecture, job.space, tuner, tuner.next_calibration, config.tune.steps, config.seed)
+    job.progress.stage(f"decide ({config.method.name})" if config.method.one_shot else "tune and prune")
+    search = config.method.begin(subject, config.budget)
+    if not config.method.one_shot:
+        job.results["tune"] = tuner.run(search, fingerprint=job.fingerprint("tune"), resume=job.resume)
+    started = time.perf_counter()
+    plan = search.plan()
+    job.seconds["plan_s"] = time.perf_counter() - started
+    merge_lora(model, job.architecture)
+    if job.accelerator.is_main_process:
+        plan.save(job.out / "plan")
+    return round_weights(model, job.dtype), plan
+
+
+def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The model computing in its own precision with weights that `dtype` can hold, as the stored ones will be."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.to(dtype))
+    return model
+
+
+def masked_probe(job: Job, model: PreTrainedModel, plan: Plan) -> export.Probe:
+    """Logits of the merged model under the plan's masks: what the files on disk have to reproduce."""
+    masks = {name: mask.to(model.device) for name, mask in plan.masks(job.space).items()}
+    with Gates(model, job.space)(masks):
+        return take_probe(job, model)
+
+
+def take_probe(job: Job, model: PreTrainedModel) -> export.Probe:
+    """Logits on the first test items."""
+    texts = [example.prompt + example.completion for task in job.tasks for example in task.examples[:4]]
+    return export.take_probe(model, job.tokenizer, texts)
+
+
+def recover(job: Job, small: PreTrainedModel, probe: export.Probe) -> tuple[PreTrainedModel, export.Probe]:
+    """The smaller model after its second tuning, where the run has one; the proof is then about the tuned weights."""
+    options = job.config.recover or (job.config.tune if job.config.method.one_shot else None)
+    if options is None:
+        return small, probe
+    job.progress.stage("recover")
+    inject_lora(small, job.architecture, options.lora, job.config.seed)
+    tuner = job.tuner(small, options, job.out / "recover")
+    job.results["recover"] = tuner.run(Search(), fingerprint=job.fingerprint("recover"), resume=job.resume)
+    merge_lora(small, job.architecture)
+    small = round_weights(small, job.dtype)
+    return small, take_probe(job, small)
+
+
+def measure_speed(job: Job, small: PreTrainedModel) -> dict[str, Any] | None:
+    """Prefill and decode speed of the dense and the smaller model, in turns."""
+    if not job.config.speed:
+        return None
+    job.progress.stage("measure speed")
+    return evaluate.compare_speed(job.dense(), small)

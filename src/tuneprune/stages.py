@@ -1,0 +1,68 @@
+"""The stages of a run one at a time, on files."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from tuneprune import evaluate, export, families
+from tuneprune.compress import compress
+from tuneprune.errors import ConfigError
+from tuneprune.evaluate import EvaluateConfig
+from tuneprune.loading import load_config, load_model, load_tokenizer, stored_dtype
+from tuneprune.recording import read_metrics
+from tuneprune.report import RunRecord, write_report
+from tuneprune.structure import spaces
+from tuneprune.structure.plan import Plan
+
+
+def evaluate_model(
+    model: str, suites: list[str], limit: int | None, *, trust_remote_code: bool
+) -> dict[str, dict[str, float]]:
+    """Scores of any model folder or hub id on suites, the pruned ones of a run included.
+
+    Raises:
+        TunePruneError: an unknown suite, missing data, or a model that does not load.
+    """
+    config = EvaluateConfig(suite=suites, limit=limit)
+    tokenizer = load_tokenizer(model)
+    tasks = evaluate.load_tasks(config, tokenizer)
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            model, dtype=torch.float32, trust_remote_code=trust_remote_code
+        ).eval()
+    except (OSError, ValueError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ConfigError(f"cannot load {model}: {first} A ragged pruned model needs --trust-remote-code.") from error
+    return evaluate.evaluate(loaded, tokenizer, tasks, batch_size=config.batch_size, max_length=config.max_length)
+
+
+def compress_model(model: str, plan_folder: Path, out: Path) -> int:
+    """Apply a stored plan to a dense model and write the smaller one; returns its number of parameters.
+
+    Raises:
+        TunePruneError: no plan, a plan of another model, or a folder that cannot be written.
+    """
+    plan = Plan.load(plan_folder)
+    dense = load_model(model, None, torch.device("cpu"))
+    architecture = families.describe(dense)
+    name = str(plan.provenance.get("space", "width"))
+    space = spaces.build(name, architecture, dense)
+    small = compress(dense, architecture, space, plan)
+    export.write(small.to(stored_dtype(load_config(model))), load_tokenizer(model), out)
+    return sum(parameter.numel() for parameter in small.parameters())
+
+
+def rewrite_report(folder: Path) -> Path:
+    """Write `report.html` of a finished run again.
+
+    Raises:
+        ConfigError: the folder holds no finished run.
+    """
+    if not (folder / "record.json").exists():
+        raise ConfigError(f"{folder} holds no finished run (no record.json). Name the --out folder of a run.")
+    record = RunRecord.load(folder / "record.json")
+    metrics = [*read_metrics(folder / "metrics.jsonl"), *read_metrics(folder / "recover" / "metrics.jsonl")]
+    config = (folder / "config.yaml").read_text(encoding="utf8")
+    reference = read_metrics(folder / "reference" / "metrics.jsonl")
+    return write_report(record, record.proof, metrics, config, folder, reference=reference)

@@ -1,0 +1,168 @@
+"""Law 6: export -> reload == compressed, for every family and space, in a process that has no tuneprune."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import SPACES, VARIANTS, probe_ids, random_masks, tiny_model
+from toy_tokenizer import tiny_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, logging
+
+from tuneprune import export, families
+from tuneprune.compress import compress
+from tuneprune.structure import spaces
+from tuneprune.structure.masks import Gates
+from tuneprune.structure.plan import Plan
+
+logging.disable_progress_bar()
+ROOT = Path(__file__).parents[2]
+MODELS = Path(os.environ.get("TUNEPRUNE_MODELS", ROOT.parent / "shared" / "models"))
+TOY = [(variant, space, uniform) for variant in VARIANTS for space in SPACES for uniform in (False, True)]
+REAL = [
+    (checkpoint, space, uniform)
+    for checkpoint in ("stories260K", "babyllama-char361-1M")
+    for space, uniform in (("width", False), ("width", True), ("head_dim", False), ("disp", False))
+]
+USES = (
+    "dynamic_cache",
+    "static_cache",
+    "left_padding",
+    "left_padding_eager",
+    "gradient_checkpointing",
+    "lora",
+    "round_trip",
+    "inner_model",
+    "attentions",
+    "bfloat16",
+)
+
+
+def export_pruned(model, tokenizer, ids, space_name, uniform, folder):
+    """Prune at random masks, export, and leave what the masked model said beside the folder."""
+    architecture = families.describe(model)
+    space = spaces.build(space_name, architecture, model)
+    masks = random_masks(space, uniform=uniform)
+    with torch.no_grad(), Gates(model, space)(masks):
+        expected = model(input_ids=ids, use_cache=False).logits
+    small = compress(model, architecture, space, Plan.from_masks(masks, space))
+    loader = export.write(small, tokenizer, folder)
+    save_file({"input_ids": ids, "logits": expected}, folder.with_suffix(".expected"))
+    return {"parameters": space.count({name: int(mask.sum()) for name, mask in masks.items()}), "loader": loader}
+
+
+def run_child(jobs, scratch):
+    """What the process without tuneprune found, by folder."""
+    (scratch / "jobs.json").write_text(json.dumps(jobs))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(scratch / "modules")}
+    child = Path(__file__).with_name("reload_child.py")
+    command = [sys.executable, "-P", str(child), str(scratch / "jobs.json"), str(scratch / "results.json")]
+    subprocess.run(command, env=environment, check=True, cwd=scratch)
+    return json.loads((scratch / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
+    """Every toy export with what was written and what the child found, by variant, space and uniformity."""
+    scratch = tmp_path_factory.mktemp("toys")
+    written = {}
+    for case in TOY:
+        variant, space_name, uniform = case
+        folder = scratch / "-".join(map(str, case))
+        written[case] = {"folder": folder} | export_pruned(
+            tiny_model(variant), tiny_tokenizer(), probe_ids(), space_name, uniform, folder
+        )
+    jobs = [
+        {
+            "folder": str(facts["folder"]),
+            "ragged": facts["loader"].needs_remote_code,
+            "full": not uniform or space == "width",
+        }
+        for (_, space, uniform), facts in written.items()
+    ]
+    found = run_child(jobs, scratch)
+    return {case: facts | {"found": found[str(facts["folder"])]} for case, facts in written.items()}
+
+
+@pytest.fixture(params=TOY, ids=lambda case: "-".join(map(str, case)))
+def toy(request, toys):
+    facts = toys[request.param]
+    assert "crash" not in facts["found"], facts["found"]["crash"]
+    return request.param, facts
+
+
+def test_reloaded_equals_masked(toy):
+    (variant, space_name, _), facts = toy
+    # Hugging Face's RMSNorm computes in float32, so a q/k norm over fewer dims agrees to float32 rounding only.
+    tolerance = 1e-6 if (variant, space_name) == ("qwen3", "head_dim") else 1e-10
+    found = facts["found"]
+    assert found["dtype"] == "torch.float64"
+    assert found["difference"] < tolerance
+    assert found.get("eager", 0) < 1e-5  # in float32
+    assert found["parameters"] == facts["parameters"]
+    assert found["warnings"] == []
+
+
+def test_every_use_of_a_model_works(toy):
+    (variant, space_name, uniform), facts = toy
+    if uniform and space_name != "width":
+        pytest.skip("the ragged file is tried on uneven widths")
+    assert {use: facts["found"][use] for use in USES} == dict.fromkeys(USES, True)
+    if variant != "qwen2":  # Hugging Face gives every qwen2 a byte-level tokenizer, which the toy one is not
+        assert facts["found"]["tokenizer"] == tiny_tokenizer()("the cat")["input_ids"]
+    assert facts["found"]["generation_config"] == 2
+
+
+def test_loader_says_what_it_takes(toy):
+    (_, space_name, uniform), facts = toy
+    loader, found = facts["loader"], facts["found"]
+    assert loader.class_name == found["class"]
+    assert loader.needs_remote_code == (not (space_name == "width" and uniform))
+    assert loader.needs_remote_code == (facts["folder"] / "modeling_pruned.py").exists()
+    if loader.needs_remote_code:
+        assert "mismatch" in found["refusal"]
+    else:
+        assert found["module"].startswith("transformers.models.")
+
+
+def test_rope_survives_under_both_names(toy):
+    (variant, _, _), facts = toy
+    config = json.loads((facts["folder"] / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    assert ("rope_scaling" in config) == (variant == "llama3")
+    assert facts["found"]["rope"] == tiny_model(variant).config.rope_parameters
+
+
+def test_tied_embeddings_are_stored_once(toys):
+    for space_name in SPACES:
+        folder = toys["llama3", space_name, False]["folder"]
+        assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """The exports of real checkpoints in float32, with what the child found."""
+    if not MODELS.is_dir():
+        pytest.skip(f"no real checkpoints at {MODELS}; set TUNEPRUNE_MODELS to test them")
+    scratch = tmp_path_factory.mktemp("checkpoints")
+    jobs = []
+    for checkpoint, space_name, uniform in REAL:
+        model = AutoModelForCausalLM.from_pretrained(MODELS / checkpoint).eval()
+        tokenizer = AutoTokenizer.from_pretrained(MODELS / checkpoint)
+        ids = torch.tensor(tokenizer("Once upon a time there was a girl who had a red ball." * 2)["input_ids"])[None]
+        folder = scratch / f"{checkpoint}-{space_name}-{uniform}"
+        facts = export_pruned(model, tokenizer, ids, space_name, uniform, folder)
+        jobs.append({"folder": str(folder), "ragged": facts["loader"].needs_remote_code, "full": False})
+    return run_child(jobs, scratch), scratch
+
+
+@pytest.mark.parametrize("case", REAL, ids=lambda case: "-".join(map(str, case)))
+def test_real_checkpoints_reload_within_float32_rounding(checkpoints, case):
+    found, scratch = checkpoints
+    facts = found[str(scratch / "-".join(map(str, case)))]
+    assert "crash" not in facts, facts["crash"]
+    assert facts["difference"] <= 1e-5

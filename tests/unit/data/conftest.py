@@ -1,0 +1,61 @@
+import os
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+CHAT = (
+    "{{ '<s>' }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}"
+    "{% if m['role'] == 'assistant' %}</s>{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+
+
+def byte_level_tokenizer(**names):
+    """One token a byte; ids can be counted by hand."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return byte_level_tokenizer(pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="session")
+def chat_tokenizer():
+    tokenizer = byte_level_tokenizer(pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def bare_tokenizer():
+    """Without BOS, as Qwen's."""
+    return byte_level_tokenizer(pad_token="<pad>", eos_token="</s>")
+
+
+@pytest.fixture(scope="session")
+def spaced_tokenizer():
+    """Puts a space before every text by itself, as LLaMA 2's."""
+    characters = "▁abcdefghijklmnopqrstuvwxyzA:"
+    vocabulary = {token: index for index, token in enumerate(["<unk>", "<s>", "</s>", *characters])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture
+def real_data(monkeypatch):
+    """The real data sets, or a skip."""
+    repository = Path(__file__).parents[3]
+    folder = Path(os.environ.get("TUNEPRUNE_DATA") or repository.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"needs the real data sets in TUNEPRUNE_DATA or {folder}")
+    monkeypatch.setenv("TUNEPRUNE_DATA", str(folder))
+    return folder

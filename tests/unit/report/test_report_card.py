@@ -1,0 +1,86 @@
+import ast
+
+import pytest
+import yaml
+from report_samples import proof, proof_data, record
+
+from tuneprune.report import model_card
+from tuneprune.report.card import loading_code
+
+
+def front_matter(card):
+    start, header, _ = card.split("---\n", 2)
+    assert start == ""
+    return yaml.safe_load(header)
+
+
+def test_front_matter_is_what_the_hub_reads():
+    model = {"id": "meta-llama/Llama-3.2-1B", "family": "llama", "parameters": 1_235_814_400}
+    header = front_matter(model_card(record(model=model), proof(), base_licence="llama3.2"))
+    assert header["base_model"] == "meta-llama/Llama-3.2-1B"
+    assert header["library_name"] == "transformers"
+    assert header["license"] == "llama3.2"
+    assert {"tuneprune", "atp", "llama"} <= set(header["tags"])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"id": "/home/someone/models/tiny", "family": "llama", "parameters": 1},
+        {"id": "../tiny", "family": "llama", "parameters": 1},
+        {"id": "models/tiny", "path": "models/tiny", "family": "llama", "parameters": 1},
+    ],
+)
+def test_a_local_folder_is_reduced_to_its_name(model):
+    card = model_card(record(model=model), proof())
+    assert front_matter(card)["base_model"] == "tiny"
+    assert "license" not in front_matter(card)
+    assert model["id"] not in card
+
+
+def test_a_hostile_name_breaks_neither_the_yaml_nor_the_table():
+    name = 'x: "---\n# <script>alert(1)</script> | `y`'
+    card = model_card(record(model={"id": name, "family": "llama", "parameters": 1}), proof())
+    assert isinstance(front_matter(card), dict)
+    assert "<script>" not in card.split("---\n", 2)[2]
+
+
+def test_remote_code_is_asked_for_only_where_it_is_needed():
+    assert "trust_remote_code=True" in model_card(record(), proof())
+    stock = proof(loader={"class": "LlamaForCausalLM", "needs_remote_code": False, "host_model_type": "llama"})
+    card = model_card(record(), stock)
+    assert "trust_remote_code=True" not in card
+    assert "stock `LlamaForCausalLM`" in card
+
+
+@pytest.mark.parametrize("prompt", ['say "hello"\nand go', "it's", "", "x" * 5000])
+def test_loading_code_is_python_whatever_the_prompt(prompt):
+    sample = proof_data()["generation"] | {"prompt": prompt}
+    code = loading_code(proof(generation=sample), 'folder "quoted"')
+    ast.parse(code)
+    assert len(code) < 1000
+
+
+def test_card_tells_sizes_scores_proof_and_data():
+    card = model_card(record(), proof())
+    for text in (
+        "6.00 M | 3.60 M | 60.0 %",
+        "clinic_summary | rouge2 ↑",
+        "**95.0 %**",
+        "3.4e-07",
+        "clinic_nli, 3000",
+    ):
+        assert text in card
+    assert "somewhere/" not in card
+    assert "licence of that model" in card
+
+
+def test_a_failed_check_is_said_loudly():
+    assert "**FAILED**" in model_card(record(), proof(bytes_on_disk={"dense": 1, "pruned": 2}))
+
+
+def test_card_without_scores_proof_and_data():
+    card = model_card(record(scores={}, relative_performance=None, data={}), None)
+    for heading in ("## Scores", "## Proof", "## Data"):
+        assert heading not in card
+    assert "auto_map" in card

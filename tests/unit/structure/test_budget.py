@@ -1,0 +1,239 @@
+"""The one place where a budget becomes a hard mask."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from tiny import SPACES, VARIANTS
+from toy_spaces import tiny_space
+
+from tuneprune.errors import ConfigError, TunePruneError, UnreachableBudget
+from tuneprune.structure.budget import Budget, allocate, check, count_parameters, reachable, units_per_step
+
+TOY = {(variant, name): tiny_space(variant, name) for variant in ("llama_mha_biased", "phi3") for name in SPACES}
+MULTIPLES = (1, 2, 4, 8, 16)
+quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.filter_too_much])
+
+
+@st.composite
+def cases(draw, **fixed):
+    """A space, a budget it can meet, and scores with many ties."""
+    space = TOY[draw(st.sampled_from(sorted(TOY)))]
+    chosen = {
+        "multiple_of": draw(st.sampled_from(MULTIPLES)),
+        "of": draw(st.sampled_from(["total", "prunable"])),
+        "per_layer": draw(st.sampled_from(["free", "uniform"])),
+    }
+    budget = Budget(keep=draw(st.floats(0.05, 1)), **chosen | fixed)
+    try:
+        check(space, budget)
+    except (ConfigError, UnreachableBudget):
+        assume(False)
+    return space, budget, draw(scores_of(space))
+
+
+def scores_of(space):
+    def build(seed, levels):
+        generator = torch.Generator().manual_seed(seed)
+        return {
+            group.name: torch.randint(0, levels, (group.size,), generator=generator).float() for group in space.groups
+        }
+
+    return st.builds(build, st.integers(0, 2**20), st.sampled_from([2, 7, 10**6]))
+
+
+def step_sizes(space, budget):
+    return {group.name: units_per_step(group, budget.multiple_of) for group in space.groups}
+
+
+def kept(masks):
+    return {name: int(mask.sum()) for name, mask in masks.items()}
+
+
+def bundles(space, budget):
+    """Names of the groups that must grow together."""
+    if budget.per_layer == "free":
+        return [[group.name] for group in space.groups]
+    layers = {}
+    for group in space.groups:
+        layers.setdefault(group.layer, []).append(group.name)
+    return [list(names) for names in zip(*layers.values(), strict=True)]
+
+
+@quick
+@given(cases(), st.sampled_from(["global", "local"]))
+def test_meets_the_target_and_no_removed_step_still_fits(case, scope):
+    space, budget, scores = case
+    masks = allocate(scores, space, budget, scope)
+    target = budget.target(space)
+    assert count_parameters(space, masks) <= target
+    sizes, widths = step_sizes(space, budget), kept(masks)
+    for names in bundles(space, budget):
+        grown = widths | {name: widths[name] + sizes[name] for name in names}
+        if all(grown[name] <= space.by_name[name].size for name in names):
+            assert space.count(grown) > target
+
+
+@quick
+@given(cases(), st.sampled_from(["global", "local"]))
+def test_widths_respect_the_constraints(case, scope):
+    space, budget, scores = case
+    masks = allocate(scores, space, budget, scope)
+    for name, mask in masks.items():
+        assert mask.shape == (space.by_name[name].size,)
+        assert set(mask.tolist()) <= {0.0, 1.0}
+        assert mask.sum() >= 1
+        assert mask.sum() * space.by_name[name].features % budget.multiple_of == 0
+    if budget.per_layer == "uniform":
+        for names in bundles(space, budget):
+            assert len({int(masks[name].sum()) for name in names}) == 1
+
+
+@quick
+@given(cases())
+def test_the_best_units_of_every_group_are_kept_and_ties_go_by_position(case):
+    space, budget, scores = case
+    masks = allocate(scores, space, budget)
+    for name, mask in masks.items():
+        order = sorted(range(len(mask)), key=lambda unit: (-scores[name][unit].item(), unit))
+        assert mask.nonzero().squeeze(1).tolist() == sorted(order[: int(mask.sum())])
+
+
+@quick
+@given(cases(), st.floats(0, 0.3), st.sampled_from(["global", "local"]))
+def test_a_larger_keep_never_keeps_less(case, more, scope):
+    space, budget, scores = case
+    larger = budget.model_copy(update={"keep": min(1.0, budget.keep + more)})
+    counts = [count_parameters(space, allocate(scores, space, each, scope)) for each in (budget, larger)]
+    assert counts[0] <= counts[1]
+
+
+@quick
+@given(cases())
+def test_the_decision_is_deterministic(case):
+    space, budget, scores = case
+    first = allocate(scores, space, budget)
+    again = allocate({name: score.clone() for name, score in reversed(scores.items())}, space, budget)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@quick
+@given(cases(per_layer="free", multiple_of=1))
+def test_global_scope_keeps_what_scores_higher_up_to_the_step_that_does_not_fit(case):
+    """No unit that could stand in for a kept one of the same cost in another layer scores higher."""
+    space, budget, scores = case
+    assume(space.name != "disp")  # there the cost of a unit depends on the other widths
+    masks = allocate(scores, space, budget)
+    for names in bundles(space, budget.model_copy(update={"per_layer": "uniform"})):
+        removed = torch.cat([scores[name][masks[name] == 0] for name in names])
+        beyond_first = []
+        for name in names:
+            chosen = scores[name][masks[name] == 1].sort().values
+            beyond_first.append(chosen[:-1])  # the best unit of a group stays whatever it scores
+        held = torch.cat(beyond_first)
+        if len(removed) and len(held):
+            assert removed.max() <= held.min()
+
+
+@quick
+@given(cases(per_layer="free", multiple_of=1))
+def test_local_scope_removes_the_same_share_everywhere_whatever_the_scale_of_the_scores(case):
+    space, budget, scores = case
+    scaled = {name: score * 10.0**index for index, (name, score) in enumerate(scores.items())}
+    masks = allocate(scaled, space, budget, "local")
+    assert all(
+        torch.equal(mask, other)
+        for mask, other in zip(masks.values(), allocate(scores, space, budget, "local").values(), strict=True)
+    )
+    by_kind = {}
+    for group in space.groups:
+        by_kind.setdefault((group.kind, group.size), []).append(int(masks[group.name].sum()))
+    assert all(max(widths) - min(widths) <= 1 for widths in by_kind.values())
+
+
+@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("per_layer", ["free", "uniform"])
+def test_keeping_everything_is_possible_everywhere(variant, name, per_layer):
+    space = tiny_space(variant, name)
+    masks = allocate(space.ones(), space, Budget(keep=1.0, per_layer=per_layer))
+    assert count_parameters(space, masks) == space.num_parameters
+
+
+def test_of_says_what_keep_is_a_share_of():
+    space = tiny_space()
+    assert Budget(keep=0.6).target(space) == round(0.6 * space.num_parameters)
+    fixed = space.num_parameters - space.num_prunable
+    assert Budget(keep=0.5, of="prunable").target(space) == fixed + space.num_prunable // 2
+
+
+def test_reachable_range_is_what_can_be_had():
+    space = tiny_space()
+    low, high = reachable(space, Budget())
+    assert (low, high) == (space.count({group.name: 1 for group in space.groups}), space.num_parameters)
+    in_eights = reachable(space, Budget(multiple_of=32))  # 48 channels go down to 32; a KV group has 16 features
+    assert in_eights == (space.num_parameters - 2 * 16 * 3 * 32,) * 2
+
+
+@pytest.mark.parametrize("of", ["total", "prunable"])
+@pytest.mark.parametrize("name", SPACES)
+def test_an_unreachable_budget_names_the_range_and_its_ends_work(name, of):
+    space = tiny_space(name=name)
+    with pytest.raises(UnreachableBudget, match=rf"budget\.keep=0\.01 of {of} .* `{name}` .* to 1\.0000\.") as caught:
+        allocate(space.ones(), space, Budget(keep=0.01, of=of))
+    lowest = float(str(caught.value).split("model: ")[1].split(" to ")[0])
+    floor = space.count({group.name: 1 for group in space.groups})
+    masks = allocate(space.ones(), space, Budget(keep=lowest, of=of))
+    assert floor <= count_parameters(space, masks) <= floor + 1e-4 * space.num_parameters
+    with pytest.raises(UnreachableBudget):
+        check(space, Budget(keep=lowest - 2e-4, of=of))
+
+
+def test_multiple_of_larger_than_a_width_is_refused():
+    space = tiny_space()
+    with pytest.raises(ConfigError, match=r"multiple_of=64 cannot be met: .*self_attn has only 2 units of 16 features"):
+        check(space, Budget(multiple_of=64))
+
+
+@pytest.mark.parametrize(
+    ("multiple_of", "kind", "units"),
+    [(1, "kv_group", 1), (8, "kv_group", 1), (16, "kv_group", 1), (32, "kv_group", 2), (24, "mlp_channel", 24)],
+)
+def test_a_step_is_the_fewest_units_that_respect_multiple_of(multiple_of, kind, units):
+    group = next(group for group in tiny_space().groups if group.kind == kind)
+    assert units_per_step(group, multiple_of) == units
+
+
+def test_uniform_refuses_layers_that_differ():
+    space = tiny_space()
+    narrow = tiny_space(intermediate_size=40)
+    mixed = type(space)("width", (*space.groups[:2], *narrow.groups[2:]), space.shapes)
+    with pytest.raises(ConfigError, match=r"layers of equal width.*per_layer=free"):
+        check(mixed, Budget(per_layer="uniform"))
+
+
+def test_scores_that_are_no_numbers_are_refused():
+    space = tiny_space()
+    scores = space.ones()
+    scores["model.layers.1.mlp"][3] = float("nan")
+    with pytest.raises(TunePruneError, match=r"scores of `model\.layers\.1\.mlp` contain NaN"):
+        allocate(scores, space, Budget())
+
+
+def test_infinite_scores_decide_before_all_others():
+    space = tiny_space()
+    scores = {
+        name: torch.rand(len(ones), generator=torch.Generator().manual_seed(0)) for name, ones in space.ones().items()
+    }
+    scores["model.layers.0.mlp"] = torch.full((48,), float("inf"))
+    scores["model.layers.1.mlp"] = torch.full((48,), -float("inf"))
+    masks = allocate(scores, space, Budget(keep=0.7))
+    assert masks["model.layers.0.mlp"].sum() == 48
+    assert masks["model.layers.1.mlp"].sum() < 48
+
+
+@pytest.mark.parametrize("settings", [{"keep": 0}, {"keep": 1.01}, {"multiple_of": 0}, {"of": "all"}, {"kept": 0.5}])
+def test_impossible_budgets_are_refused(settings):
+    with pytest.raises(ValidationError):
+        Budget(**settings)

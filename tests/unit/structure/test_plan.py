@@ -1,0 +1,168 @@
+"""Plans: saved, loaded, refused where they do not belong."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from tiny import SPACES, random_masks
+from toy_spaces import tiny_space
+
+from tuneprune.errors import PlanMismatch
+from tuneprune.structure.plan import Keep, Plan
+
+SPACE = tiny_space("phi3", "head_dim")
+
+
+@pytest.fixture
+def saved(tmp_path):
+    plan = Plan.from_masks(random_masks(SPACE), SPACE, {"method": "random", "seed": 3})
+    plan.save(tmp_path / "plan")
+    return tmp_path / "plan"
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_loaded_plan_does_the_same_as_the_saved_one(tmp_path, name):
+    space = tiny_space("qwen2", name)
+    plan = Plan.from_masks(random_masks(space), space, {"method": "random", "nested": {"a": [1, 2]}})
+    plan.save(tmp_path / "deep" / "plan")
+    loaded = Plan.load(tmp_path / "deep" / "plan")
+    assert loaded.space == plan.space
+    assert loaded.provenance == plan.provenance
+    assert [edit.group for edit in loaded.edits] == [edit.group for edit in plan.edits]
+    before, after = plan.lower(space), loaded.lower(space)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_saving_twice_gives_the_same_bytes(saved, tmp_path):
+    Plan.load(saved).save(tmp_path / "again")
+    for name in ("plan.json", "plan.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()
+
+
+def test_one_tensor_may_serve_several_groups(tmp_path):
+    space = tiny_space()
+    units = torch.arange(7)
+    Plan(tuple(Keep(f"model.layers.{layer}.mlp", units) for layer in (0, 1)), space.fingerprint).save(tmp_path)
+    assert Plan.load(tmp_path).widths(space)["model.layers.1.mlp"] == 7
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.data())
+def test_masks_survive_the_way_through_a_plan(data):
+    masks = {}
+    for group in SPACE.groups:
+        kept = data.draw(st.sets(st.integers(0, group.size - 1), min_size=1))
+        masks[group.name] = torch.zeros(group.size).index_fill(0, torch.tensor(sorted(kept)), 1.0)
+    plan = Plan.from_masks(masks, SPACE)
+    assert all(torch.equal(mask, masks[name]) for name, mask in plan.masks(SPACE).items())
+    assert plan.widths(SPACE) == {name: int(mask.sum()) for name, mask in masks.items()}
+
+
+def test_lowering_cuts_packed_projections_in_dense_coordinates():
+    space = tiny_space("phi3", "width")  # qkv rows: q 0-31, k 32-47, v 48-63; heads of 8, two KV groups
+    masks = space.ones() | {"model.layers.0.self_attn": torch.tensor([0.0, 1.0])}
+    cuts = Plan.from_masks(masks, space).lower(space)
+    rows = [*range(16, 32), *range(40, 48), *range(56, 64)]
+    assert cuts["model.layers.0.self_attn.qkv_proj.weight", 0].tolist() == rows
+    assert cuts["model.layers.0.self_attn.o_proj.weight", 1].tolist() == list(range(16, 32))
+    assert len(cuts) == 2
+
+
+def test_groups_without_an_edit_are_kept_whole():
+    space = tiny_space()
+    plan = Plan((Keep("model.layers.0.mlp", torch.tensor([3, 5])),), space.fingerprint)
+    widths = plan.widths(space)
+    assert widths.pop("model.layers.0.mlp") == 2
+    assert widths == {name: space.by_name[name].size for name in widths}
+
+
+def test_keeping_everything_cuts_nothing():
+    assert Plan.from_masks(SPACE.ones(), SPACE).lower(SPACE) == {}
+
+
+def test_soft_masks_are_no_plan():
+    space = tiny_space()
+    soft = {name: mask * 0.5 for name, mask in space.ones().items()}
+    with pytest.raises(AssertionError, match="hard masks"):
+        Plan.from_masks(soft, space)
+
+
+@pytest.mark.parametrize("other", [tiny_space("phi3", "width"), tiny_space("phi3", "head_dim", intermediate_size=40)])
+def test_a_foreign_plan_is_refused(saved, other):
+    plan = Plan.load(saved)
+    for use in (plan.check, plan.masks, plan.lower, plan.widths):
+        with pytest.raises(PlanMismatch, match=r"belongs to space .* Apply it to the model"):
+            use(other)
+
+
+@pytest.mark.parametrize(
+    ("units", "message"),
+    [
+        ([], "must keep some"),
+        ([[1, 2]], "no list of unit numbers"),
+        ([0.0, 1.0], "no list of unit numbers"),
+        ([-1, 2], "ascend .* from 0 to at most 47"),
+        ([2, 48], "ascend"),
+        ([2, 2], "ascend"),
+        ([5, 2], "ascend"),
+    ],
+)
+def test_units_that_do_not_exist_once_each_are_refused(units, message):
+    space = tiny_space()
+    plan = Plan((Keep("model.layers.0.mlp", torch.tensor(units)),), space.fingerprint)
+    with pytest.raises(PlanMismatch, match=message):
+        plan.lower(space)
+
+
+def test_unknown_and_repeated_groups_are_refused():
+    space = tiny_space()
+    keep = Keep("model.layers.0.mlp", torch.tensor([1]))
+    with pytest.raises(PlanMismatch, match=r"layers\.0\.mlp` twice"):
+        Plan((keep, keep), space.fingerprint).check(space)
+    with pytest.raises(PlanMismatch, match=r"`elsewhere`, which this space does not have"):
+        Plan((Keep("elsewhere", torch.tensor([1])),), space.fingerprint).check(space)
+
+
+def rewrite(folder, change):
+    head = json.loads((folder / "plan.json").read_text())
+    (folder / "plan.json").write_text(json.dumps(change(head)))
+
+
+def edited(key, value):
+    return lambda head: head | {"edits": [head["edits"][0] | {key: value}, *head["edits"][1:]]}
+
+
+DAMAGE = {
+    "no folder": lambda folder: [path.unlink() for path in folder.iterdir()] and folder.rmdir(),
+    "no json": lambda folder: (folder / "plan.json").unlink(),
+    "no tensors": lambda folder: (folder / "plan.safetensors").unlink(),
+    "truncated json": lambda folder: (folder / "plan.json").write_text((folder / "plan.json").read_text()[:80]),
+    "binary json": lambda folder: (folder / "plan.json").write_bytes(b"\xff\xfe\x00"),
+    "truncated tensors": lambda folder: (folder / "plan.safetensors").write_bytes(b"\x10\x00"),
+    "json list": lambda folder: rewrite(folder, lambda head: [head]),
+    "json null": lambda folder: rewrite(folder, lambda head: None),
+    "missing key": lambda folder: rewrite(folder, lambda head: {"format": 1}),
+    "edits of text": lambda folder: rewrite(folder, lambda head: head | {"edits": ["x"]}),
+    "provenance of text": lambda folder: rewrite(folder, lambda head: head | {"provenance": "x"}),
+    "unknown edit": lambda folder: rewrite(folder, edited("edit", "rotate")),
+    "other count": lambda folder: rewrite(folder, edited("kept", 99)),
+    "missing tensor": lambda folder: save_file({"x": torch.zeros(1)}, folder / "plan.safetensors"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_plan_is_refused(saved, damage):
+    DAMAGE[damage](saved)
+    with pytest.raises(PlanMismatch, match="holds no readable plan"):
+        Plan.load(saved)
+
+
+def test_another_format_is_refused(saved):
+    rewrite(saved, lambda head: head | {"format": 2})
+    (saved / "plan.safetensors").unlink()  # a later format may not even have it
+    with pytest.raises(PlanMismatch, match="format 2 is not 1; use the version that wrote it"):
+        Plan.load(saved)
