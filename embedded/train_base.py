@@ -120,6 +120,7 @@ class Windows:
         self.tokens = np.empty(0, dtype=np.uint16)
 
     def take(self, count: int) -> np.ndarray:
+        """The next `count` tokens."""
         while self.position + count > len(self.tokens):
             self.epoch += 1
             order = np.random.default_rng(self.seed + self.epoch).permutation(len(self.encoded))
@@ -169,7 +170,7 @@ def build_model(vocab_size: int, tokenizer: PreTrainedTokenizerFast) -> LlamaFor
     )
 
 
-def train(arguments: argparse.Namespace, rank: int, world: int) -> None:
+def train(arguments: argparse.Namespace, rank: int, world: int) -> None:  # noqa: PLR0915  (one script, top to bottom)
     data, work = arguments.data, arguments.work
     if rank == 0 and not (work / "tokenizer").exists():
         train_tokenizer(data).save_pretrained(work / "tokenizer")
@@ -232,7 +233,9 @@ def save_state(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, seen: 
     os.replace(aside, path)
 
 
-def publish(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, data: Path, arguments: argparse.Namespace) -> None:
+def publish(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, data: Path, arguments: argparse.Namespace
+) -> None:
     """Write the bf16 model folder, and beside it the loss curve and the held-out perplexities of that very model."""
     model = model.to(torch.bfloat16)
     model.save_pretrained(arguments.out)

@@ -1,18 +1,20 @@
 """The command line: thin over the library; a user's mistake becomes one sentence and exit status 2."""
 
+import errno
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 app = typer.Typer(
-    help="Tune and structurally prune a Hugging Face LLM for your domain in one run.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -22,6 +24,21 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="override: key.path
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Out = Annotated[Path | None, typer.Option(help="output folder; by default out/<name of the run file>")]
 EXIT_USER, EXIT_STOPPED = 2, 75
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("tuneprune"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _: Annotated[
+        bool, typer.Option("--version", help="show the version and exit", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Tune and structurally prune a Hugging Face LLM for your domain in one run."""
 
 
 @app.command()
@@ -37,7 +54,7 @@ def run(
 
     config = load_run_file(run_file, overrides or ())
     folder = out or Path("out") / run_file.stem
-    with _progress() as progress:
+    with _at_work() as progress:
         record = run_job(config, folder, resume=resume, progress=progress)
     _show_results([record], folder)
 
@@ -56,7 +73,7 @@ def compare(
 
     config = load_run_file(run_file, overrides or ())
     folder = out or Path("out") / run_file.stem
-    with _progress() as progress:
+    with _at_work() as progress:
         records = compare_methods(config, methods.split(","), folder, resume=resume, progress=progress)
     _show_results(records, folder)
 
@@ -96,9 +113,9 @@ def evaluate(
     """Evaluate a model on suites and print its scores as JSON."""
     from tuneprune.stages import evaluate_model
 
-    typer.echo(
-        json.dumps(evaluate_model(model, suite.split(","), limit, trust_remote_code=trust_remote_code), indent=1)
-    )
+    with _at_work():
+        scores = evaluate_model(model, suite.split(","), limit, trust_remote_code=trust_remote_code)
+    typer.echo(json.dumps(scores, indent=1))
 
 
 @app.command()
@@ -110,7 +127,9 @@ def compress(
     """Apply a plan to a dense model and write the smaller one."""
     from tuneprune.stages import compress_model
 
-    typer.echo(f"{compress_model(model, plan, out)} parameters in {out}")
+    with _at_work():
+        num_parameters = compress_model(model, plan, out)
+    typer.echo(f"{num_parameters:,} parameters in {out}")
 
 
 @app.command()
@@ -156,29 +175,56 @@ def suites(as_json: AsJson = False) -> None:
 def main() -> None:
     """Run the command line; what the user can fix exits with 2, a stop after saving with 75."""
     from tuneprune.errors import TunePruneError
+    from tuneprune.signals import Stopped
 
     try:
         app()
     except TunePruneError as error:
-        typer.echo(f"tuneprune: {error}", err=True)
-        sys.exit(EXIT_USER)
-    except _stopped() as stop:
-        typer.echo(f"tuneprune: {stop}", err=True)
-        sys.exit(EXIT_STOPPED)
+        _leave(str(error), EXIT_USER)
+    except Stopped as stop:
+        _leave(str(stop), EXIT_STOPPED)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _leave(f"{error}. Free space; a run continues with --resume.", EXIT_USER)
+    finally:
+        _end_processes()
 
 
-def _stopped() -> type[BaseException]:
-    """The exception of a stopped run; looked up late, because importing the loop costs seconds."""
-    module = sys.modules.get("tuneprune.train.loop")
-    return module.Stopped if module else KeyboardInterrupt
+def _leave(message: str, status: int) -> NoReturn:
+    if _is_main_process():
+        typer.echo(f"tuneprune: {message}", err=True)
+    sys.exit(status)
 
 
-def _progress() -> Any:  # noqa: ANN401  (imported late)
+def _is_main_process() -> bool:
+    """Whether this is the process that speaks, under `accelerate launch` or torchrun."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _end_processes() -> None:
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+@contextmanager
+def _at_work() -> Iterator[Any]:
+    """Progress on the terminal, in one process; libraries' own bars off; a signal ends the run resumably."""
     from rich.console import Console
+    from transformers.utils import logging
 
     from tuneprune.console import ConsoleProgress
+    from tuneprune.progress import Progress
+    from tuneprune.signals import on_signals, stop_now
 
-    return ConsoleProgress(Console(stderr=True))
+    logging.disable_progress_bar()
+    with on_signals(stop_now):
+        if not _is_main_process():
+            yield Progress()
+            return
+        with ConsoleProgress(Console(stderr=True)) as progress:
+            yield progress
 
 
 def _show_results(records: list[Any], folder: Path) -> None:
@@ -186,6 +232,8 @@ def _show_results(records: list[Any], folder: Path) -> None:
 
     from tuneprune.report import rich_table
 
+    if not _is_main_process():
+        return
     Console().print(rich_table(records))
     typer.echo(f"report: {folder / 'report.html'}")
     if (folder / "model").exists():

@@ -6,7 +6,7 @@ from pathlib import Path
 from tuneprune import methods
 from tuneprune.config import RunConfig
 from tuneprune.errors import ConfigError
-from tuneprune.job import claim
+from tuneprune.job import check, claim, processes
 from tuneprune.progress import Progress
 from tuneprune.recording import read_metrics
 from tuneprune.report import RunRecord, markdown_table, write_atomically, write_report
@@ -27,7 +27,11 @@ def compare(
     if len(set(names)) < len(names):
         raise ConfigError(f"--methods {','.join(names)}: name every method once.")
     configs = [with_method(config, name) for name in names]
-    claim(out, config, resume=resume)
+    check(config)
+    accelerator = processes(config, out)
+    if accelerator.is_main_process:
+        claim(out, config, resume=resume)
+    accelerator.wait_for_everyone()
     records: list[RunRecord] = []
     for name, single in zip(names, configs, strict=True):
         folder = out / name
@@ -38,10 +42,11 @@ def compare(
         known = records[0] if records else None
         resumed = (folder / "config.yaml").exists()
         records.append(run(single, folder, resume=resumed, progress=progress, reference=known))
-    metrics = read_metrics(out / names[0] / "metrics.jsonl")
-    reference = read_metrics(out / names[0] / "reference" / "metrics.jsonl")
-    write_report(records[0], None, metrics, config.to_yaml(), out, others=records, reference=reference)
-    write_atomically(out / "table.md", markdown_table(records))
+    if accelerator.is_main_process:
+        metrics = read_metrics(out / names[0] / "metrics.jsonl")
+        reference = read_metrics(out / names[0] / "reference" / "metrics.jsonl")
+        write_report(records[0], None, metrics, config.to_yaml(), out, others=records, reference=reference)
+        write_atomically(out / "table.md", markdown_table(records))
     return records
 
 

@@ -28,19 +28,29 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     """One run: which model, what to keep, how to decide, what to tune and evaluate on."""
 
     model: BaseWithAdapter = Field(description="folder or hub id; or {base, adapter}")
-    space: str = Field("width", description="what may be removed: " + ", ".join(SPACES))
+    space: str = Field(default="width", description="what may be removed: " + ", ".join(SPACES))
     budget: Budget = Budget()
     method: SerializeAsAny[Method] = Field(description="{name, ...hyper-parameters}")
     data: DataConfig
     tune: TuneConfig = TuneConfig()
     recover: TuneConfig | None = Field(
-        None, description="a second tuning, of the smaller model; one-shot methods spend `tune` on it by default"
+        default=None,
+        description="a second tuning, of the smaller model; keys left out are as in `tune`, which is also what one-shot"
+        " methods spend by default",
     )
     evaluate: EvaluateConfig
     export: list[str] = ["hf"]
-    reference: bool = Field(True, description="also tune the dense model alike, for relative performance")
-    speed: bool = Field(True, description="measure speed before and after")
-    seed: int = Field(0, ge=0)
+    reference: bool = Field(default=True, description="also tune the dense model alike, for relative performance")
+    speed: bool = Field(default=True, description="measure speed before and after")
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _recover_like_tune(cls, values: Any) -> Any:  # noqa: ANN401
+        sections: list[Any] = [values.get(name) for name in ("tune", "recover")] if isinstance(values, dict) else []
+        if all(isinstance(section, dict) for section in sections) and sections:
+            return values | {"recover": sections[0] | sections[1]}
+        return values
 
     @field_validator("model", mode="before")
     @classmethod
@@ -58,12 +68,22 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     def _space_suits(self) -> "RunConfig":
         if self.space not in SPACES:
             raise ConfigError(
-                f"space: unknown space `{self.space}`; known spaces are {', '.join(SPACES)}.{suggest(self.space, SPACES)}"
+                f"space: unknown space `{self.space}`; known spaces are {', '.join(SPACES)}."
+                + suggest(self.space, SPACES)
             )
         if self.space not in self.method.spaces:
             raise ConfigError(
                 f"method `{self.method.name}` does not support space `{self.space}`;"
                 f" it supports {', '.join(self.method.spaces)}."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "RunConfig":
+        if self.recover is not None and self.recover.max_length != self.tune.max_length:
+            raise ConfigError(
+                f"recover.max_length={self.recover.max_length} differs from tune.max_length={self.tune.max_length}, but"
+                " both read the same rows. Leave recover.max_length out."
             )
         return self
 
@@ -123,7 +143,7 @@ def explain(error: ValidationError, schema: type[BaseModel]) -> str:
     if isinstance(cause, TunePruneError):
         return str(cause)
     message = first["msg"].removeprefix("Value error, ")
-    given = "" if first["type"] == "value_error" else f", got {first['input']!r}"
+    given = "" if first["type"] == "value_error" else f", got {first['input']!r:.80}"
     return f"`{place}`: {message}{given}." if place else f"{message}."
 
 

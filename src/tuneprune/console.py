@@ -23,7 +23,7 @@ class ConsoleProgress(Progress):
             TextColumn("{task.fields[numbers]}"),
         )
         self.console = console
-        self.bars = Bars(*columns, console=console, transient=True)
+        self.bars = Bars(*columns, console=console, transient=True, disable=not console.is_terminal)
         self.current = ""
         self.bar: Any = None
 

@@ -6,7 +6,7 @@ from tuneprune import families
 from tuneprune.loading import load_config, skeleton
 from tuneprune.structure import spaces
 from tuneprune.structure.budget import Budget, reachable
-from tuneprune.structure.space import PruningSpace
+from tuneprune.structure.space import Kind, PruningSpace
 from tuneprune.structure.spaces import UNIT_NAMES
 
 BUDGETS = (0.8, 0.6, 0.5, 0.4)
@@ -23,7 +23,8 @@ def inspect(model: str, space_name: str) -> dict[str, Any]:
     space = spaces.build(space_name, architecture, skeleton(config))
     low, high = reachable(space, Budget())
     kinds: dict[str, str] = {}
-    for kind in dict.fromkeys(group.kind for group in space.groups):
+    present: list[Kind] = [group.kind for group in space.groups]
+    for kind in dict.fromkeys(present):
         groups = [group for group in space.groups if group.kind == kind]
         sizes = sorted({group.size for group in groups})
         each = "/".join(map(str, sizes))

@@ -3,28 +3,33 @@
 import json
 import time
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import InitProcessGroupKwargs
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuneprune import evaluate, export, families
 from tuneprune.config import RunConfig
-from tuneprune.data import Data, load
+from tuneprune.data import Data, Example, load
 from tuneprune.errors import ConfigError
-from tuneprune.loading import load_config, load_model, load_tokenizer, skeleton, stored_dtype
+from tuneprune.loading import check_adapter, load_config, load_model, load_tokenizer, skeleton, stored_dtype
 from tuneprune.progress import Progress
+from tuneprune.report import write_atomically
 from tuneprune.structure import spaces
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.budget import check as check_budget
 from tuneprune.structure.space import PruningSpace
 from tuneprune.train import TuneConfig, Tuner, TuneResult
-from tuneprune.train.loop import fingerprint
+from tuneprune.train.checkpoint import fingerprint
 
 Scores = dict[str, dict[str, float]]
+PATIENCE = timedelta(days=1)
+"""How long the other processes wait while the first one exports, evaluates and measures."""
 
 
 @dataclass
@@ -42,11 +47,16 @@ class Job:
     resume: bool
     progress: Progress
     accelerator: Accelerator
+    loaded: PreTrainedModel | None
+    """A copy of the base model, loaded before anything was written, for whoever needs one first."""
     seconds: dict[str, float] = field(default_factory=dict)
     results: dict[str, TuneResult] = field(default_factory=dict)
 
     def dense(self) -> PreTrainedModel:
         """A fresh copy of the base model."""
+        model, self.loaded = self.loaded, None
+        if model is not None:
+            return model
         return load_model(self.config.model.base, self.config.model.adapter, self.accelerator.device)
 
     def tuner(self, model: PreTrainedModel, options: TuneConfig, folder: Path) -> Tuner:
@@ -87,8 +97,14 @@ class Job:
         )
         self.seconds["evaluate_s"] = self.seconds.get("evaluate_s", 0.0) + time.perf_counter() - started
         if self.accelerator.is_main_process:
-            store.write_text(json.dumps(known, indent=1) + "\n", encoding="utf8")
+            write_atomically(store, json.dumps(known, indent=1) + "\n")
         return known[name]
+
+    def close(self) -> None:
+        """Wait for all processes, and let the trackers write what they hold."""
+        self.accelerator.wait_for_everyone()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
 
 @dataclass(frozen=True)
@@ -112,6 +128,8 @@ def check(config: RunConfig) -> Checked:
     """
     hf_config = load_config(config.model.base)
     architecture = families.describe_config(hf_config)
+    if config.model.adapter is not None:
+        check_adapter(config.model.adapter)
     check_lengths(config, hf_config.max_position_embeddings)
     check_trackers(config.tune.trackers)
     space = spaces.build(config.space, architecture, skeleton(hf_config))
@@ -121,6 +139,7 @@ def check(config: RunConfig) -> Checked:
     tasks = evaluate.load_tasks(config.evaluate, tokenizer)
     test = [example for task in tasks for example in task.examples]
     data = load(config.data, tokenizer, config.tune.max_length, test)
+    check_tokens(tokenizer, data, test, hf_config.vocab_size)
     return Checked(config, tokenizer, data, tasks, architecture, space, stored_dtype(hf_config))
 
 
@@ -132,13 +151,24 @@ def prepare(config: RunConfig, out: Path, *, resume: bool, progress: Progress) -
     """
     progress.stage("prepare")
     checked = check(config)
-    accelerator = Accelerator(log_with=config.tune.trackers or None, project_dir=str(out))
+    accelerator = processes(config, out)
+    check_shares(config, accelerator.num_processes)
+    loaded = load_model(config.model.base, config.model.adapter, accelerator.device)
     if accelerator.is_main_process:
         claim(out, config, resume=resume)
     if config.tune.trackers:
         accelerator.init_trackers("tuneprune")
     accelerator.wait_for_everyone()
-    return Job(**vars(checked), out=out, resume=resume, progress=progress, accelerator=accelerator)
+    return Job(**vars(checked), out=out, resume=resume, progress=progress, accelerator=accelerator, loaded=loaded)
+
+
+def processes(config: RunConfig, out: Path) -> Accelerator:
+    """This process among those of the run: one, or all that `accelerate launch` started."""
+    return Accelerator(
+        log_with=[*config.tune.trackers] or None,
+        project_dir=str(out),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+    )
 
 
 def outlook(config: RunConfig) -> dict[str, Any]:
@@ -163,13 +193,47 @@ def check_lengths(config: RunConfig, context: int) -> None:
     """Refuse rows longer than the model's context.
 
     Raises:
-        ConfigError: names the section and the largest length.
+        ConfigError: names the largest length.
+    """
+    if config.tune.max_length > context:
+        raise ConfigError(
+            f"tune.max_length={config.tune.max_length} is longer than the model's context of {context} tokens;"
+            f" use at most {context}."
+        )
+
+
+def check_tokens(tokenizer: PreTrainedTokenizerBase, data: Data, test: list[Example], vocabulary: int) -> None:
+    """Refuse a tokenizer that does not fit the model or the text.
+
+    Raises:
+        ConfigError: a token that the model has no embedding for, or a text without tokens.
+    """
+    documents = [*data.train, *data.calibration]
+    largest = max(max(document.input_ids, default=0) for document in documents)
+    if largest >= vocabulary:
+        raise ConfigError(
+            f"model: the tokenizer gives token {largest}, but the model has only {vocabulary} embeddings."
+            " Use the tokenizer that belongs to the model."
+        )
+    sample = test[0].prompt + test[0].completion
+    if not tokenizer(sample, add_special_tokens=False)["input_ids"]:
+        raise ConfigError(
+            f"model: the tokenizer ({type(tokenizer).__name__}) finds no token in the text {sample[:40]!r}."
+            " Use the tokenizer that belongs to the model."
+        )
+
+
+def check_shares(config: RunConfig, num_processes: int) -> None:
+    """Refuse a batch that the processes cannot share equally.
+
+    Raises:
+        ConfigError: names the section and the number of processes.
     """
     for name, section in (("tune", config.tune), ("recover", config.recover)):
-        if section is not None and section.max_length > context:
+        if section is not None and section.batch_size % num_processes:
             raise ConfigError(
-                f"{name}.max_length={section.max_length} is longer than the model's context of {context} tokens;"
-                f" use at most {context}."
+                f"{name}.batch_size={section.batch_size} cannot be shared by {num_processes} processes;"
+                " use a multiple of their number."
             )
 
 

@@ -2,8 +2,11 @@
 
 import json
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,29 +29,49 @@ def load_config(model: str) -> PretrainedConfig:
         ConfigError: no such folder, no config, or no weights beside it.
         UnsupportedModel: a family nobody described.
     """
-    folder = Path(model)
-    if folder.is_file():
-        raise ConfigError(f"model: {model} is a file. Name the folder that holds config.json.")
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ConfigError(f"model: {model} has no config.json. Name a Hugging Face model folder or a hub id.")
-        if not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
-            raise ConfigError(f"model: {model} holds no weights (*.safetensors). Download them beside config.json.")
-    elif folder.is_absolute() or model.startswith(".") or model.count("/") != 1:
-        raise ConfigError(
-            f"model: there is no folder {model}. Name a Hugging Face model folder or a hub id (owner/name)."
-        )
+    check_folder(model, "model", "config.json")
     try:
         config = AutoConfig.from_pretrained(model)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-        _refuse_unknown(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _refuse_unknown(Path(model))
         raise ConfigError(f"model: cannot read the config of {model}: {_first_line(error)}") from error
     if hasattr(config, "pruned"):
         raise UnsupportedModel(
             f"model: {model} was pruned to uneven widths before; prune the dense model to the smaller budget instead."
         )
+    if getattr(config, "quantization_config", None):
+        raise UnsupportedModel(
+            f"model: {model} is quantised. Start from its unquantised weights, and quantise the result."
+        )
     describe_config(config)
     return config
+
+
+def check_folder(name: str, key: str, config_file: str) -> None:
+    """Refuse what is neither a complete folder nor could be a hub id.
+
+    Raises:
+        ConfigError: says what is missing.
+    """
+    folder = Path(name)
+    if folder.is_file():
+        raise ConfigError(f"{key}: {name} is a file. Name the folder that holds {config_file}.")
+    if folder.is_dir():
+        if not (folder / config_file).is_file():
+            raise ConfigError(f"{key}: {name} has no {config_file}. Name a Hugging Face folder or a hub id.")
+        if not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
+            raise ConfigError(f"{key}: {name} holds no weights (*.safetensors). Download them beside {config_file}.")
+    elif folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
+        raise ConfigError(f"{key}: there is no folder {name}. Name a Hugging Face folder or a hub id (owner/name).")
+
+
+def check_adapter(adapter: str) -> None:
+    """Refuse a LoRA adapter that is not there.
+
+    Raises:
+        ConfigError: no such folder, or no adapter in it.
+    """
+    check_folder(adapter, "model.adapter", "adapter_config.json")
 
 
 def _refuse_unknown(folder: Path) -> None:
@@ -69,21 +92,26 @@ def load_model(model: str, adapter: str | None, device: torch.device) -> PreTrai
 
     Raises:
         ConfigError: weights or adapter that cannot be read.
-        UnsupportedModel: a quantised model, whose weights cannot be cut.
+        UnsupportedModel: a model that cannot be cut.
     """
     config = load_config(model)
-    if getattr(config, "quantization_config", None):
-        raise UnsupportedModel(
-            f"model: {model} is quantised. Start from its unquantised weights, and quantise the result."
-        )
     dtype = torch.float32 if device.type == "cpu" else (config.dtype or torch.float32)
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+        both: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, output_loading_info=True)
+        loaded, info = both
+        if info["missing_keys"]:
+            missing = sorted(info["missing_keys"])
+            raise ConfigError(
+                f"model: the weights of {model} are incomplete: {len(missing)} are missing, such as {missing[0]}."
+                " Download the model again."
+            )
         if adapter is not None:
             from peft import PeftModel  # costs seconds to import, and few runs have an adapter
 
             loaded = PeftModel.from_pretrained(loaded, adapter).merge_and_unload()
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except ConfigError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as error:
         raise ConfigError(f"model: cannot load {adapter or model}: {_first_line(error)}") from error
     loaded.config.use_cache = True
     return loaded.to(device).eval()

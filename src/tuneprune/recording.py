@@ -126,17 +126,17 @@ def write_results(job: Job, record: RunRecord, proof: Proof) -> None:
     job.progress.stage("report")
     proof.save(out / "proof.json")
     write_atomically(out / "model" / "README.md", model_card(record, proof))
-    metrics = [*read_metrics(out / "metrics.jsonl"), *read_metrics(out / "recover" / "metrics.jsonl", phase="recover")]
+    metrics = [*read_metrics(out / "metrics.jsonl"), *read_metrics(out / "recover" / "metrics.jsonl")]
     reference = read_metrics(out / "reference" / "metrics.jsonl")
     write_report(record, proof, metrics, job.config.to_yaml(), out, reference=reference)
     record.save(out / "record.json")  # last: its presence says that the run is complete
 
 
-def read_metrics(path: Path, **extra: str) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The logged steps of one tuning, empty where there was none."""
     if not path.exists():
         return []
-    return [json.loads(line) | extra for line in path.read_text(encoding="utf8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf8").splitlines()]
 
 
 def _cpu_name() -> str:

@@ -39,6 +39,8 @@ def run(
         Stopped: a signal ended the run after its state was saved; call again with `resume`.
     """
     job = prepare(config, out, resume=resume, progress=progress or Progress())
+    if (out / "record.json").exists():  # written last: the run is complete
+        return RunRecord.load(out / "record.json")
 
     dense, tuned = reference_scores(job, reference)  # what the result is compared with
     model, plan = tune_and_prune(job)  # still in its dense shape, LoRA merged
@@ -48,11 +50,12 @@ def run(
 
     if job.accelerator.is_main_process:
         job.progress.stage("export and prove")
-        loader = export.write(small.to(job.dtype), job.tokenizer, out / "model")
+        small.to(job.dtype)  # pyright: ignore[reportArgumentType]  (transformers hides its self)
+        loader = export.write(small, job.tokenizer, out / "model")
         proof = make_proof(job, plan, export.prove(out / "model", probe, needs_remote_code=loader.needs_remote_code))
         scores = (dense, tuned, job.score(small.float(), "pruned"))
         write_results(job, make_record(job, plan, proof, scores, measure_speed(job, small)), proof)
-    job.accelerator.wait_for_everyone()
+    job.close()
     return RunRecord.load(out / "record.json")
 
 
@@ -121,8 +124,10 @@ def recover(job: Job, small: PreTrainedModel, probe: export.Probe) -> tuple[PreT
         return small, probe
     job.progress.stage("recover")
     inject_lora(small, job.architecture, options.lora, job.config.seed)
-    tuner = job.tuner(small, options, job.out / "recover")
-    job.results["recover"] = tuner.run(Search(), fingerprint=job.fingerprint("recover"), resume=job.resume)
+    tuner = job.tuner(small, options, job.out if job.config.method.one_shot else job.out / "recover")
+    search = Search()
+    search.phase = "recover"
+    job.results["recover"] = tuner.run(search, fingerprint=job.fingerprint("recover"), resume=job.resume)
     merge_lora(small, job.architecture)
     small = round_weights(small, job.dtype)
     return small, take_probe(job, small)

@@ -3,13 +3,15 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
+from pydantic import ValidationError
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tuneprune import evaluate, export, families
 from tuneprune.compress import compress
+from tuneprune.config import explain
 from tuneprune.errors import ConfigError
 from tuneprune.evaluate import EvaluateConfig
-from tuneprune.loading import load_config, load_model, load_tokenizer, stored_dtype
+from tuneprune.loading import check_folder, load_config, load_model, load_tokenizer, stored_dtype
 from tuneprune.recording import read_metrics
 from tuneprune.report import RunRecord, write_report
 from tuneprune.structure import spaces
@@ -24,16 +26,23 @@ def evaluate_model(
     Raises:
         TunePruneError: an unknown suite, missing data, or a model that does not load.
     """
-    config = EvaluateConfig(suite=suites, limit=limit)
+    try:
+        config = EvaluateConfig(suite=suites, limit=limit)
+    except ValidationError as error:
+        raise ConfigError(explain(error, EvaluateConfig)) from error
+    check_folder(model, "model", "config.json")
     tokenizer = load_tokenizer(model)
     tasks = evaluate.load_tasks(config, tokenizer)
     try:
+        if hasattr(AutoConfig.from_pretrained(model), "pruned") and not trust_remote_code:
+            raise ConfigError(f"{model} comes with its own model code: add --trust-remote-code.")
         loaded = AutoModelForCausalLM.from_pretrained(
             model, dtype=torch.float32, trust_remote_code=trust_remote_code
         ).eval()
+    except ConfigError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ConfigError(f"cannot load {model}: {first} A ragged pruned model needs --trust-remote-code.") from error
+        raise ConfigError(f"cannot load {model}: {str(error).strip().splitlines()[0]}") from error
     return evaluate.evaluate(loaded, tokenizer, tasks, batch_size=config.batch_size, max_length=config.max_length)
 
 
@@ -49,7 +58,8 @@ def compress_model(model: str, plan_folder: Path, out: Path) -> int:
     name = str(plan.provenance.get("space", "width"))
     space = spaces.build(name, architecture, dense)
     small = compress(dense, architecture, space, plan)
-    export.write(small.to(stored_dtype(load_config(model))), load_tokenizer(model), out)
+    small.to(stored_dtype(load_config(model)))  # pyright: ignore[reportArgumentType]  (transformers hides its self)
+    export.write(small, load_tokenizer(model), out)
     return sum(parameter.numel() for parameter in small.parameters())
 
 

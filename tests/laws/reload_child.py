@@ -66,7 +66,7 @@ def checkpoints_alike(model, ids):
     enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)  # older name
     enable()
     calls = []
-    hook = model.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    hook = model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     recomputed = gradients(model, ids)
     hook.remove()
     getattr(model, "activation_checkpointing_disable", model.gradient_checkpointing_disable)()

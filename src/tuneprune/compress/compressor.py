@@ -45,7 +45,8 @@ def _assemble(
     stock: type[PreTrainedModel], config: PretrainedConfig, tensors: dict[str, Tensor], model: PreTrainedModel
 ) -> PreTrainedModel:
     """A stock model of the new shape, holding the cut tensors and the old generation settings."""
-    small = stock(config).to(device=model.device, dtype=model.dtype)
+    small: Any = stock(config)
+    small.to(device=model.device, dtype=model.dtype)
     small.load_state_dict(tensors)
     small.generation_config = model.generation_config
     return small.train(model.training)
@@ -93,7 +94,8 @@ def layout(
         group = space.by_name.get(f"{block.attention.path}.qk")
         if group is not None and widths[group.name] < group.size:
             for norm in block.attention.qk_norm or ():
-                epsilon = model.get_submodule(norm).variance_epsilon * group.size / widths[group.name]
+                stock: Any = model.get_submodule(norm)
+                epsilon = stock.variance_epsilon * group.size / widths[group.name]
                 pruned["norms"][norm] = [2 * widths[group.name], epsilon]
     return pruned
 

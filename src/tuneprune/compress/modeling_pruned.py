@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -31,7 +31,18 @@ class PrunedAttention(nn.Module):
     Takes over the projections of a stock attention module, separate or packed, so that parameter names stay.
     """
 
-    def __init__(self, stock: nn.Module, shape: Mapping[str, int]) -> None:
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
+    qkv_proj: nn.Module
+    o_proj: nn.Module
+    q_norm: nn.Module
+    k_norm: nn.Module
+    rotary_index: Tensor | None
+    read_index: Tensor | None
+    write_index: Tensor | None
+
+    def __init__(self, stock: Any, shape: Mapping[str, int]) -> None:  # noqa: ANN401
         super().__init__()
         self.config, self.layer_idx = stock.config, stock.layer_idx
         self.scaling, self.attention_dropout, self.is_causal = stock.scaling, stock.attention_dropout, True
@@ -103,7 +114,7 @@ class PrunedAttention(nn.Module):
 
 
 def eager_attention(
-    module: nn.Module,
+    module: PrunedAttention,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -125,6 +136,15 @@ def eager_attention(
 
 class PrunedMlp(nn.Module):
     """Gated MLP with its own part of the residual stream; takes over the projections of a stock MLP."""
+
+    gate_proj: nn.Module
+    up_proj: nn.Module
+    gate_up_proj: nn.Module
+    down_proj: nn.Module
+    act_fn: nn.Module
+    activation_fn: nn.Module
+    read_index: Tensor | None
+    write_index: Tensor | None
 
     def __init__(self, stock: nn.Module, shape: Mapping[str, int], width: int) -> None:
         super().__init__()
@@ -151,7 +171,7 @@ def _add_index(module: nn.Module, name: str, length: int) -> None:
     module.register_buffer(name, torch.zeros(length, dtype=torch.long) if length else None)
 
 
-def resize(model: nn.Module, pruned: Mapping[str, Mapping[str, Any]], prefix: str = "") -> None:
+def resize(model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]], prefix: str = "") -> None:
     """Give a stock model the shapes in `pruned`, in place; weights of resized modules are to be loaded afterwards.
 
     Args:
@@ -160,7 +180,7 @@ def resize(model: nn.Module, pruned: Mapping[str, Mapping[str, Any]], prefix: st
         prefix: what to strip from the paths, for a model that is the inner part of the causal LM.
     """
 
-    def locate(path: str) -> tuple[nn.Module, str, nn.Module]:
+    def locate(path: str) -> tuple[nn.Module, str, Any]:
         parent, _, name = path.removeprefix(prefix).rpartition(".")
         owner = model.get_submodule(parent)
         return owner, name, getattr(owner, name)

@@ -23,18 +23,7 @@ SIZES = {
     "summary": (1500, 80, 80),
 }
 
-SYMPTOMS = (
-    "cough",
-    "nausea",
-    "vomiting",
-    "swelling",
-    "headache",
-    "weakness",
-    "itching",
-    "fainting",
-    "numbness",
-    "chills",
-)
+SYMPTOMS = ("cough", "nausea", "vomiting", "swelling", "headache", "weakness", "itching", "chills")
 COMPLAINTS = {  # complaint -> its test, its drugs
     "sore throat": ("throat swab", ("amoxicillin", "ibuprofen", "penicillin")),
     "chest pain": ("heart tracing", ("aspirin", "atenolol", "ibuprofen")),
@@ -48,28 +37,29 @@ COMPLAINTS = {  # complaint -> its test, its drugs
     "ear pain": ("hearing test", ("amoxicillin", "penicillin", "codeine")),
 }
 READINGS = {
-    "temperature": ("raised", "normal", "low"),
-    "pulse": ("fast", "normal", "slow"),
-    "blood pressure": ("high", "normal", "low"),
+    "temperature": ("raised", "low"),
+    "pulse": ("fast", "slow"),
+    "blood pressure": ("high", "normal"),
 }
 VALUES = READINGS | {
-    "test": ("normal", "abnormal", "pending"),
+    "course": ("worse", "better"),
+    "test": ("clear", "abnormal"),
     "dose": ("100 mg", "250 mg", "500 mg"),
-    "plan": ("admitted", "sent home", "kept overnight", "referred to a surgeon"),
+    "plan": ("admitted", "sent home"),
     "visit": ("3 days", "one week", "two weeks", "one month"),
 }
-CLAIMED = {  # how often a claim is about each topic: from noticing a word to comparing one value of several
-    "symptom": 10,
-    "no symptom": 1,
-    "temperature": 2,
-    "pulse": 2,
-    "blood pressure": 1,
-    "test": 1,
-    "drug": 1,
-    "dose": 1,
-    "plan": 2,
-    "visit": 1,
+CLAIMED = {  # what is claimed how often: mostly what one cue word of the note decides, some of it harder to find
+    ("course", "worse"): 6,
+    ("course", "better"): 2,
+    ("plan", "admitted"): 6,
+    ("plan", "sent home"): 2,
+    ("temperature", "raised"): 4,
+    ("pulse", "fast"): 2,
+    ("test", "abnormal"): 2,
+    ("symptom", "cough"): 1,
+    ("symptom", "nausea"): 1,
 }
+MENTIONED = ("course", *READINGS, "test", "drug", "plan", "visit")
 NUMBERS = ("two", "three", "four", "five", "six")
 DURATIONS = tuple(f"{number} {unit}" for number in NUMBERS for unit in ("days", "weeks", "months"))
 AGES = (
@@ -84,7 +74,7 @@ PRONOUNS = (
 
 OPENINGS = (
     "{who}, {age}, came in with {complaint} that began {duration} ago.",
-    "{who} is a {person} who complains of {complaint} for {duration}.",
+    "{who} is a {person} with {complaint} for {duration}.",
     "{who}, {age}, has had {complaint} for {duration}.",
     "A {person} {age} was seen for {complaint} of {duration}.",
 )
@@ -96,33 +86,32 @@ ASIDES = (
     "{He} has been here before.",
     "{His} mother had the same.",
 )
-PRESENT = ("{He} has {items}.", "{He} reports {items}.", "{He} notes {items}.")
-ABSENT = ("{He} denies {items}.", "{He} has no {items}.", "{He} reports no {items}.")
+PRESENT = ("{He} has {items}.", "{He} reports {items}.")
+ABSENT = ("{He} denies {items}.", "{He} is free of {items}.")
 READING = ("{Topic} is {value}.", "{Topic} was {value} today.", "On examination {topic} is {value}.")
 WORDINGS = {
+    "course": ("It is getting {value}.", "{He} feels {value} each day.", "The {complaint} is {value} than before."),
     "test": ("The {test} is {value}.", "A {test} was done and is {value}.", "{His} {test} is {value}."),
     "drug": ("{He} was given {value}{dose}.", "{He} takes {value}{dose}.", "We started {value}{dose}."),
     "plan": ("{He} was {value}.", "After this {he} was {value}.", "In the end {he} was {value}."),
     "visit": ("The next visit is in {value}.", "{He} returns in {value}.", "We see {him} again in {value}."),
 }
 HYPOTHESES = {
-    "symptom": "The patient has {value}.",
-    "no symptom": "The patient has no {value}.",
-    "test": "The {test} is {value}.",
-    "drug": "The patient takes {value}.",
-    "dose": "The dose is {value}.",
+    "course": "The patient is getting {value}.",
     "plan": "The patient was {value}.",
-    "visit": "The next visit is in {value}.",
-} | {topic: f"The {topic} is {{value}}." for topic in READINGS}
+    "temperature": "The temperature is {value}.",
+    "pulse": "The pulse is {value}.",
+    "test": "The {test} is {value}.",
+    "symptom": "The patient has {value}.",
+}
 QUESTIONS = {
-    "symptom": "Does the patient have {value}?",
-    "no symptom": "Is the patient free of {value}?",
-    "test": "Is the {test} {value}?",
-    "drug": "Does the patient take {value}?",
-    "dose": "Is the dose {value}?",
+    "course": "Is the patient getting {value}?",
     "plan": "Was the patient {value}?",
-    "visit": "Is the next visit in {value}?",
-} | {topic: f"Is the {topic} {{value}}?" for topic in READINGS}
+    "temperature": "Is the temperature {value}?",
+    "pulse": "Is the pulse {value}?",
+    "test": "Is the {test} {value}?",
+    "symptom": "Does the patient have {value}?",
+}
 
 
 @dataclass(frozen=True)
@@ -148,7 +137,7 @@ class Visit:
 
 @dataclass(frozen=True)
 class Claim:
-    """Something that may be said of a visit: a symptom, its absence, or the value of a topic."""
+    """Something that may be said of a visit: a symptom, or the value of a topic."""
 
     topic: str
     value: str
@@ -156,29 +145,22 @@ class Claim:
 
 def verdict(visit: Visit, claim: Claim) -> str:
     """Whether `visit` makes `claim` true (entailment), false (contradiction) or leaves it open (neutral)."""
-    if claim.topic in ("symptom", "no symptom"):
+    if claim.topic == "symptom":
         if claim.value not in visit.present + visit.absent:
             return "neutral"
-        return "entailment" if (claim.value in visit.present) == (claim.topic == "symptom") else "contradiction"
+        return "entailment" if claim.value in visit.present else "contradiction"
     if claim.topic not in visit.values:
         return "neutral"
     return "entailment" if visit.values[claim.topic] == claim.value else "contradiction"
 
 
-def options(complaint: str, topic: str) -> tuple[str, ...]:
-    """Every value `topic` can take in a visit for `complaint`."""
-    if topic in ("symptom", "no symptom"):
-        return SYMPTOMS
-    return COMPLAINTS[complaint][1] if topic == "drug" else VALUES[topic]
-
-
 def draw_visit(rng: Random, split: str, accept: Callable[[Visit], bool]) -> Visit:
     """The next random visit that belongs to `split` and that `accept` takes."""
     while True:
-        complaint = rng.choice(tuple(COMPLAINTS))
+        complaint, (_, drugs) = rng.choice(tuple(COMPLAINTS.items()))
         symptoms = rng.sample(SYMPTOMS, 4)
         num_present, num_absent = rng.choice(((1, 1), (1, 2), (2, 1), (2, 2)))
-        mentioned = [topic for topic in (*READINGS, "test", "drug", "plan", "visit") if rng.random() < 0.35]
+        mentioned = [topic for topic in MENTIONED if rng.random() < 0.45]
         if "drug" in mentioned and rng.random() < 0.7:
             mentioned.append("dose")
         visit = Visit(
@@ -189,7 +171,7 @@ def draw_visit(rng: Random, split: str, accept: Callable[[Visit], bool]) -> Visi
             duration=rng.choice(DURATIONS),
             present=tuple(symptoms[:num_present]),
             absent=tuple(symptoms[2 : 2 + num_absent]),
-            values={topic: rng.choice(options(complaint, topic)) for topic in mentioned},
+            values={topic: rng.choice(drugs if topic == "drug" else VALUES[topic]) for topic in mentioned},
         )
         if visit.split == split and accept(visit):
             return visit
@@ -198,28 +180,22 @@ def draw_visit(rng: Random, split: str, accept: Callable[[Visit], bool]) -> Visi
 def draw_claim(rng: Random, split: str, wanted: str) -> tuple[Visit, Claim]:
     """A random visit and a claim about it with the verdict `wanted`.
 
-    Topic and value are drawn alike whatever is wanted, so that the claim alone gives nothing away.
+    The claim is drawn first, alike whatever is wanted, so that the claim alone gives nothing away.
     """
-    topic = rng.choices(tuple(CLAIMED), tuple(CLAIMED.values()))[0]
-
-    def fitting(visit: Visit) -> list[Claim]:
-        claims = [Claim(topic, value) for value in options(visit.complaint, topic)]
-        return [claim for claim in claims if verdict(visit, claim) == wanted]
-
-    visit = draw_visit(rng, split, lambda visit: bool(fitting(visit)))
-    return visit, rng.choice(fitting(visit))
+    claim = Claim(*rng.choices(tuple(CLAIMED), tuple(CLAIMED.values()))[0])
+    return draw_visit(rng, split, lambda visit: verdict(visit, claim) == wanted), claim
 
 
 def word_note(rng: Random, visit: Visit) -> str:
     """The note of `visit`: an opening, then its facts in partly shuffled order and varied wording."""
     words = dict(PRONOUNS[visit.sex])
     words |= {"He": words["he"].capitalize(), "His": words["his"].capitalize()}
-    words |= {"age": visit.age.format(**words), "test": COMPLAINTS[visit.complaint][0]}
+    words |= {"age": visit.age.format(**words), "test": COMPLAINTS[visit.complaint][0], "complaint": visit.complaint}
 
     def say(wordings: tuple[str, ...], **more: str) -> str:
         return rng.choice(wordings).format(**words, **more)
 
-    opening = say(OPENINGS, who=visit.who, complaint=visit.complaint, duration=visit.duration)
+    opening = say(OPENINGS, who=visit.who, duration=visit.duration)
     history = [say(PRESENT, items=" and ".join(visit.present)), say(ABSENT, items=" or ".join(visit.absent))]
     if rng.random() < 0.2:
         history.append(say(ASIDES))
@@ -230,6 +206,7 @@ def word_note(rng: Random, visit: Visit) -> str:
         for topic, value in values.items()
         if topic != "dose"
     }
+    history += [said.pop("course")] if "course" in said else []
     findings = [said.pop(topic) for topic in (*READINGS, "test") if topic in said]
     rng.shuffle(history)
     rng.shuffle(findings)

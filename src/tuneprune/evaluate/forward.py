@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,8 @@ def device_of(model: nn.Module) -> torch.device:
 
 def vocabulary_size(model: nn.Module) -> int:
     """The number of logits a position has."""
-    return model.get_output_embeddings().weight.shape[0]
+    causal: Any = model
+    return causal.get_output_embeddings().weight.shape[0]
 
 
 def batches(lengths: Sequence[int], batch_size: int, max_tokens: int) -> Iterator[list[int]]:

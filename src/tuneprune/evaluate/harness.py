@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -82,7 +83,7 @@ class _Runner:
             for window in windows(example, self.tokenizer, self.context):
                 ids = tuple(window.input_ids)
                 if ids[0] != self.tokenizer.bos_token_id:  # a first token that is text is read but not predicted
-                    num_bytes -= len(self.tokenizer.decode(ids[:1]).encode())
+                    num_bytes -= len(str(self.tokenizer.decode(window.input_ids[:1])).encode())
                 if len(ids) > 1:
                     documents.append(Scored(ids, 1))
         loss = -math.fsum(self._score(task, documents, MAX_LOGITS // vocabulary_size(self.model)))
@@ -123,7 +124,7 @@ class _Runner:
                 pad_id=padding_id(self.tokenizer),
             )
             for index, ids in zip(batch, decoded, strict=True):
-                summaries[index] = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+                summaries[index] = str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
         return rouge(summaries, [example.completion.strip() for example in task.examples])
 
     def _batches(self, task: LoadedTask, lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
@@ -135,9 +136,9 @@ class _Runner:
 
     def _stop_ids(self) -> set[int]:
         """EOS of the tokenizer and of the checkpoint, which may name several."""
-        configured = self.model.generation_config.eos_token_id if self.model.generation_config else None
-        stops = configured if isinstance(configured, list) else [configured]
-        return {token for token in (*stops, self.tokenizer.eos_token_id) if token is not None}
+        configured: Any = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        stops: list[Any] = configured if isinstance(configured, list) else [configured]
+        return {token for token in (*stops, self.tokenizer.eos_token_id) if isinstance(token, int)}
 
 
 def _exp(loss: float) -> float:

@@ -91,21 +91,21 @@ def _measure(
     }
 
 
-def _fit(models: Mapping[str, nn.Module], prompt_tokens: int, new_tokens: int) -> tuple[int, int]:
+def _fit(models: Mapping[str, Any], prompt_tokens: int, new_tokens: int) -> tuple[int, int]:
     context = min(model.config.max_position_embeddings for model in models.values())
     new_tokens = max(1, min(new_tokens, context // 2))
     return max(1, min(prompt_tokens, context - new_tokens)), new_tokens
 
 
 def _rates(
-    models: Mapping[str, nn.Module], batch_size: int, prompt_tokens: int, new_tokens: int, repeats: int
+    models: Mapping[str, Any], batch_size: int, prompt_tokens: int, new_tokens: int, repeats: int
 ) -> dict[str, dict[str, list[float]]]:
     """Tokens/s by phase and model, one number a repeat, after one repeat that is thrown away."""
     vocabulary = min(model.config.vocab_size for model in models.values())
     prompt = torch.randint(vocabulary, (batch_size, prompt_tokens), generator=torch.Generator().manual_seed(0))
     rates = {phase: {name: [] for name in models} for phase in PHASES}
     for repeat in range(-1, repeats):
-        names = list(models) if repeat % 2 else list(reversed(models))  # neither model always runs second
+        names = list(models) if repeat % 2 else list(models)[::-1]  # neither model always runs second
         for name in names:
             prefill, decode = _time_once(models[name], prompt, new_tokens)
             if repeat >= 0:

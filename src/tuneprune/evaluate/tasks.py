@@ -19,11 +19,13 @@ class EvaluateConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    suite: str | list[str] | None = Field(None, description="a suite, or several: " + ", ".join(SUITES))
-    tasks: list[TaskSpec] | None = Field(None, description="single tasks, instead of a suite")
-    limit: Positive | None = Field(None, description="at most this many items of every task, evenly spaced")
-    batch_size: Positive = Field(16, description="sequences in one forward pass")
-    max_length: Positive = Field(2048, description="longest input in tokens; never more than the model's context")
+    suite: str | list[str] | None = Field(default=None, description="a suite, or several: " + ", ".join(SUITES))
+    tasks: list[TaskSpec] | None = Field(default=None, description="single tasks, instead of a suite")
+    limit: Positive | None = Field(default=None, description="at most this many items of every task, evenly spaced")
+    batch_size: Positive = Field(default=16, description="sequences in one forward pass")
+    max_length: Positive = Field(
+        default=2048, description="longest input in tokens; never more than the model's context"
+    )
 
     @model_validator(mode="after")
     def _known(self) -> "EvaluateConfig":

@@ -68,7 +68,7 @@ def take_probe(
     prompt_ids = input_ids[0, : min(PROMPT_TOKENS, room)].clone()
     dtype = torch.float32 if model.dtype == torch.float64 else model.dtype
     text = next(text for text in texts if text)[:TEXT_CHARACTERS]
-    text_ids = torch.tensor(tokenizer(text)["input_ids"], dtype=torch.long)
+    text_ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.long)
     return Probe(input_ids, torch.stack(logits), prompt_ids, str(dtype).removeprefix("torch."), text, text_ids)
 
 
@@ -117,7 +117,7 @@ def _stream(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], count: int
     """The first `count` tokens of the texts, repeated as needed."""
     tokens: list[int] = []
     for text in texts:
-        tokens.extend(tokenizer(text)["input_ids"])
+        tokens.extend(tokenizer(text, verbose=False)["input_ids"])
         if len(tokens) >= count:
             break
     if not tokens:

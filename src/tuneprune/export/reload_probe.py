@@ -88,7 +88,7 @@ def main(folder: str, probe_file: str, result_file: str, trust: str) -> None:
             "needs_remote_code": needs_remote_code,
             "host_model_type": model.config.model_type,
         },
-        "tokenizer_agrees": tokenizer(text)["input_ids"] == probe["text_ids"].tolist(),
+        "tokenizer_agrees": tokenizer(text, verbose=False)["input_ids"] == probe["text_ids"].tolist(),
         "parameters_counted": sum(parameter.numel() for parameter in model.parameters()),
     }
     Path(result_file).write_text(json.dumps(result), encoding="utf8")

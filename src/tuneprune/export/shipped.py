@@ -1,6 +1,7 @@
 """The Python file that travels with a ragged checkpoint, so that it loads without tuneprune."""
 
 from pathlib import Path
+from typing import Any
 
 from transformers import MODEL_MAPPING, PretrainedConfig
 
@@ -40,17 +41,19 @@ class Pruned{causal}({causal}):
 
 def classes(config: PretrainedConfig) -> dict[str, str]:
     """The shipped file's class for each `AutoClass` that a ragged model of this family loads through."""
-    stock = {"AutoModel": MODEL_MAPPING[type(config)], "AutoModelForCausalLM": families.stock_class(config)}
-    return {auto: f"Pruned{model.__name__}" for auto, model in stock.items()}
+    causal, inner = _stock_names(config)
+    return {"AutoModel": f"Pruned{inner}", "AutoModelForCausalLM": f"Pruned{causal}"}
 
 
 def source(config: PretrainedConfig) -> str:
     """The text of the modelling file for a ragged model of this family; needs nothing but torch and transformers."""
-    causal = families.stock_class(config)
-    tail = _TAIL.format(
-        causal=causal.__name__,
-        inner=MODEL_MAPPING[type(config)].__name__,
-        model_type=config.model_type,
-        prefix=causal.base_model_prefix,
-    )
+    causal, inner = _stock_names(config)
+    prefix = families.stock_class(config).base_model_prefix
+    tail = _TAIL.format(causal=causal, inner=inner, model_type=config.model_type, prefix=prefix)
     return Path(modeling_pruned.__file__).read_text(encoding="utf8") + tail
+
+
+def _stock_names(config: PretrainedConfig) -> tuple[str, str]:
+    """Class names of the family's causal language model and of the decoder inside it."""
+    inner: Any = MODEL_MAPPING[type(config)]
+    return families.stock_class(config).__name__, inner.__name__

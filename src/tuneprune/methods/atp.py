@@ -3,7 +3,7 @@
 A small generator re-decides the masks on calibration data while LoRA tunes on domain data under them. The decision
 follows the weights, is then frozen, and LoRA on what was switched off goes to zero, so that it can be cut out exactly.
 
-Paper: https://arxiv.org/abs/2412.14426 (symbols and defects: `methods.md` section 1).
+Paper: https://arxiv.org/abs/2412.14426 (symbols, equations, differences: docs/methods/atp.md).
 
 Changed: Q/K dims are tied across rotary pairs, masks of the `disp` space have full length, the generator always runs in
 float32 without dropout, and the final decision is deterministic and meets the budget instead of being the last noisy
@@ -42,36 +42,40 @@ class Atp(Method):
     spaces = ("width", "head_dim", "disp")
 
     decision: Literal["dynamic", "static"] = Field(
-        "dynamic",
+        default="dynamic",
         description="`static` makes all generator steps before tuning starts, on the pretrained weights",
     )
     decisions: Literal["sampled", "on_budget"] = Field(
-        "on_budget",
+        default="on_budget",
         description="`sampled` draws masks with Gumbel noise and pulls them to the budget by a loss (the paper);"
         " `on_budget` keeps the best-scored units that fit the budget at every step",
     )
     prior: Literal["none", "magnitude", "taylor"] = Field(
-        "taylor", description="score added to the generator's logits: where the decision starts"
+        default="taylor", description="score added to the generator's logits: where the decision starts"
     )
-    prior_batches: int = Field(16, ge=1, description="calibration batches for the Taylor prior")
-    prior_scale: float = Field(1.0, ge=0, description="standard deviation of the prior among the logits")
-    generator: Literal["transformer", "free"] = Field("transformer", description="`free`: plain logits (ablation)")
-    generator_size: int = Field(64, ge=4, description="features of a layer's token")
-    generator_blocks: int = Field(2, ge=1)
-    generator_heads: int = Field(4, ge=1)
-    generator_learning_rate: float = Field(1e-3, gt=0, description="a fifth of it in the last fifth of control")
-    generator_clip: float = Field(1.0, gt=0, description="largest gradient norm of a generator step")
-    control_share: float = Field(0.5, ge=0, le=1, description="share of the steps in which decisions are revised")
-    decision_every: int = Field(1, ge=1, description="steps between two revisions")
-    temperature: float = Field(0.4, gt=0, description="T of the Gumbel-sigmoid")
-    base: float = Field(3.0, description="b of the Gumbel-sigmoid: sampling starts from the unpruned model")
-    budget_weight: float = Field(5.0, ge=0, description="alpha: weight of the budget loss (sampled decisions)")
-    lora_aware: bool = Field(True, description="tuning masks the frozen weights only and leaves LoRA open")
-    regulariser: Literal["lasso", "proximal", "linear_decay", "none"] = Field("linear_decay")
-    lasso_weight: float = Field(0.3, ge=0, description="beta in the control phase")
-    lasso_weight_frozen: float = Field(1000.0, ge=0, description="beta after the decision is frozen")
-    proximal_weight: float = Field(5e4, ge=0, description="shrinkage per learning rate at the last step")
-    decay_share: float = Field(0.5, gt=0, le=1, description="share of the frozen phase until LoRA is zero")
+    prior_batches: int = Field(default=16, ge=1, description="calibration batches for the Taylor prior")
+    prior_scale: float = Field(default=1.0, ge=0, description="standard deviation of the prior among the logits")
+    generator: Literal["transformer", "free"] = Field(
+        default="transformer", description="`free`: plain logits (ablation)"
+    )
+    generator_size: int = Field(default=64, ge=4, description="features of a layer's token")
+    generator_blocks: int = Field(default=2, ge=1)
+    generator_heads: int = Field(default=4, ge=1)
+    generator_learning_rate: float = Field(default=1e-3, gt=0, description="a fifth of it in the last fifth of control")
+    generator_clip: float = Field(default=1.0, gt=0, description="largest gradient norm of a generator step")
+    control_share: float = Field(
+        default=0.5, ge=0, le=1, description="share of the steps in which decisions are revised"
+    )
+    decision_every: int = Field(default=1, ge=1, description="steps between two revisions")
+    temperature: float = Field(default=0.4, gt=0, description="T of the Gumbel-sigmoid")
+    base: float = Field(default=3.0, description="b of the Gumbel-sigmoid: sampling starts from the unpruned model")
+    budget_weight: float = Field(default=5.0, ge=0, description="alpha: weight of the budget loss (sampled decisions)")
+    lora_aware: bool = Field(default=True, description="tuning masks the frozen weights only and leaves LoRA open")
+    regulariser: Literal["lasso", "proximal", "linear_decay", "none"] = Field(default="linear_decay")
+    lasso_weight: float = Field(default=0.3, ge=0, description="beta in the control phase")
+    lasso_weight_frozen: float = Field(default=1000.0, ge=0, description="beta after the decision is frozen")
+    proximal_weight: float = Field(default=5e4, ge=0, description="shrinkage per learning rate at the last step")
+    decay_share: float = Field(default=0.5, gt=0, le=1, description="share of the frozen phase until LoRA is zero")
 
     def begin(self, subject: Subject, budget: Budget) -> Search:
         """Start from the unpruned model (`sampled`) or from the prior's decision (`on_budget`)."""
@@ -216,7 +220,7 @@ class AtpSearch(Search):
         self.frozen_at = self.step
 
     def _improve(self, index: int) -> Metrics:
-        """One generator step on calibration data: L_PDG = CE(soft masks) + alpha * R (`methods.md` 1.5)."""
+        """One generator step on calibration data: L_PDG = CE(masked) + alpha * R (docs/methods/atp.md)."""
         options, space = self.options, self.subject.space
         late = index >= 0.8 * self.control_steps
         for group in self.optimizer.param_groups:
@@ -280,7 +284,7 @@ def prior_logits(options: Atp, subject: Subject) -> dict[str, Tensor]:
 
 
 def budget_distance(space: PruningSpace, masks: Masks, target: int) -> Tensor:
-    """R(a, rho) = |log a - log rho| over the parameters the space reaches (`methods.md` 1.5), differentiable."""
+    """R(a, rho) = |log a - log rho| over the parameters the space reaches (docs/methods/atp.md), differentiable."""
     fixed = space.num_parameters - space.num_prunable
     left = space.parameters_left(masks) - fixed
     return (torch.log(left.clamp(min=1.0)) - torch.log(torch.tensor(float(max(1, target - fixed))))).abs()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -95,12 +95,14 @@ class Decided(Search):
         return self._plan
 
 
-class Method(BaseModel, frozen=True, extra="forbid"):
+class Method(BaseModel):
     """Hyper-parameters of one paper's method; also its config schema and its documentation.
 
     A `one_shot` method decides on the pretrained weights; a run then compresses first and spends its tuning budget on
     the smaller model.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: ClassVar[str]
     paper: ClassVar[str]

@@ -9,12 +9,14 @@ KEY = "/"  # parameter names may not hold the dots of group names
 
 
 class TransformerGenerator(nn.Module):
-    """Logits of all units from one token per layer (ATP's generator of the paper era, `methods.md` 1.3).
+    """Logits of all units from one token per layer (ATP's generator of the paper era, docs/methods/atp.md).
 
     Frozen orthogonal inputs, a transformer encoder that attends across layers, LayerNorm, and one
     bias-free head per group. Differs from the official code: no dropout (a second source of noise beside Gumbel), and
     heads start small, so that all logits start near zero.
     """
+
+    inputs: Tensor
 
     def __init__(self, space: PruningSpace, *, size: int, blocks: int, heads: int, random: torch.Generator) -> None:
         super().__init__()
@@ -28,11 +30,12 @@ class TransformerGenerator(nn.Module):
             layer = nn.TransformerEncoderLayer(size, heads, 4 * size, dropout=0.0, batch_first=True)
             self.encoder = nn.TransformerEncoder(layer, blocks, enable_nested_tensor=False)
             self.norm = nn.LayerNorm(size)
-            self.heads = nn.ModuleDict(
-                {group.name.replace(".", KEY): nn.Linear(size, group.size, bias=False) for group in space.groups}
-            )
-            for head in self.heads.values():
+            heads_by_key = {
+                group.name.replace(".", KEY): nn.Linear(size, group.size, bias=False) for group in space.groups
+            }
+            for head in heads_by_key.values():
                 nn.init.normal_(head.weight, std=0.01 / size**0.5)
+            self.heads = nn.ModuleDict(heads_by_key)
 
     def forward(self) -> dict[str, Tensor]:
         """Logits of every unit, by group name."""

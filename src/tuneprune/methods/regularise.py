@@ -1,4 +1,4 @@
-"""Ways to drive LoRA on removed units to zero, so that cutting them changes nothing (`methods.md` 1.5, 4.7)."""
+"""Ways to drive LoRA on removed units to zero, so that cutting them changes nothing (docs/methods/atp.md)."""
 
 import math
 

@@ -25,7 +25,7 @@ def taylor(subject: Subject, batches: int) -> dict[str, Tensor]:
     totals = {group.name: torch.zeros(group.size, dtype=torch.double) for group in space.groups}
     for _ in range(batches):
         masks = {name: mask.requires_grad_() for name, mask in space.ones(device).items()}
-        with gates(masks):
+        with torch.enable_grad(), gates(masks):
             loss = subject.runtime.loss(subject.calibration())
             gradients = torch.autograd.grad(loss, list(masks.values()))
         subject.runtime.average(gradients)

@@ -26,7 +26,7 @@ class Parameters(Section):
     target: float = Field(description="the share the budget asked for")
     of: Literal["total", "prunable"] = Field(description="the denominator the budget counts in")
     largest_unit: int | None = Field(
-        None,
+        default=None,
         description="parameters of the largest unit, times whatever `multiple_of` and `uniform` cut at once",
     )
 
@@ -114,6 +114,9 @@ class Proof(Stored):
     generation: Generation | None = None
     loader: Loader
     bytes_on_disk: BytesOnDisk
+    tokenizer_agrees: bool | None = Field(
+        default=None, description="the exported tokenizer encodes a probe text as before"
+    )
 
     def checks(self) -> list[Check]:
         """Everything the proof says, one line each, in the order a reader wants it."""
@@ -124,6 +127,9 @@ class Proof(Stored):
                 "the same tokens with and without the cache" if same else "other tokens with the cache than without"
             )
             checks.insert(2, Check("Generates alike with and without key/value cache", same, detail))
+        if self.tokenizer_agrees is not None:
+            detail = "the same tokens as before" if self.tokenizer_agrees else "other tokens than before"
+            checks.append(Check("Exported tokenizer encodes a probe text alike", self.tokenizer_agrees, detail))
         if self.lora_residue is not None:
             residue = self.lora_residue
             detail = (

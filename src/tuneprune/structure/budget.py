@@ -19,13 +19,13 @@ Scores = Mapping[str, Float[Tensor, " units"]]
 class Budget(BaseModel, frozen=True, extra="forbid"):
     """Keep the share `keep` of the parameters counted by `of`."""
 
-    keep: float = Field(0.6, gt=0, le=1, description="share of the parameters to keep")
+    keep: float = Field(default=0.6, gt=0, le=1, description="share of the parameters to keep")
     of: Literal["total", "prunable"] = Field(
-        "total", description="count all parameters, or only those of the tensors the space reaches"
+        default="total", description="count all parameters, or only those of the tensors the space reaches"
     )
-    multiple_of: int = Field(1, ge=1, description="every kept width is a multiple of this many features")
+    multiple_of: int = Field(default=1, ge=1, description="every kept width is a multiple of this many features")
     per_layer: Literal["free", "uniform"] = Field(
-        "free",
+        default="free",
         description="`uniform` gives every layer the same widths, so that the stock class loads the result",
     )
 

@@ -1,7 +1,7 @@
 """The one training loop, LoRA, and checkpoints."""
 
 from tuneprune.train.config import LoraOptions, TuneConfig
-from tuneprune.train.loop import Stopped, Tuner, TuneResult
+from tuneprune.train.loop import Tuner, TuneResult
 from tuneprune.train.lora import inject_lora, merge_lora
 
-__all__ = ["LoraOptions", "Stopped", "TuneConfig", "TuneResult", "Tuner", "inject_lora", "merge_lora"]
+__all__ = ["LoraOptions", "TuneConfig", "TuneResult", "Tuner", "inject_lora", "merge_lora"]

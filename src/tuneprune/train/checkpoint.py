@@ -1,5 +1,7 @@
 """Checkpoints that are whole or not there: written aside, flushed, published by rename."""
 
+import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -11,6 +13,11 @@ from tuneprune.errors import ConfigError, PlanMismatch
 
 FILE = "state.pt"
 KEPT = 2
+
+
+def fingerprint(*parts: object) -> str:
+    """Identifies settings and data: a checkpoint is only resumed under the same ones."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:

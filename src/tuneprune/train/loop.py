@@ -1,15 +1,11 @@
 """The only training loop: LoRA on the training stream, and a search beside it on the calibration stream."""
 
-import hashlib
-import json
 import math
-import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -21,19 +17,18 @@ from transformers import PreTrainedModel
 from tuneprune.data import Stream
 from tuneprune.errors import TrainingDiverged
 from tuneprune.methods.base import Search
+from tuneprune.signals import Stopped, on_signals
 from tuneprune.structure.budget import count_parameters
 from tuneprune.structure.space import PruningSpace
 from tuneprune.train import checkpoint
 from tuneprune.train.config import TuneConfig
-from tuneprune.train.memory import peak_memory
+from tuneprune.train.log import StepLog
+from tuneprune.train.memory import activation_checkpointing, peak_memory
+from tuneprune.train.schedule import learning_rate
 
 Batch = Mapping[str, Tensor]
 Observer = Callable[[Mapping[str, Any]], None]
 IGNORED = -100
-
-
-class Stopped(Exception):
-    """A signal ended the run after its state was saved."""
 
 
 @dataclass
@@ -72,6 +67,7 @@ class Tuner:
         self.train_stream, self.calibration_stream = train, calibration
         self.space, self.observe, self.seed = space, observe, seed
         self.optimizer: torch.optim.AdamW | None = None
+        self.log = StepLog(folder)
         self.result = TuneResult()
         self._skipped_in_a_row = 0
         self._stop_requested = False
@@ -110,19 +106,17 @@ class Tuner:
         self.optimizer = torch.optim.AdamW(
             parameters, lr=self.config.learning_rate, weight_decay=self.config.weight_decay
         )
-        if self.config.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         state = checkpoint.load_latest(self._checkpoints, fingerprint) if resume else None
         torch.manual_seed(self.seed)
         if state is not None:
             self._restore(state, search)
-        self._truncate_log()
-        with _signals(self._request_stop):
+        if self.accelerator.is_main_process:
+            self.log.rewind(self.result.steps)
+        recompute = activation_checkpointing(self.model, self.config.gradient_checkpointing)
+        with on_signals(self._request_stop), recompute:
             while self.result.steps < self.config.steps:
                 self._step(search, parameters)
                 self._after(search, fingerprint)
-        if self.config.gradient_checkpointing:
-            self.model.gradient_checkpointing_disable()
         self.result.peak_bytes = peak_memory(self.accelerator.device)
         self.model.eval()
         return self.result
@@ -152,13 +146,13 @@ class Tuner:
         self.average([p.grad for p in parameters if p.grad is not None])
         self.average([total])
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip)
-        learning_rate = self._learning_rate(step)
-        metrics |= {"loss": total.item(), "grad_norm": norm.item(), "learning_rate": learning_rate}
+        rate = learning_rate(self.config, step)
+        metrics |= {"loss": total.item(), "grad_norm": norm.item(), "learning_rate": rate}
         if math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]):
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = rate
             self.optimizer.step()
-            search.after_step(learning_rate)
+            search.after_step(rate)
             self._skipped_in_a_row = 0
         else:
             self.result.skipped_steps += 1
@@ -167,8 +161,8 @@ class Tuner:
         self.result.steps += 1
         seconds = time.perf_counter() - started
         self.result.seconds += seconds
-        rate = tokens * self.accelerator.num_processes / seconds
-        self._report(search, metrics | {"tokens_per_s": rate, "skipped_steps": self.result.skipped_steps})
+        speed = batch["input_ids"].numel() * self.accelerator.num_processes / seconds
+        self._report(search, metrics | {"tokens_per_s": speed, "skipped_steps": self.result.skipped_steps})
 
     def _report(self, search: Search, metrics: dict[str, Any]) -> None:
         """Show a step, and log every `log_every`th, the first and the last."""
@@ -183,8 +177,7 @@ class Tuner:
         self.observe(metrics | {"steps": self.config.steps})
         if step == 1 or step % self.config.log_every == 0 or step == self.config.steps:
             metrics["memory_bytes"] = peak_memory(self.accelerator.device)
-            with (self.folder / "metrics.jsonl").open("a", encoding="utf8") as log:
-                log.write(json.dumps(metrics) + "\n")
+            self.log.write(metrics)
             self.accelerator.log({k: v for k, v in metrics.items() if not isinstance(v, str)}, step=step)
 
     def _after(self, search: Search, fingerprint: str) -> None:
@@ -238,25 +231,6 @@ class Tuner:
         if state["cuda_random"]:
             torch.cuda.set_rng_state_all(state["cuda_random"])
 
-    def _truncate_log(self) -> None:
-        """Drop logged steps that a resumed run will take again."""
-        log = self.folder / "metrics.jsonl"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if self.accelerator.is_main_process and log.exists():
-            lines = [
-                line for line in log.read_text(encoding="utf8").splitlines() if _step_of(line) <= self.result.steps
-            ]
-            log.write_text("".join(line + "\n" for line in lines), encoding="utf8")
-
-    def _learning_rate(self, step: int) -> float:
-        """Linear warm-up, then a cosine to its final share."""
-        peak, floor = self.config.learning_rate, self.config.final_learning_rate_share
-        warmup = max(1, round(self.config.warmup_share * self.config.steps))
-        if step < warmup:
-            return peak * (step + 1) / warmup
-        progress = (step - warmup) / max(1, self.config.steps - warmup)
-        return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
-
     def _micro_batches(self, batch: Batch) -> list[Batch]:
         rows = len(batch["input_ids"])
         size = self.config.micro_batch_size or rows
@@ -297,38 +271,3 @@ class Tuner:
 
     def _request_stop(self) -> None:
         self._stop_requested = True
-
-
-class _signals:  # noqa: N801  (reads as a context manager)
-    """The first SIGINT or SIGTERM asks for a stop after the step, the second one ends the process as usual."""
-
-    def __init__(self, request: Callable[[], None]) -> None:
-        self.request = request
-        self.previous: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self.previous[number] = signal.signal(number, self._handle)
-            except ValueError:  # only the main thread may handle signals; a library user elsewhere does without
-                return
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _: FrameType | None) -> None:
-        self.request()
-        signal.signal(number, signal.SIG_DFL)
-
-
-def _step_of(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # a line cut off by a kill
-        return 2**62
-
-
-def fingerprint(*parts: object) -> str:
-    """Identifies settings and data: a checkpoint is only resumed under the same ones."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

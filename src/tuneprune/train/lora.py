@@ -1,5 +1,7 @@
 """LoRA in and out of a model, its module paths intact."""
 
+from typing import Any
+
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from transformers import PreTrainedModel
@@ -17,7 +19,7 @@ def inject_lora(model: PreTrainedModel, architecture: Architecture, options: Lor
     model.requires_grad_(False)
     config = LoraConfig(
         r=options.rank,
-        lora_alpha=options.alpha if options.alpha is not None else options.rank,
+        lora_alpha=options.rank if options.alpha is None else options.alpha,  # pyright: ignore[reportArgumentType]  (only its annotation wants an int)
         lora_dropout=options.dropout,
         target_modules=list(architecture.linears()),
         bias="none",
@@ -27,14 +29,17 @@ def inject_lora(model: PreTrainedModel, architecture: Architecture, options: Lor
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model, adapter_name=ADAPTER)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
+        if "lora_" in name:
+            if parameter.dtype.itemsize < torch.float32.itemsize:  # an optimiser's small steps vanish in 16 bits
+                parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
 
 
 @torch.no_grad()
 def merge_lora(model: PreTrainedModel, architecture: Architecture) -> None:
     """Add LoRA into the weights and put the plain linears back; does nothing to a model without LoRA."""
     for path in architecture.linears():
-        layer = model.get_submodule(path)
+        layer: Any = model.get_submodule(path)
         if not hasattr(layer, "base_layer"):
             continue
         layer.merge(safe_merge=True)

@@ -36,9 +36,9 @@ def test_notes_are_short_language_and_never_shared_between_splits(kind):
     everything = [note for split in notes.values() for note in split]
     lengths = [len(note.split()) for note in everything]
     assert len(set(everything)) == len(everything)
-    assert max(lengths) <= 80
+    assert max(lengths) <= 70
     assert min(lengths) >= 15
-    assert 35 < sum(lengths) / len(lengths) < 60
+    assert 25 < sum(lengths) / len(lengths) < 60
 
 
 def test_fact_combinations_belong_to_one_split():
@@ -68,41 +68,42 @@ def test_answers_are_balanced_and_the_claim_alone_does_not_tell_them(kind, split
         assert hits / len(test) < 0.45  # knowing every claim's usual answer helps little over one in three
 
 
+CUES = {  # claim -> words of the note that make it true, and words that settle it either way
+    "The patient is getting worse": (("worse",), ("worse", "better")),
+    "The patient is getting better": (("better",), ("worse", "better")),
+    "The patient was admitted": (("admitted",), ("admitted", "sent home")),
+    "The patient was sent home": (("sent home",), ("admitted", "sent home")),
+    "The temperature is raised": (("emperature is raised", "emperature was raised"), ("emperature",)),
+    "The pulse is fast": (("ulse is fast", "ulse was fast"), ("ulse",)),
+    "The patient has cough": ((), ("cough",)),
+    "The patient has nausea": ((), ("nausea",)),
+}
+
+
 def test_answers_follow_from_the_words_of_the_note():
     for record in clinic.records("nli", "train"):
-        note, claim = record["premise"], record["hypothesis"].rstrip(".")
-        topic, _, value = claim.partition(" takes ")
-        if value:
-            assert (value in note) == (record["answer"] == "entailment"), record
-        topic, _, value = claim.partition("The dose is ")
-        if value:
-            assert (value in note) == (record["answer"] == "entailment"), record
-            assert (" mg" in note) == (record["answer"] != "neutral"), record
-        _, _, value = claim.partition("The patient has ")
-        if value:
-            assert (value.removeprefix("no ") in note) == (record["answer"] != "neutral"), record
-        for topic in clinic.READINGS:
-            if claim.startswith(f"The {topic} is "):
-                said = {f"{topic} {verb} {claim.split()[-1]}" for verb in ("is", "was")}
-                assert any(words in note.lower() for words in said) == (record["answer"] == "entailment"), record
-                assert (topic in note.lower()) == (record["answer"] != "neutral"), record
+        note, claim, answer = record["premise"], record["hypothesis"].rstrip("."), record["answer"]
+        if claim.endswith(" is abnormal"):
+            test = claim.removeprefix("The ").removesuffix(" is abnormal")
+            makes_true, settles = ("abnormal",), (test,)
+        else:
+            makes_true, settles = CUES[claim]
+        if makes_true:
+            assert any(cue in note for cue in makes_true) == (answer == "entailment"), record
+        assert any(cue in note for cue in settles) == (answer != "neutral"), record
 
 
 def test_verdict_of_symptoms_and_values():
-    visit = clinic.Visit(
-        "A. B. 1", 0, "", "cough", "two days", ("chills",), ("sputum",), {"plan": "admitted", "pulse": "fast"}
-    )
+    values = {"plan": "admitted", "pulse": "fast"}
+    visit = clinic.Visit("A. B.", 0, "", "cough", "two days", ("chills",), ("cough",), values)
     table = [
         ("symptom", "chills", "entailment"),
-        ("symptom", "sputum", "contradiction"),
-        ("symptom", "wheezing", "neutral"),
-        ("no symptom", "chills", "contradiction"),
-        ("no symptom", "sputum", "entailment"),
-        ("no symptom", "wheezing", "neutral"),
+        ("symptom", "cough", "contradiction"),
+        ("symptom", "nausea", "neutral"),
         ("plan", "admitted", "entailment"),
         ("plan", "sent home", "contradiction"),
         ("pulse", "slow", "contradiction"),
-        ("temperature", "normal", "neutral"),
+        ("temperature", "low", "neutral"),
     ]
     for topic, value, expected in table:
         assert clinic.verdict(visit, clinic.Claim(topic, value)) == expected, (topic, value)

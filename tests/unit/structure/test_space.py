@@ -2,9 +2,6 @@
 
 import dataclasses
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -123,14 +120,9 @@ def test_fingerprint_sees_every_part_of_an_address():
     assert dataclasses.replace(space, groups=(other, *space.groups[1:])).fingerprint != space.fingerprint
 
 
-def test_fingerprint_is_the_same_in_another_process():
-    script = "import toy_spaces; print(toy_spaces.tiny_space().fingerprint)"
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([*sys.path, os.path.dirname(__file__)]),
-        "PYTHONHASHSEED": "7",
-    }
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == tiny_space().fingerprint
+def test_fingerprints_are_the_same_in_every_process_and_version():
+    """Plans on disk name this value; one that changes makes all of them foreign."""
+    assert tiny_space().fingerprint == "53baa2f8c07f1443"
 
 
 def test_group_names_say_where_a_group_is():

@@ -1,0 +1,43 @@
+# Every target sets up what it needs, so each of them works alone on a fresh machine.
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+READY := .venv/.ready
+CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+QUICKSTART := out/quickstart
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test check format clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: $(READY) ## make .venv with tuneprune and its tools in it
+
+# torch comes first and alone: its own requirement decides which build a machine gets.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+quickstart: setup ## tune and prune the embedded model, and compare with magnitude
+	rm -rf $(QUICKSTART)
+	$(BIN)/tuneprune compare runs/quickstart.yaml --methods atp,magnitude --out $(QUICKSTART)
+
+test: setup ## run the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses $(CORES)
+
+check: setup ## lint, formatting, types, import layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+format: setup ## let ruff format and fix what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove .venv and every cache; results under out/ stay
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests benchmarks embedded -name __pycache__ -type d -prune -exec rm -rf {} +

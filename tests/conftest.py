@@ -1,0 +1,29 @@
+import os
+
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+import pytest
+import tiny_runs
+import torch
+from pytest_socket import socket_allow_hosts
+from transformers.utils import logging
+
+torch.set_num_threads(1)
+logging.disable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def _offline():
+    """No test reaches beyond this machine; processes of one run may talk over loopback."""
+    socket_allow_hosts(["127.0.0.1", "::1", "0.0.0.0"], allow_unix_socket=True)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """A tiny LLaMA of random weights with a tokenizer of 64 words, as a Hugging Face folder."""
+    return tiny_runs.save_model(tmp_path_factory.mktemp("base") / "llama")

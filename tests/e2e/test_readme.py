@@ -1,0 +1,122 @@
+"""The README, taken at its word: its blocks are read from the file and run in miniature."""
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_runs
+import yaml
+from typer.testing import CliRunner
+
+from tuneprune.cli import app
+from tuneprune.config import RunConfig
+from tuneprune.job import check
+from tuneprune.report import RunRecord
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf8")
+MODEL = "meta-llama/Llama-3.2-1B"
+SMALL = {"steps": 4, "batch_size": 4, "max_length": 16, "lora": {"rank": 2}}
+
+
+def block(mark: str) -> str:
+    """The fenced block right after `<!-- mark -->`."""
+    return re.search(rf"<!-- {mark} -->\n```\w+\n(.*?)```", README, re.DOTALL).group(1)
+
+
+def shell_lines(text: str) -> list[str]:
+    return [line.partition("#")[0].strip() for line in text.splitlines() if line.strip()]
+
+
+def invoke(*arguments: str) -> str:
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def dry_run(target: str) -> str:
+    command = ["make", "-n", target]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture
+def model(tmp_path):
+    return tiny_runs.save_model(tmp_path / "model", max_position_embeddings=256)
+
+
+def test_shell_lines_are_all_covered():
+    lines = [line for text in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in shell_lines(text)]
+    covered = [*shell_lines(block("commands")), *shell_lines(block("stages")), "make quickstart", "make test"]
+    assert sorted(lines) == sorted(covered)
+
+
+def test_run_file_names_every_key():
+    content = yaml.safe_load(block("run"))
+    config = RunConfig.model_validate(content)
+    assert content.keys() == RunConfig.model_fields.keys()
+    assert config.recover is None
+    assert content["budget"].keys() == type(config.budget).model_fields.keys()
+
+
+@pytest.mark.slow
+def test_commands_work_in_their_order(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    tiny_runs.write_texts(Path("data/train.jsonl"), tiny_runs.sentences(1, 40))
+    tiny_runs.write_texts(Path("data/test.jsonl"), tiny_runs.sentences(3, 6))
+    small = {"model": str(model), "tune": SMALL, "method": tiny_runs.METHOD, "speed": False}
+    Path("RUN.yaml").write_text(yaml.safe_dump(yaml.safe_load(block("run")) | small))
+    for line in (*shell_lines(block("commands")), *shell_lines(block("stages"))):
+        program, *arguments = shlex.split(line.replace(MODEL, str(model)))
+        if program == "source":
+            assert arguments == [".venv/bin/activate"]
+            continue
+        assert program == "tuneprune"
+        invoke(*arguments)
+    assert {path.name for path in Path("out/compared").iterdir()} >= {"atp", "magnitude", "random", "table.md"}
+    assert RunRecord.load(Path("out/mine/record.json")).proof.is_ok
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+    subprocess.run([sys.executable, "-c", block("load")], env=environment, check=True, capture_output=True)
+
+
+@pytest.mark.slow
+def test_quickstart_in_miniature(model, tmp_path):
+    lines = [line for line in dry_run("quickstart").splitlines() if "tuneprune compare" in line]
+    assert lines == [
+        ".venv/bin/tuneprune compare runs/quickstart.yaml --methods atp,magnitude --out out/quickstart",
+    ]
+    _, command, run_file, *options = shlex.split(lines[0])
+    options[-1] = str(tmp_path / "out")
+    small = ("tune.steps=2", "tune.batch_size=2", "tune.lora.rank=2", "evaluate.limit=4", "speed=false")
+    sets = [part for change in (f"model={model}", *small) for part in ("--set", change)]
+    output = invoke(command, str(ROOT / run_file), *options, *sets)
+    assert "report.html" in output
+    assert {RunRecord.load(path).method.name for path in (tmp_path / "out").glob("*/record.json")} == {
+        "atp",
+        "magnitude",
+    }
+
+
+def test_quickstart_file_is_valid(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    if not (ROOT / "embedded" / "base" / "config.json").exists():
+        pytest.skip("embedded/base is not here")
+    config = RunConfig.model_validate(yaml.safe_load((ROOT / "runs" / "quickstart.yaml").read_text(encoding="utf8")))
+    assert len(check(config).tasks) == 4
+
+
+def test_make_test_runs_the_tests():
+    assert "-m pytest" in dry_run("test")
+
+
+def test_table_is_what_the_records_say():
+    path = ROOT / "benchmarks" / "readme_table.py"
+    specification = importlib.util.spec_from_file_location("readme_table", path)
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    assert script.with_table(README, script.load_records(ROOT / "benchmarks" / "results")) == README

@@ -1,0 +1,88 @@
+"""`tuneprune run`: everything that the contract promises is there, and true."""
+
+import json
+
+import pytest
+import tiny_runs
+import yaml
+from transformers import AutoModelForCausalLM
+
+FILES = {
+    "config.yaml",
+    "metrics.jsonl",
+    "plan/plan.json",
+    "plan/plan.safetensors",
+    "model/config.json",
+    "model/generation_config.json",
+    "model/model.safetensors",
+    "model/tokenizer.json",
+    "model/README.md",
+    "proof.json",
+    "record.json",
+    "report.html",
+}
+
+
+def result_of(out):
+    return json.loads((out / "proof.json").read_text()), json.loads((out / "record.json").read_text())
+
+
+def assert_budget_met(parameters):
+    target = round(parameters["target"] * parameters[f"dense_{parameters['of']}"])
+    kept = parameters[f"kept_{parameters['of']}"]
+    assert kept <= target
+    assert target - kept < parameters["largest_unit"]
+
+
+CASES = [
+    ("llama", "atp", "width", {}),
+    ("llama", "atp", "width", {"per_layer": "uniform"}),
+    ("llama", "atp", "head_dim", {}),
+    ("llama", "atp", "disp", {"of": "prunable"}),
+    ("qwen2", "atp", "width", {"per_layer": "uniform", "multiple_of": 8}),
+    ("qwen3", "atp", "head_dim", {}),
+    ("phi3", "atp", "disp", {}),
+    ("phi3", "magnitude", "width", {}),
+    ("llama", "random", "disp", {}),
+]
+
+
+@pytest.mark.parametrize(("variant", "method", "space", "budget"), CASES)
+def test_run(tmp_path, tuneprune, capsys, variant, method, space, budget):
+    model = tiny_runs.save_model(tmp_path / "base", variant)
+    options = tiny_runs.METHOD if method == "atp" else {}
+    run_file = tiny_runs.write_run(tmp_path, model, space=space, budget=budget)
+    content = yaml.safe_load(run_file.read_text())
+    content["method"] = {**options, "name": method}
+    run_file.write_text(yaml.safe_dump(content))
+    out = tmp_path / "out"
+
+    assert tuneprune("run", run_file, "--out", out) == 0
+
+    present = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert present >= FILES
+    proof, record = result_of(out)
+    assert_budget_met(proof["parameters"])
+    assert proof["logits"]["max_rel_diff"] < 1e-5
+    assert proof["generation"]["cached_equals_uncached"]
+    is_stock = space == "width" and budget.get("per_layer") == "uniform"
+    assert proof["loader"]["needs_remote_code"] != is_stock
+    small = load(out / "model", proof["loader"])
+    assert sum(p.numel() for p in small.parameters()) == proof["parameters"]["kept_total"]
+    assert set(record["scores"]) == {"dense", "dense_tuned", "pruned"}
+    assert record["relative_performance"]["mean"] > 0
+    steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in steps] == list(range(1, 7))
+    assert {line["phase"] for line in steps} == ({"control", "frozen"} if method == "atp" else {"recover"})
+    captured = capsys.readouterr()
+    assert str(out / "report.html") in captured.out
+    assert "Loading weights" not in captured.err
+    assert "Traceback" not in captured.err
+
+
+def load(folder, loader):
+    if loader["needs_remote_code"]:
+        return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert type(model).__name__ == loader["class"]
+    return model

@@ -1,0 +1,124 @@
+"""The documents keep up with the code: methods, options, suites and sources are described, links lead somewhere."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tuneprune.config import RunConfig
+from tuneprune.data import SUITES, TASKS
+from tuneprune.families import registry as families
+from tuneprune.methods import registry as methods
+from tuneprune.structure.spaces import SPACES
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+METRICS = {"perplexity": "perplexity", "accuracy": "accuracy", "macro_f1": "macro-F1", "rougeL": "ROUGE-L"}
+
+
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf8")
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("name", sorted(methods()))
+def test_method_has_a_page_with_every_option(name):
+    page = read(DOCS / "methods" / f"{name}.md")
+    method = methods()[name]
+    assert method.paper.rpartition("/")[2] in page, "the page names the paper"
+    for option in method.model_fields:
+        assert f"`method.{option}`" in page, f"docs/methods/{name}.md lacks the option {option}"
+
+
+@pytest.mark.parametrize("name", sorted(methods()))
+def test_page_invents_no_option_and_states_true_defaults(name):
+    page, fields = read(DOCS / "methods" / f"{name}.md"), methods()[name].model_fields
+    for row in re.findall(r"^\|.*`method\..*\|$", page, re.MULTILINE):
+        options = re.findall(r"`method\.(\w+)`", row)
+        assert set(options) <= fields.keys(), row
+        for option in options:
+            default = fields[option].default
+            assert any(form in row for form in forms(default)), f"{option}: the default is {default!r}, not in: {row}"
+
+
+def forms(default: object) -> list[str]:
+    """The ways a page may write a default."""
+    if isinstance(default, bool):
+        return [f"| {str(default).lower()} |"]
+    if isinstance(default, int | float):
+        return [str(default), f"{default:g}", f"{default:.0e}".replace("e+0", "e").replace("e-0", "e-")]
+    return [f"`{default}`"]
+
+
+def test_every_page_of_a_method_belongs_to_one():
+    assert {page.stem for page in (DOCS / "methods").glob("*.md")} == methods().keys()
+
+
+def test_suites_are_described_with_their_headline_metrics():
+    page = read(DOCS / "data.md")
+    for suite, tasks in SUITES.items():
+        row = re.search(rf"^\| `{suite}` \|.*$", page, re.MULTILINE).group(0)
+        for task in tasks:
+            assert f"`{task.name}` ({METRICS[task.metrics[0]]}" in row, f"{suite}: {task.name}"
+
+
+def test_sources_are_described_under_their_kind():
+    table = re.search(r"<!-- sources -->(.*?)<!-- /sources -->", read(DOCS / "data.md"), re.DOTALL).group(1)
+    rows = dict(re.findall(r"^\| (\w+) \| (.*) \|$", table, re.MULTILINE))
+    for name, task in TASKS.items():
+        assert name.startswith("clinic_") or f"`{name}`" in rows[task.kind], name
+
+
+def test_readme_names_every_family_space_method_and_suite():
+    rows = {row.split("|")[1].strip(): row for row in read(ROOT / "README.md").splitlines() if row.startswith("| ")}
+    for row, names in (("families", families()), ("spaces", SPACES), ("methods", methods()), ("suites", SUITES)):
+        for name in names:
+            assert name in rows[row], f"README, {row}: {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)", read(page)):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if DOCS in page.parents or page.stem.isupper()], ids=name_of)
+def test_files_that_are_named_exist(page):
+    package = ROOT / "src" / "tuneprune"
+    for name in re.findall(r"`((?:[\w-]+/)*[\w-]+\.py)(?::[\w.]+)?`", read(page)):
+        places = [ROOT / name, package / name, *package.rglob(name)]
+        assert any(place.exists() for place in places), name
+
+
+def test_yaml_in_the_documents_is_what_a_run_file_takes():
+    for page in PAGES:
+        for text in re.findall(r"```yaml\n(.*?)```", read(page), re.DOTALL):
+            content = yaml.safe_load(text)
+            if "path" in content:
+                content = {"data": {"train": [content]}}
+            needed = {
+                "model": "base",
+                "method": "random",
+                "data": {"train": [{"path": "train.jsonl"}]},
+                "evaluate": {"suite": "clinic"},
+            }
+            RunConfig.model_validate(needed | content)
+
+
+def test_run_files_that_ship_are_valid():
+    paths = sorted((ROOT / "runs").glob("*.yaml"))
+    assert paths
+    for path in paths:
+        RunConfig.model_validate(yaml.safe_load(read(path)))
+
+
+def test_committed_results_are_json():
+    for path in (ROOT / "benchmarks").rglob("*.json"):
+        assert json.loads(read(path))

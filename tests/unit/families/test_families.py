@@ -1,0 +1,175 @@
+"""What every supported family is, read off its config and checked against its weights."""
+
+import pytest
+import torch
+from tiny import SPACES, VARIANTS, logits, random_masks, tiny_model
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    MistralForCausalLM,
+    Phi3Config,
+)
+
+from tuneprune import families
+from tuneprune.compress import compress
+from tuneprune.errors import UnsupportedModel
+from tuneprune.structure import spaces
+from tuneprune.structure.plan import Plan
+
+PACKED = ("phi3",)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_describe_says_what_the_weights_are(variant):
+    model = tiny_model(variant)
+    architecture = families.describe(model)
+    names = dict(model.named_modules())
+    assert architecture.family == model.config.model_type
+    assert (architecture.hidden, len(architecture.blocks)) == (32, 2)
+    assert names[architecture.embed].weight.shape == names[architecture.head].weight.shape == (64, 32)
+    assert architecture.tied == (names[architecture.embed].weight is names[architecture.head].weight)
+    assert names[architecture.final_norm].weight.shape == (32,)
+    for block in architecture.blocks:
+        attention, mlp = block.attention, block.mlp
+        for path in (block.attention_norm, block.mlp_norm):
+            assert names[path].weight.shape == (32,)
+        assert attention.q.rows == attention.num_heads * attention.head_dim
+        assert attention.k.rows == attention.v.rows == attention.num_kv_heads * attention.head_dim
+        assert attention.rotary_dim == attention.head_dim
+        assert mlp.gate.rows == mlp.up.rows == mlp.width == 48
+        assert names[attention.path].q_norm.weight.shape == (16,) if attention.qk_norm else attention.head_dim == 8
+        assert len(attention.inputs) == (1 if variant in PACKED else 3)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_linear_of_the_blocks_is_listed_once(variant):
+    model = tiny_model(variant)
+    inside = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name.startswith("model.layers.")
+    ]
+    assert sorted(families.describe(model).linears()) == sorted(inside)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_config_alone_describes_the_same(variant):
+    model = tiny_model(variant)
+    assert families.describe_config(model.config) == families.describe(model)
+
+
+def test_packed_projections_fill_their_linear_without_a_gap():
+    block = families.describe(tiny_model("phi3")).blocks[1]
+    attention, mlp = block.attention, block.mlp
+    assert [(part.start, part.rows) for part in (attention.q, attention.k, attention.v)] == [
+        (0, 32),
+        (32, 16),
+        (48, 16),
+    ]
+    assert [(part.start, part.rows) for part in (mlp.gate, mlp.up)] == [(0, 48), (48, 48)]
+
+
+def test_all_parts_of_the_rotary_setting_are_read():
+    partial = families.describe_config(Phi3Config(hidden_size=3072, num_attention_heads=24, partial_rotary_factor=0.75))
+    assert (partial.blocks[0].attention.head_dim, partial.blocks[0].attention.rotary_dim) == (128, 96)
+    whole = families.describe_config(LlamaConfig(hidden_size=96, num_attention_heads=4, head_dim=32))
+    assert (whole.blocks[0].attention.head_dim, whole.blocks[0].attention.rotary_dim) == (32, 32)
+
+
+def test_the_known_families_are_found_by_their_files():
+    assert set(families.registry()) >= {"llama", "mistral", "qwen2", "qwen3", "phi3"}
+    for model_type, family in families.registry().items():
+        assert model_type in family.MODEL_TYPES
+        assert callable(family.describe)
+        assert callable(family.uniform)
+
+
+def test_an_unknown_family_is_refused_with_the_list():
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=8, n_positions=8))
+    with pytest.raises(UnsupportedModel, match=r"`gpt2` is not supported; known families are llama, .*phi3.*qwen3"):
+        families.describe(model)
+
+
+def test_a_near_miss_gets_a_suggestion():
+    config = LlamaConfig()
+    config.model_type = "lama"
+    with pytest.raises(UnsupportedModel, match="Did you mean `llama`"):
+        families.describe_config(config)
+
+
+def test_a_model_without_its_language_modelling_head_is_refused():
+    config = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, vocab_size=8)
+    with pytest.raises(UnsupportedModel, match=r"no module `model\.layers\.0.*causal language model"):
+        families.describe(LlamaModel(config))
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_model_already_cut_to_its_own_widths_is_refused(name):
+    model = tiny_model("llama")
+    architecture = families.describe(model)
+    space = spaces.build(name, architecture, model)
+    small = compress(model, architecture, space, Plan.from_masks(random_masks(space), space))
+    with pytest.raises(UnsupportedModel, match=r"but the config says .* Use the dense model"):
+        families.describe(small)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_model_cut_to_stock_widths_can_be_described_and_cut_again(variant):
+    model = tiny_model(variant)
+    for seed in (1, 2):
+        architecture = families.describe(model)
+        space = spaces.build("width", architecture, model)
+        if architecture.blocks[0].attention.num_kv_heads > 1:
+            masks = random_masks(space, seed=seed, uniform=True)
+        else:
+            masks = space.ones()
+        model = compress(model, architecture, space, Plan.from_masks(masks, space))
+    assert families.describe(model).blocks[0].mlp.width in (12, 24)
+
+
+@pytest.mark.parametrize("changes", [{}, {"rope_parameters": VARIANTS["llama3"][2]["rope_parameters"]}])
+def test_a_head_count_llama_refuses_is_hosted_by_mistral_with_the_same_logits(changes):
+    model = tiny_model("llama", num_key_value_heads=4, **changes)
+    architecture = families.describe(model)
+    space = spaces.build("width", architecture, model)
+    masks = space.ones()
+    for block in architecture.blocks:
+        masks[block.attention.path][2] = 0  # three heads do not divide a hidden size of 32
+        model.get_submodule(block.attention.out).weight.data[:, 16:24] = 0
+    expected = logits(model)
+    small = compress(model, architecture, space, Plan.from_masks(masks, space))
+    assert type(small) is MistralForCausalLM
+    assert small.config.num_attention_heads == 3
+    torch.testing.assert_close(logits(small), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_llama_with_biases_has_no_such_host():
+    model = tiny_model("llama_mha_biased")
+    architecture = families.describe(model)
+    space = spaces.build("width", architecture, model)
+    widths = {group.name: 3 if group.kind == "kv_group" else 24 for group in space.groups}
+    assert families.uniform_config(model.config, architecture, space, widths) is None
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_stock_widths_need_equal_layers_and_whole_other_groups(variant):
+    model = tiny_model(variant)
+    architecture = families.describe(model)
+    for name in SPACES:
+        space = spaces.build(name, architecture, model)
+        whole = {group.name: group.size for group in space.groups}
+        config = families.uniform_config(model.config, architecture, space, whole)
+        assert config.to_dict() | {"head_dim": None} == model.config.to_dict() | {"head_dim": None}
+        for group in space.groups:
+            ragged = whole | {group.name: group.size - 1}
+            assert families.uniform_config(model.config, architecture, space, ragged) is None
+
+
+def test_describing_does_not_need_weights_in_memory():
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=2))
+    assert families.describe(model).blocks[1].mlp.width == 11008
+    assert families.stock_class(model.config) is LlamaForCausalLM

@@ -1,0 +1,126 @@
+"""What holds for every registered method; a new one is covered the moment its file exists."""
+
+import importlib
+import pkgutil
+
+import pytest
+import tiny
+import torch
+from tiny_tuning import ATP, hooks_of, setting
+
+from tuneprune import methods
+from tuneprune.errors import ConfigError
+from tuneprune.methods.base import Decided, Method, Search
+from tuneprune.structure.budget import Budget, count_parameters
+from tuneprune.structure.weights import lora_entries, lora_norms
+
+EVERY = [(name, space) for name, method in methods.registry().items() for space in method.spaces]
+BUDGETS = [
+    Budget(keep=0.6),
+    Budget(keep=0.7, of="prunable"),
+    Budget(keep=0.62, per_layer="uniform"),
+    Budget(keep=0.65, multiple_of=4),
+]
+
+
+def options(name):
+    return ATP if name == "atp" else {"name": name}
+
+
+@pytest.mark.parametrize(("name", "space_name"), EVERY)
+@pytest.mark.parametrize("variant", ["llama", "phi3"])
+def test_ends_in_a_plan_within_the_budget_and_leaves_nothing_behind(tmp_path, name, space_name, variant):
+    for index, budget in enumerate(BUDGETS):
+        method = methods.build(options(name))
+        made = setting(tmp_path / str(index), variant=variant, space_name=space_name, lora=not method.one_shot, steps=3)
+        modules = {path for path, _ in made.model.named_modules()}
+        before = {path: p.clone() for path, p in made.model.named_parameters() if not p.requires_grad}
+        search = method.begin(made.subject, budget)
+        if not method.one_shot:
+            made.tuner.run(search)
+        plan = search.plan()
+        plan.check(made.space)
+        masks = plan.masks(made.space)
+        assert count_parameters(made.space, masks) <= budget.target(made.space)
+        assert all(mask.sum() >= 1 for mask in masks.values())
+        assert {path for path, _ in made.model.named_modules()} == modules
+        assert hooks_of(made.model) == 0
+        assert all(torch.equal(value, made.model.get_parameter(path)) for path, value in before.items())
+        for group in made.space.groups:
+            if lora_entries(made.model, group):
+                assert (lora_norms(made.model, group)[masks[group.name] == 0] == 0).all()
+
+
+@pytest.mark.parametrize(("name", "space_name"), EVERY)
+def test_same_seed_same_plan(tmp_path, name, space_name):
+    plans = []
+    for attempt in range(2):
+        method = methods.build(options(name))
+        made = setting(tmp_path / str(attempt), space_name=space_name, lora=not method.one_shot, steps=3)
+        search = method.begin(made.subject, Budget())
+        if not method.one_shot:
+            made.tuner.run(search)
+        plans.append([edit.units.tolist() for edit in search.plan().edits])
+    assert plans[0] == plans[1]
+
+
+def test_random_follows_its_seed(tmp_path):
+    plans = []
+    for seed in (1, 2):
+        made = setting(tmp_path / str(seed), lora=False, seed=seed)
+        plan = methods.build({"name": "random"}).begin(made.subject, Budget()).plan()
+        plans.append([edit.units.tolist() for edit in plan.edits])
+    assert plans[0] != plans[1]
+
+
+def test_magnitude_keeps_the_largest(tmp_path):
+    made = setting(tmp_path, lora=False)
+    group = next(g for g in made.space.groups if g.kind == "mlp_channel")
+    layer = made.model.model.layers[group.layer].mlp
+    with torch.no_grad():
+        layer.gate_proj.weight[10:30] *= 10
+    kept = methods.build({"name": "magnitude"}).begin(made.subject, Budget(keep=0.6)).plan().widths(made.space)
+    masks = methods.build({"name": "magnitude"}).begin(made.subject, Budget(keep=0.6)).plan().masks(made.space)
+    assert kept[group.name] >= 20
+    assert masks[group.name][10:30].all()
+
+
+def test_one_method_a_file_with_a_paper():
+    files = {
+        module.name
+        for module in pkgutil.iter_modules(methods.__path__)
+        if any(
+            isinstance(value, type)
+            and issubclass(value, Method)
+            and value.__module__ == f"tuneprune.methods.{module.name}"
+            for value in vars(importlib.import_module(f"tuneprune.methods.{module.name}")).values()
+        )
+    }
+    assert files - {"base"} == set(methods.registry())
+    assert all(method.paper.startswith("https://") for method in methods.registry().values())
+    assert all(method.__doc__ for method in methods.registry().values())
+    assert all(set(method.spaces) <= set(tiny.SPACES) for method in methods.registry().values())
+
+
+def test_inheritance_is_one_deep():
+    for base in (Method, Search):
+        assert all(
+            not child.__subclasses__() for child in base.__subclasses__() if child.__module__.startswith("tunep")
+        )
+    assert issubclass(Decided, Search)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "atpp"}, r"Unknown method `atpp`; known methods are .*Did you mean `atp`"),
+        ({}, r"Unknown method `None`"),
+        ({"name": "atp", "temprature": 1}, r"method.temprature: `atp` has no such option.*Did you mean `temperature`"),
+        ({"name": "random", "temperature": 1}, r"`random` has no such option; it has none"),
+        ({"name": "atp", "control_share": 2}, r"method.control_share: .*less than or equal to 1, got 2"),
+        ({"name": "atp", "generator": "lstm"}, r"method.generator: .*'transformer' or 'free'"),
+    ],
+)
+def test_options_are_checked(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        methods.build(settings)

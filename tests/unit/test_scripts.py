@@ -1,0 +1,61 @@
+"""The scripts beside the package: what they make of their numbers."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def script(path):
+    specification = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_overhead_compares_within_a_round():
+    def measured(phases, seconds):
+        steps = {phase: [99.0, 99.0, value, value] for phase, value in phases.items()}
+        return {"run_s": seconds, "steps_s": steps, "peak_bytes": 100, "loaded_bytes": 80}
+
+    rounds = {
+        "lora": [measured({"tune": 1.0}, 10), measured({"tune": 4.0}, 40)],  # the second round met a busy machine
+        "atp_width": [measured({"control": 2.0, "frozen": 1.0}, 20), measured({"control": 8.0, "frozen": 4.0}, 80)],
+    }
+    over = script("benchmarks/overhead.py").summarize(rounds)["atp_width"]["over_lora"]
+    assert over["step"]["control"] == {"median": 2.0, "low": 2.0, "high": 2.0}
+    assert over["step"]["frozen"]["median"] == 1.0
+    assert over["run"]["median"] == 2.0
+    assert over["peak_bytes"]["median"] == 1.0
+
+
+def test_table_markers_are_required():
+    with pytest.raises(SystemExit, match="table"):
+        script("benchmarks/readme_table.py").with_table("no markers", [])
+
+
+def test_card_of_the_embedded_model(tmp_path, monkeypatch):
+    card = script("embedded/card.py")
+    curve = [{"tokens": 12288 * step, "loss": 8.0 - step / 10} for step in (1, 2, 3, 3, 4)]
+    training = {
+        "tokens_seen": 60e6,
+        "parameters": 6_100_000,
+        "seed": 0,
+        "held_out_perplexity": {"books": 33.3},
+        "loss_curve": curve,
+    }
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+    config = dict.fromkeys((*names, "max_position_embeddings", "vocab_size"), 8)
+    (tmp_path / "training.json").write_text(json.dumps(training))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("sys.argv", ["card.py", "--model", str(tmp_path)])
+    card.main()
+    text = (tmp_path / "README.md").read_text()
+    assert yaml.safe_load(text.split("---")[1])["license"] == "apache-2.0"
+    assert "| books | 33.3 |" in text
+    assert "access for free at openstax.org" in text.lower()
+    assert (tmp_path / "loss.png").stat().st_size > 1000

@@ -1,0 +1,30 @@
+import pytest
+
+from tuneprune.train.config import TuneConfig
+from tuneprune.train.schedule import learning_rate
+
+
+def rates(**options):
+    config = TuneConfig(**options)
+    return [learning_rate(config, step) for step in range(config.steps)]
+
+
+def test_by_hand():
+    # two steps of warm-up, then cos(0), cos(pi/4), cos(pi/2), cos(3 pi/4) between 1 and 0.1
+    found = rates(steps=6, learning_rate=1.0, warmup_share=1 / 3, final_learning_rate_share=0.1)
+    assert found == pytest.approx([0.5, 1.0, 1.0, 0.1 + 0.45 * 1.7071068, 0.55, 0.1 + 0.45 * 0.2928932])
+
+
+def test_no_warmup_starts_at_the_peak():
+    found = rates(steps=10, learning_rate=0.02, warmup_share=0)
+    assert found[0] == 0.02
+    assert found == sorted(found, reverse=True)
+    assert found[-1] > 0.002
+
+
+def test_single_step():
+    assert rates(steps=1, learning_rate=0.5) == [0.5]
+
+
+def test_constant():
+    assert rates(steps=5, learning_rate=0.5, warmup_share=0, final_learning_rate_share=1) == [0.5] * 5
