@@ -26,4 +26,4 @@ def _offline():
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
     """A tiny LLaMA of random weights with a tokenizer of 64 words, as a Hugging Face folder."""
-    return tiny_runs.save_model(tmp_path_factory.mktemp("base") / "llama")
+    return tiny_runs.save_model(tmp_path_factory.mktemp("base") / "llama", max_position_embeddings=128)

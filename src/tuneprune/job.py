@@ -137,6 +137,7 @@ def check(config: RunConfig) -> Checked:
     export.check(config.export, space, config.budget)
     tokenizer = load_tokenizer(config.model.base)
     tasks = evaluate.load_tasks(config.evaluate, tokenizer)
+    check_answers(tasks, min(config.evaluate.max_length, hf_config.max_position_embeddings))
     test = [example for task in tasks for example in task.examples]
     data = load(config.data, tokenizer, config.tune.max_length, test)
     check_tokens(tokenizer, data, test, hf_config.vocab_size)
@@ -200,6 +201,20 @@ def check_lengths(config: RunConfig, context: int) -> None:
             f"tune.max_length={config.tune.max_length} is longer than the model's context of {context} tokens;"
             f" use at most {context}."
         )
+
+
+def check_answers(tasks: list[evaluate.LoadedTask], context: int) -> None:
+    """Refuse summaries that leave no room for what they summarise.
+
+    Raises:
+        ConfigError: names the task.
+    """
+    for task in tasks:
+        if task.kind == "summary" and task.max_new_tokens >= context:
+            raise ConfigError(
+                f"evaluate: {task.name} asks for max_new_tokens={task.max_new_tokens}, which leaves no room for a"
+                f" prompt in a context of {context} tokens. Lower it, or choose a model with a longer context."
+            )
 
 
 def check_tokens(tokenizer: PreTrainedTokenizerBase, data: Data, test: list[Example], vocabulary: int) -> None:
@@ -271,6 +286,7 @@ def claim(out: Path, config: RunConfig, *, resume: bool) -> None:
         raise ConfigError(f"--out {out} is not empty and holds no run. Name a new folder.")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        resolved.write_text(config.to_yaml(), encoding="utf8")
+        if not resolved.exists():
+            write_atomically(resolved, config.to_yaml())  # half a file would pass for another configuration
     except OSError as error:
         raise ConfigError(f"--out {out} cannot be written: {error}.") from error

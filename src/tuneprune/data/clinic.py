@@ -160,7 +160,7 @@ def draw_visit(rng: Random, split: str, accept: Callable[[Visit], bool]) -> Visi
         complaint, (_, drugs) = rng.choice(tuple(COMPLAINTS.items()))
         symptoms = rng.sample(SYMPTOMS, 4)
         num_present, num_absent = rng.choice(((1, 1), (1, 2), (2, 1), (2, 2)))
-        mentioned = [topic for topic in MENTIONED if rng.random() < 0.45]
+        mentioned = rng.sample(MENTIONED, rng.randint(2, 5))
         if "drug" in mentioned and rng.random() < 0.7:
             mentioned.append("dose")
         visit = Visit(

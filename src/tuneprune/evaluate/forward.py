@@ -73,6 +73,11 @@ def score_tokens(model: nn.Module, sequences: Sequence[Scored], pad_id: int) -> 
 
 def logits_from(model: nn.Module, ids: Tensor, position: int) -> Tensor:
     """The logits at `position` and after it, [rows, length - position, vocabulary]."""
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        return model(input_ids=ids, use_cache=False, logits_to_keep=ids.shape[1] - position).logits
-    return model(input_ids=ids, use_cache=False).logits[:, position:]
+    wanted = ids.shape[1] - position
+    return model(input_ids=ids, use_cache=False, **last_logits(model, wanted)).logits[:, -wanted:]
+
+
+def last_logits(model: nn.Module, wanted: int) -> dict[str, int]:
+    """Arguments that keep a model from making logits before the last `wanted` positions, where it knows them."""
+    known = inspect.signature(model.forward).parameters
+    return {"logits_to_keep": wanted} if "logits_to_keep" in known else {}

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor, nn
 
-from tuneprune.evaluate.forward import device_of
+from tuneprune.evaluate.forward import device_of, last_logits
 
 
 def decode_greedily(
@@ -27,12 +27,11 @@ def decode_greedily(
     mask = (torch.arange(length, device=device) >= padding[:, None]).long()
     stops = torch.tensor(sorted(stop_ids), device=device)
     finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    cache, chosen = None, []
+    cache, chosen, options = None, [], last_logits(model, 1)
     while len(chosen) < max_new_tokens and not finished.all():
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        output = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        )
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+        output = model(**inputs, **options, use_cache=True)
         cache = output.past_key_values
         ids = output.logits[:, -1:].argmax(-1)
         finished |= torch.isin(ids[:, 0], stops)

@@ -1,4 +1,4 @@
-"""Speed of prefill and decoding; two models take turns, so that a busy machine slows both alike."""
+"""Speed of prefill and decoding; two models take turns at every step, so that a busy machine slows both alike."""
 
 import statistics
 import time
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tuneprune.errors import ConfigError
-from tuneprune.evaluate.forward import device_of, evaluation_mode
+from tuneprune.evaluate.forward import device_of, evaluation_mode, last_logits
 
 PHASES = ("prefill", "decode")
 
@@ -20,7 +20,7 @@ def measure_speed(
     batch_sizes: Sequence[int] = (1, 8),
     prompt_tokens: int = 64,
     new_tokens: int = 32,
-    repeats: int = 5,
+    repeats: int = 9,
 ) -> dict[str, Any]:
     """Tokens/s of one model: what `compare_speed` says of each, under `model` and without ratios."""
     return _measure(
@@ -39,9 +39,9 @@ def compare_speed(
     batch_sizes: Sequence[int] = (1, 8),
     prompt_tokens: int = 64,
     new_tokens: int = 32,
-    repeats: int = 5,
+    repeats: int = 9,
 ) -> dict[str, Any]:
-    """Tokens/s of two models, measured in turns, and their ratio.
+    """Tokens/s of two models, which take turns at every forward pass, and their ratio.
 
     Prefill counts the prompt's tokens over the time of the first forward pass, decode the tokens of the
     following cached steps over their time, both in all rows of the batch. Each number is {median, low, high}
@@ -105,31 +105,34 @@ def _rates(
     prompt = torch.randint(vocabulary, (batch_size, prompt_tokens), generator=torch.Generator().manual_seed(0))
     rates = {phase: {name: [] for name in models} for phase in PHASES}
     for repeat in range(-1, repeats):
-        names = list(models) if repeat % 2 else list(models)[::-1]  # neither model always runs second
-        for name in names:
-            prefill, decode = _time_once(models[name], prompt, new_tokens)
+        turns = [_Turns(model, prompt) for model in models.values()]
+        for step in range(-1, new_tokens):  # -1 is the prefill
+            for turn in turns if (repeat + step) % 2 else reversed(turns):  # nobody always goes second
+                turn.step()
+        for name, turn in zip(models, turns, strict=True):
             if repeat >= 0:
-                rates["prefill"][name].append(batch_size * prompt_tokens / prefill)
-                rates["decode"][name].append(batch_size * new_tokens / decode)
+                rates["prefill"][name].append(batch_size * prompt_tokens / turn.seconds[0])
+                rates["decode"][name].append(batch_size * new_tokens / sum(turn.seconds[1:]))
     return rates
 
 
-def _time_once(model: nn.Module, prompt: Tensor, new_tokens: int) -> tuple[float, float]:
-    """Seconds of the prefill and of `new_tokens` cached steps."""
-    device = device_of(model)
-    wait: Callable[[], object] = torch.cuda.synchronize if device.type == "cuda" else _nothing
-    ids = prompt.to(device)
-    with evaluation_mode(model):
-        wait()
-        start = time.perf_counter()
-        output = model(input_ids=ids, use_cache=True)
-        wait()
-        middle = time.perf_counter()
-        for _ in range(new_tokens):
-            ids = output.logits[:, -1:].argmax(-1)
-            output = model(input_ids=ids, past_key_values=output.past_key_values, use_cache=True)
-        wait()
-    return middle - start, time.perf_counter() - middle
+class _Turns:
+    """One model's prefill and cached steps, one at a time, with the seconds each took."""
+
+    def __init__(self, model: nn.Module, prompt: Tensor) -> None:
+        self.model, self.ids, self.cache = model, prompt.to(device_of(model)), None
+        self.wait: Callable[[], object] = torch.cuda.synchronize if self.ids.is_cuda else _nothing
+        self.options = last_logits(model, 1)
+        self.seconds: list[float] = []
+
+    def step(self) -> None:
+        with evaluation_mode(self.model):
+            self.wait()
+            start = time.perf_counter()
+            output = self.model(input_ids=self.ids, past_key_values=self.cache, use_cache=True, **self.options)
+            self.ids, self.cache = output.logits[:, -1:].argmax(-1), output.past_key_values
+            self.wait()
+            self.seconds.append(time.perf_counter() - start)
 
 
 def _nothing() -> None:

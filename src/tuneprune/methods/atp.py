@@ -10,6 +10,8 @@ float32 without dropout, and the final decision is deterministic and meets the b
 sample. `decisions: on_budget` and `prior: taylor` go beyond the paper: see the fields.
 """
 
+import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -27,7 +29,7 @@ from tuneprune.methods.regularise import (
     proximal_step,
     proximal_strength,
 )
-from tuneprune.methods.scoring import magnitude, taylor
+from tuneprune.methods.scoring import magnitude, taylor, unit_costs
 from tuneprune.structure.budget import Budget, allocate
 from tuneprune.structure.masks import Gates, gumbel, gumbel_sigmoid, straight_through
 from tuneprune.structure.plan import Plan
@@ -54,6 +56,13 @@ class Atp(Method):
         default="taylor", description="score added to the generator's logits: where the decision starts"
     )
     prior_batches: int = Field(default=16, ge=1, description="calibration batches for the Taylor prior")
+    prior_momentum: float = Field(
+        default=0.9,
+        ge=0,
+        le=1,
+        description="how slowly the Taylor prior follows the weights: every revision adds the squared gate derivatives"
+        " it computes anyway; 1 keeps the score of the pretrained weights",
+    )
     prior_scale: float = Field(default=1.0, ge=0, description="standard deviation of the prior among the logits")
     generator: Literal["transformer", "free"] = Field(
         default="transformer", description="`free`: plain logits (ablation)"
@@ -65,6 +74,10 @@ class Atp(Method):
     generator_clip: float = Field(default=1.0, gt=0, description="largest gradient norm of a generator step")
     control_share: float = Field(
         default=0.5, ge=0, le=1, description="share of the steps in which decisions are revised"
+    )
+    gradual: bool = Field(
+        default=True,
+        description="`on_budget` decisions shrink from the whole model to the budget over the control phase",
     )
     decision_every: int = Field(default=1, ge=1, description="steps between two revisions")
     temperature: float = Field(default=0.4, gt=0, description="T of the Gumbel-sigmoid")
@@ -94,7 +107,7 @@ class AtpSearch(Search):
         self.noise = generator_for(subject.seed, purpose=3)
         self.control_steps = round(options.control_share * subject.total_steps)
         self.step, self.skipped, self.frozen_at = 0, 0, -1
-        self._prior: dict[str, Tensor] | None = None
+        self._scores: dict[str, Tensor] | None = None
         self._masks = subject.space.ones(self.device)
 
     @property
@@ -118,7 +131,7 @@ class AtpSearch(Search):
         elif step % self.options.decision_every == 0:
             metrics = self._improve(step)
             with torch.no_grad():
-                self._masks = self._decision()
+                self._masks = self._relaxed(self._logits(), step)[1]
         return metrics | {"mask_churn": churn(before, self._masks)}
 
     def context(self) -> AbstractContextManager[None]:
@@ -164,7 +177,7 @@ class AtpSearch(Search):
             "generator": self.generator.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "noise": self.noise.get_state(),
-            "prior": self._prior,
+            "scores": self._scores,
             "masks": self._masks,
             "frozen_at": self.frozen_at,
             "skipped": self.skipped,
@@ -175,18 +188,27 @@ class AtpSearch(Search):
         self.generator.load_state_dict(state["generator"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.noise.set_state(state["noise"])
-        self._prior = state["prior"]
+        self._scores = state["scores"]
         self._masks = {name: mask.to(self.device) for name, mask in state["masks"].items()}
         self.frozen_at, self.skipped = state["frozen_at"], state["skipped"]
 
     def _logits(self) -> dict[str, Tensor]:
         """The generator's logits on top of the prior."""
-        if self._prior is None:
-            self._prior = prior_logits(self.options, self.subject)
-        logits = self.generator()
-        return {name: value + self._prior[name].to(self.device) for name, value in logits.items()}
+        if self._scores is None:
+            self._scores = prior_scores(self.options, self.subject)
+        logits, prior = self.generator(), standardised_logs(self._scores, self.options.prior_scale)
+        return {name: value + prior[name].to(self.device) for name, value in logits.items()}
 
-    def _relaxed(self, logits: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _follow(self, masks: dict[str, Tensor], gradients: Sequence[Tensor]) -> None:
+        """Let the Taylor scores follow the weights: an exponential mean of squared gate derivatives per parameter."""
+        if self.options.prior != "taylor" or self._scores is None:
+            return
+        momentum, costs = self.options.prior_momentum, unit_costs(self.subject.space)
+        for name, gradient in zip(masks, gradients, strict=True):
+            fresh = gradient.detach().double().cpu().pow(2) / costs[name]
+            self._scores[name] = momentum * self._scores[name] + (1 - momentum) * fresh
+
+    def _relaxed(self, logits: dict[str, Tensor], index: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Soft masks, and hard ones: sampled, or the best that fit the budget."""
         options = self.options
         if options.decisions == "sampled":
@@ -200,18 +222,19 @@ class AtpSearch(Search):
                 for name, value in logits.items()
             }
             return soft, {name: (value >= 0.5).float() for name, value in soft.items()}
-        hard = self._allocate(logits)
+        hard = self._allocate(logits, (index + 1) / max(1, self.control_steps))
         num_kept = sum(int(mask.sum()) for mask in hard.values())
         threshold = torch.cat(list(logits.values())).detach().topk(num_kept).values[-1]  # where the budget cuts
         soft = {name: torch.sigmoid((value - threshold) / options.temperature) for name, value in logits.items()}
         return soft, hard
 
-    def _allocate(self, logits: dict[str, Tensor]) -> dict[str, Tensor]:
-        masks = allocate(logits, self.subject.space, self.budget)
+    def _allocate(self, logits: dict[str, Tensor], done: float = 1.0) -> dict[str, Tensor]:
+        """The best-scored units within the budget, or within its gradual form when the control phase is not done."""
+        budget = self.budget
+        if self.options.gradual and done < 1.0:
+            budget = budget.model_copy(update={"keep": budget.keep + (1 - budget.keep) * (1 - done) ** 3})
+        masks = allocate(logits, self.subject.space, budget)
         return {name: mask.to(self.device) for name, mask in masks.items()}
-
-    def _decision(self) -> dict[str, Tensor]:
-        return self._relaxed(self._logits())[1]
 
     def _freeze(self) -> None:
         """The deterministic decision, exactly on budget."""
@@ -225,17 +248,20 @@ class AtpSearch(Search):
         late = index >= 0.8 * self.control_steps
         for group in self.optimizer.param_groups:
             group["lr"] = options.generator_learning_rate * (0.2 if late else 1.0)
-        soft, hard = self._relaxed(self._logits())
+        soft, hard = self._relaxed(self._logits(), index)
         passed_through = {name: straight_through(hard[name], soft[name]) for name in soft}
         sampled = options.decisions == "sampled"
-        with self.gates(soft if sampled else passed_through):
+        masks = soft if sampled else passed_through
+        with self.gates(masks):
             loss = self.subject.runtime.loss(self.subject.calibration())
             budget_loss = budget_distance(space, passed_through, self.budget.target(space))
             total = loss + options.budget_weight * budget_loss.float() if sampled else loss
             parameters = list(self.generator.parameters())
-            gradients = torch.autograd.grad(total, parameters, allow_unused=True)
-        gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
-        norm = self._apply(parameters, gradients)
+            gradients = torch.autograd.grad(total, [*parameters, *masks.values()])
+        self.subject.runtime.average(gradients)
+        norm = self._apply(parameters, gradients[: len(parameters)])
+        if not sampled and math.isfinite(norm):
+            self._follow(masks, gradients[len(parameters) :])
         return {
             "calibration_loss": loss.item(),
             "budget_loss": budget_loss.item(),
@@ -244,9 +270,8 @@ class AtpSearch(Search):
             "generator_skipped": float(self.skipped),
         }
 
-    def _apply(self, parameters: list[torch.nn.Parameter], gradients: list[Tensor]) -> float:
-        """Average gradients over processes, clip, step; a non-finite one is skipped and counted."""
-        self.subject.runtime.average(gradients)
+    def _apply(self, parameters: list[torch.nn.Parameter], gradients: Sequence[Tensor]) -> float:
+        """Clip and step; a non-finite gradient is skipped and counted. Returns its norm."""
         norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
         if not torch.isfinite(norm):
             self.skipped += 1
@@ -272,15 +297,19 @@ def build_generator(options: Atp, subject: Subject) -> torch.nn.Module:
     )
 
 
-def prior_logits(options: Atp, subject: Subject) -> dict[str, Tensor]:
-    """Logarithms of a one-shot score, standardised over all units and scaled; zeros for no prior."""
+def prior_scores(options: Atp, subject: Subject) -> dict[str, Tensor]:
+    """The one-shot score of the pretrained weights that decisions start from; ones for no prior."""
     if options.prior == "none":
-        return {group.name: torch.zeros(group.size) for group in subject.space.groups}
-    scores = taylor(subject, options.prior_batches) if options.prior == "taylor" else magnitude(subject)
+        return {group.name: torch.ones(group.size, dtype=torch.double) for group in subject.space.groups}
+    return taylor(subject, options.prior_batches) if options.prior == "taylor" else magnitude(subject)
+
+
+def standardised_logs(scores: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """Logarithms of scores with mean 0 and standard deviation `scale` over all units; zeros where all are equal."""
     logs = {name: (score.double() + 1e-30).log() for name, score in scores.items()}
     everything = torch.cat(list(logs.values()))
     mean, deviation = everything.mean(), everything.std().clamp(min=1e-12)
-    return {name: (options.prior_scale * (value - mean) / deviation).float() for name, value in logs.items()}
+    return {name: (scale * (value - mean) / deviation).float() for name, value in logs.items()}
 
 
 def budget_distance(space: PruningSpace, masks: Masks, target: int) -> Tensor:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from tuneprune.methods.base import Subject
 from tuneprune.structure.masks import Gates
+from tuneprune.structure.space import PruningSpace
 from tuneprune.structure.weights import group_norms
 
 
@@ -31,13 +32,12 @@ def taylor(subject: Subject, batches: int) -> dict[str, Tensor]:
         subject.runtime.average(gradients)
         for name, gradient in zip(masks, gradients, strict=True):
             totals[name] += gradient.double().cpu().pow(2) / batches
-    costs = unit_costs(subject)
+    costs = unit_costs(space)
     return {name: total / costs[name] for name, total in totals.items()}
 
 
-def unit_costs(subject: Subject) -> dict[str, float]:
+def unit_costs(space: PruningSpace) -> dict[str, float]:
     """Parameters that one unit of every group takes along when it is the first to go."""
-    space = subject.space
     whole = {group.name: group.size for group in space.groups}
     dense = space.count(whole)
     return {name: float(dense - space.count(whole | {name: size - 1})) for name, size in whole.items()}

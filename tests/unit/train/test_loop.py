@@ -90,7 +90,7 @@ def test_gradient_checkpointing_gives_the_same_run(tmp_path, space_name, lora_aw
         )
         search = made.begin(lora_aware=lora_aware, control_share=0.5)
         calls = []
-        counter = made.model.model.layers[0].mlp.register_forward_hook(lambda *_, seen=calls: seen.append(1))
+        counter = made.model.model.layers[0].mlp.register_forward_pre_hook(lambda *_, seen=calls: seen.append(1))
         made.tuner.run(search)
         counter.remove()
         forwards.append(len(calls))
@@ -179,7 +179,7 @@ def test_log_holds_what_the_contract_says(tmp_path):
         "learning_rate",
         "grad_norm",
     }
-    assert first["kept_share"] <= 0.6
+    assert 0 < first["kept_share"] <= 1
 
 
 def test_log_every(tmp_path):

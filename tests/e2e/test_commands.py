@@ -1,0 +1,162 @@
+"""The other commands, on the files of one small run."""
+
+import errno
+import json
+import logging
+import os
+
+import pytest
+import tiny_runs
+import yaml
+
+from tuneprune import run as run_module
+from tuneprune.errors import TunePruneError
+
+
+@pytest.fixture(scope="module")
+def finished(uninterrupted):
+    """The folder of a finished run."""
+    return uninterrupted / "whole"
+
+
+def test_version(tuneprune, capsys):
+    assert tuneprune("--version") == 0
+    assert capsys.readouterr().out.strip() == "0.1.0"
+
+
+@pytest.mark.parametrize(
+    ("command", "known"),
+    [("methods", "atp"), ("families", "qwen3"), ("spaces", "head_dim"), ("suites", "healthcare")],
+)
+def test_lists(command, known, tuneprune, capsys):
+    assert tuneprune(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith(known) and len(line) > len(known) + 10 for line in lines)
+    assert tuneprune(command, "--json") == 0
+    assert known in json.loads(capsys.readouterr().out)
+
+
+def test_help_names_every_command(tuneprune, capsys):
+    assert tuneprune("--help") == 0
+    text = capsys.readouterr().out
+    for command in ("run", "compare", "validate", "inspect", "evaluate", "compress", "report", "methods"):
+        assert command in text
+
+
+def test_validate_writes_nothing(tmp_path, model_folder, tuneprune, capsys):
+    run_file = tiny_runs.write_run(tmp_path, model_folder)
+    before = sorted(tmp_path.rglob("*"))
+    assert tuneprune("validate", run_file, "--set", "budget.keep=0.5", "--set", "method.generator=free") == 0
+    assert "50.0% of all" in capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("space", ["width", "head_dim", "disp"])
+def test_inspect(space, model_folder, tuneprune, capsys):
+    assert tuneprune("inspect", model_folder, "--space", space, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters"]["total"] == 19616
+    assert found["space"] == space
+    assert tuneprune("inspect", model_folder, "--space", space) == 0
+    assert "keep 0.6 of total" in capsys.readouterr().out
+
+
+def test_configuration_is_complete_and_reads_back(finished, tuneprune, tmp_path):
+    content = yaml.safe_load((finished / "config.yaml").read_text())
+    assert content["method"]["name"] == "atp"
+    assert content["method"]["temperature"] == 0.4
+    assert content["recover"]["max_length"] == content["tune"]["max_length"] == 32  # as in `tune`
+    assert content["recover"]["steps"] == 4
+    assert tuneprune("validate", finished / "config.yaml") == 0
+
+
+def test_compress_by_a_stored_plan(finished, model_folder, tuneprune, tmp_path, capsys):
+    assert tuneprune("compress", model_folder, "--plan", finished / "plan", "--out", tmp_path / "small") == 0
+    kept = json.loads((finished / "record.json").read_text())["parameters"]["kept_total"]
+    assert capsys.readouterr().out.startswith(f"{kept:,} parameters")
+
+
+def test_evaluate_a_dense_and_a_ragged_model(finished, model_folder, tuneprune, capsys):
+    arguments = ("--suite", "clinic", "--limit", "2")
+    assert tuneprune("evaluate", model_folder, *arguments) == 0
+    assert "clinic_nli" in json.loads(capsys.readouterr().out)
+    assert tuneprune("evaluate", finished / "model", *arguments, "--trust-remote-code") == 0
+    assert "clinic_nli" in json.loads(capsys.readouterr().out)
+    assert tuneprune("evaluate", finished / "model", *arguments) == 2
+    assert "--trust-remote-code" in capsys.readouterr().err
+
+
+def test_report_again(finished, tuneprune):
+    page = finished / "report.html"
+    written = page.read_bytes()
+    page.unlink()
+    assert tuneprune("report", finished) == 0
+    assert page.read_bytes() == written
+
+
+def test_compare(tmp_path, model_folder, tuneprune, server, capsys):
+    run_file = tiny_runs.write_run(tmp_path, model_folder, tune={"steps": 3}, budget={"keep": 0.6})
+    out = tmp_path / "out"
+    arguments = ("compare", run_file, "--methods", "atp,magnitude,random", "--out", out)
+    assert server.run(*arguments, log=tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    records = [json.loads((out / name / "record.json").read_text()) for name in ("atp", "magnitude", "random")]
+    assert len({json.dumps(record["scores"]["dense_tuned"]) for record in records}) == 1
+    assert not (out / "magnitude" / "reference").exists()  # tuned once
+    assert {record["parameters"]["dense_total"] for record in records} == {19616}
+    assert (out / "report.html").exists()
+    table = (out / "table.md").read_text()
+    assert "magnitude" in table
+    assert "random" in table
+    assert tuneprune(*arguments, "--resume") == 0
+    assert (out / "table.md").read_text() == table
+
+
+def test_output_is_clean_when_piped(uninterrupted):
+    text = (uninterrupted / "log").read_text()
+    progress = [line for line in text.splitlines() if line.startswith("• ")]
+    assert progress[0] == "• prepare"
+    assert progress[-1] == "• report"
+    for noise in ("Loading weights", "Writing model", "Warning", "warn", "\x1b[", "\r", "it/s"):
+        assert noise not in text
+    assert "" not in text.split("report:")[0].splitlines()[: len(progress)]
+
+
+def test_trackers(tmp_path, model_folder, server):
+    run_file = tiny_runs.write_run(tmp_path, model_folder, tune={"trackers": ["tensorboard"]}, reference=False)
+    log = tmp_path / "log"
+    assert server.run("run", run_file, "--out", tmp_path / "out", log=log) == 0, log.read_text()
+    events = list((tmp_path / "out" / "tuneprune").rglob("events.*"))
+    assert events
+    assert b"kept_share" in b"".join(path.read_bytes() for path in events)
+
+
+def test_diverged_run_says_so_and_can_be_looked_at(tmp_path, model_folder, server):
+    tune = {"learning_rate": 1e30, "max_skipped": 2, "steps": 20}
+    run_file = tiny_runs.write_run(tmp_path, model_folder, tune=tune, reference=False)
+    log = tmp_path / "log"
+    assert server.run("run", run_file, "--out", tmp_path / "out", log=log) == 2, log.read_text()
+    assert "2 steps in a row" in log.read_text()
+    assert "Lower tune.learning_rate" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert list((tmp_path / "out" / "checkpoints").glob("step-*"))
+
+
+def test_full_disk_outside_of_checkpoints(tmp_path, model_folder, tuneprune, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(run_module, "tune_and_prune", full)
+    run_file = tiny_runs.write_run(tmp_path, model_folder, reference=False)
+    assert tuneprune("run", run_file, "--out", tmp_path / "out") == 2
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_library_use_raises_instead_of_exiting(tmp_path, model_folder):
+    from tuneprune.config import load_run_file
+
+    with pytest.raises(TunePruneError):
+        load_run_file(tmp_path / "nowhere.yaml")
+    config = load_run_file(tiny_runs.write_run(tmp_path, model_folder), ["budget.keep=0.01"])
+    with pytest.raises(TunePruneError, match="reach"):
+        run_module.run(config, tmp_path / "out")
+    assert logging.getLogger().level == logging.WARNING
