@@ -16,11 +16,11 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from tuneprune.methods.base import Method, Metrics, Search, Subject, churn, decide, generator_for
-from tuneprune.methods.generator import FreeGenerator, TransformerGenerator
+from tuneprune.methods.generator import FreeGenerator, GeneratorOptimizer, TransformerGenerator, budget_distance
 from tuneprune.methods.regularise import (
     group_lasso,
     linear_decay,
@@ -29,11 +29,11 @@ from tuneprune.methods.regularise import (
     proximal_step,
     proximal_strength,
 )
-from tuneprune.methods.scoring import magnitude, taylor, unit_costs
+from tuneprune.methods.scoring import magnitude, standardised_logs, taylor, unit_costs
 from tuneprune.structure.budget import Budget, allocate
 from tuneprune.structure.masks import Gates, gumbel, gumbel_sigmoid, straight_through
 from tuneprune.structure.plan import Plan
-from tuneprune.structure.space import Masks, PruningSpace
+from tuneprune.structure.space import Masks
 
 
 class Atp(Method):
@@ -73,7 +73,7 @@ class Atp(Method):
     generator_learning_rate: float = Field(default=1e-3, gt=0, description="a fifth of it in the last fifth of control")
     generator_clip: float = Field(default=1.0, gt=0, description="largest gradient norm of a generator step")
     control_share: float = Field(
-        default=0.5, ge=0, le=1, description="share of the steps in which decisions are revised"
+        default=0.25, ge=0, le=1, description="share of the steps in which decisions are revised"
     )
     gradual: bool = Field(
         default=True,
@@ -90,6 +90,14 @@ class Atp(Method):
     proximal_weight: float = Field(default=5e4, ge=0, description="shrinkage per learning rate at the last step")
     decay_share: float = Field(default=0.5, gt=0, le=1, description="share of the frozen phase until LoRA is zero")
 
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "Atp":
+        if self.generator_size % self.generator_heads:
+            raise ValueError(
+                f"generator_size={self.generator_size} must be a multiple of generator_heads={self.generator_heads}"
+            )
+        return self
+
     def begin(self, subject: Subject, budget: Budget) -> Search:
         """Start from the unpruned model (`sampled`) or from the prior's decision (`on_budget`)."""
         return AtpSearch(self, subject, budget)
@@ -102,11 +110,21 @@ class AtpSearch(Search):
         self.options, self.subject, self.budget = options, subject, budget
         self.device = subject.model.device
         self.gates = Gates(subject.model, subject.space)
-        self.generator = build_generator(options, subject).to(self.device)
-        self.optimizer = torch.optim.AdamW(self.generator.parameters(), lr=options.generator_learning_rate)
+        self.generator = (
+            FreeGenerator(subject.space)
+            if options.generator == "free"
+            else TransformerGenerator(
+                subject.space,
+                size=options.generator_size,
+                blocks=options.generator_blocks,
+                heads=options.generator_heads,
+                random=generator_for(subject.seed, purpose=2),
+            )
+        ).to(self.device)
+        self.optimizer = GeneratorOptimizer(self.generator, options.generator_learning_rate, options.generator_clip)
         self.noise = generator_for(subject.seed, purpose=3)
         self.control_steps = round(options.control_share * subject.total_steps)
-        self.step, self.skipped, self.frozen_at = 0, 0, -1
+        self.step, self.frozen_at = 0, -1
         self._scores: dict[str, Tensor] | None = None
         self._masks = subject.space.ones(self.device)
 
@@ -180,7 +198,6 @@ class AtpSearch(Search):
             "scores": self._scores,
             "masks": self._masks,
             "frozen_at": self.frozen_at,
-            "skipped": self.skipped,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -190,7 +207,7 @@ class AtpSearch(Search):
         self.noise.set_state(state["noise"])
         self._scores = state["scores"]
         self._masks = {name: mask.to(self.device) for name, mask in state["masks"].items()}
-        self.frozen_at, self.skipped = state["frozen_at"], state["skipped"]
+        self.frozen_at = state["frozen_at"]
 
     def _logits(self) -> dict[str, Tensor]:
         """The generator's logits on top of the prior."""
@@ -245,9 +262,6 @@ class AtpSearch(Search):
     def _improve(self, index: int) -> Metrics:
         """One generator step on calibration data: L_PDG = CE(masked) + alpha * R (docs/methods/atp.md)."""
         options, space = self.options, self.subject.space
-        late = index >= 0.8 * self.control_steps
-        for group in self.optimizer.param_groups:
-            group["lr"] = options.generator_learning_rate * (0.2 if late else 1.0)
         soft, hard = self._relaxed(self._logits(), index)
         passed_through = {name: straight_through(hard[name], soft[name]) for name in soft}
         sampled = options.decisions == "sampled"
@@ -256,45 +270,20 @@ class AtpSearch(Search):
             loss = self.subject.runtime.loss(self.subject.calibration())
             budget_loss = budget_distance(space, passed_through, self.budget.target(space))
             total = loss + options.budget_weight * budget_loss.float() if sampled else loss
-            parameters = list(self.generator.parameters())
-            gradients = torch.autograd.grad(total, [*parameters, *masks.values()])
-        self.subject.runtime.average(gradients)
-        norm = self._apply(parameters, gradients[: len(parameters)])
+            gradients = torch.autograd.grad(total, [*self.generator.parameters(), *masks.values()])
+        shown = loss.detach().clone()
+        self.subject.runtime.average([*gradients, shown])
+        own, gates = gradients[: -len(masks)], gradients[-len(masks) :]
+        norm = self.optimizer.step(own, late=index >= 0.8 * self.control_steps)
         if not sampled and math.isfinite(norm):
-            self._follow(masks, gradients[len(parameters) :])
+            self._follow(masks, gates)
         return {
-            "calibration_loss": loss.item(),
+            "calibration_loss": shown.item(),
             "budget_loss": budget_loss.item(),
             "soft_share": space.parameters_left(soft).item() / space.num_parameters,
             "generator_grad_norm": norm,
-            "generator_skipped": float(self.skipped),
+            "generator_skipped": float(self.optimizer.skipped),
         }
-
-    def _apply(self, parameters: list[torch.nn.Parameter], gradients: Sequence[Tensor]) -> float:
-        """Clip and step; a non-finite gradient is skipped and counted. Returns its norm."""
-        norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
-        if not torch.isfinite(norm):
-            self.skipped += 1
-            return norm.item()
-        scale = (self.options.generator_clip / (norm + 1e-6)).clamp(max=1.0)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient * scale
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return norm.item()
-
-
-def build_generator(options: Atp, subject: Subject) -> torch.nn.Module:
-    """The generator a run asks for, in float32."""
-    if options.generator == "free":
-        return FreeGenerator(subject.space)
-    return TransformerGenerator(
-        subject.space,
-        size=options.generator_size,
-        blocks=options.generator_blocks,
-        heads=options.generator_heads,
-        random=generator_for(subject.seed, purpose=2),
-    )
 
 
 def prior_scores(options: Atp, subject: Subject) -> dict[str, Tensor]:
@@ -302,18 +291,3 @@ def prior_scores(options: Atp, subject: Subject) -> dict[str, Tensor]:
     if options.prior == "none":
         return {group.name: torch.ones(group.size, dtype=torch.double) for group in subject.space.groups}
     return taylor(subject, options.prior_batches) if options.prior == "taylor" else magnitude(subject)
-
-
-def standardised_logs(scores: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """Logarithms of scores with mean 0 and standard deviation `scale` over all units; zeros where all are equal."""
-    logs = {name: (score.double() + 1e-30).log() for name, score in scores.items()}
-    everything = torch.cat(list(logs.values()))
-    mean, deviation = everything.mean(), everything.std().clamp(min=1e-12)
-    return {name: (scale * (value - mean) / deviation).float() for name, value in logs.items()}
-
-
-def budget_distance(space: PruningSpace, masks: Masks, target: int) -> Tensor:
-    """R(a, rho) = |log a - log rho| over the parameters the space reaches (docs/methods/atp.md), differentiable."""
-    fixed = space.num_parameters - space.num_prunable
-    left = space.parameters_left(masks) - fixed
-    return (torch.log(left.clamp(min=1.0)) - torch.log(torch.tensor(float(max(1, target - fixed))))).abs()

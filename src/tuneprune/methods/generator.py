@@ -1,9 +1,13 @@
 """The pruning-decision generator: a small transformer over the layers whose output scores every unit of the model."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from tuneprune.structure.space import PruningSpace
+from tuneprune.errors import TrainingDiverged
+from tuneprune.structure.space import Masks, PruningSpace
 
 KEY = "/"  # parameter names may not hold the dots of group names
 
@@ -55,3 +59,57 @@ class FreeGenerator(nn.Module):
     def forward(self) -> dict[str, Tensor]:
         """Logits of every unit, by group name."""
         return {name.replace(KEY, "."): logits + 0.0 for name, logits in self.logits.items()}
+
+
+class GeneratorOptimizer:
+    """AdamW for a generator, clipped; a non-finite gradient never reaches it, and too many in a row end the run."""
+
+    MAX_SKIPPED = 10
+
+    def __init__(self, generator: nn.Module, learning_rate: float, clip: float) -> None:
+        self.parameters = list(generator.parameters())
+        self.learning_rate, self.clip = learning_rate, clip
+        self.adam = torch.optim.AdamW(self.parameters, lr=learning_rate)
+        self.skipped, self.skipped_in_a_row = 0, 0
+
+    def step(self, gradients: Sequence[Tensor], *, late: bool) -> float:
+        """One step, at a fifth of the learning rate when `late`; returns the gradients' norm before clipping.
+
+        Raises:
+            TrainingDiverged: too many non-finite gradients in a row.
+        """
+        norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        if not torch.isfinite(norm):
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+            if self.skipped_in_a_row == self.MAX_SKIPPED:
+                raise TrainingDiverged(
+                    f"{self.MAX_SKIPPED} generator steps in a row had a non-finite gradient."
+                    " Lower tune.learning_rate or method.generator_learning_rate, or set tune.precision=fp32."
+                )
+            return norm.item()
+        self.skipped_in_a_row = 0
+        for group in self.adam.param_groups:
+            group["lr"] = self.learning_rate * (0.2 if late else 1.0)
+        scale = (self.clip / (norm + 1e-6)).clamp(max=1.0)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient * scale
+        self.adam.step()
+        self.adam.zero_grad()
+        return norm.item()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Adam's state and the counters."""
+        return {"adam": self.adam.state_dict(), "skipped": self.skipped, "in_a_row": self.skipped_in_a_row}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        self.adam.load_state_dict(state["adam"])
+        self.skipped, self.skipped_in_a_row = state["skipped"], state["in_a_row"]
+
+
+def budget_distance(space: PruningSpace, masks: Masks, target: int) -> Tensor:
+    """R(a, rho) = |log a - log rho| over the parameters the space reaches (docs/methods/atp.md), differentiable."""
+    fixed = space.num_parameters - space.num_prunable
+    left = space.parameters_left(masks) - fixed
+    return (torch.log(left.clamp(min=1.0)) - torch.log(torch.tensor(float(max(1, target - fixed))))).abs()

@@ -41,3 +41,11 @@ def unit_costs(space: PruningSpace) -> dict[str, float]:
     whole = {group.name: group.size for group in space.groups}
     dense = space.count(whole)
     return {name: float(dense - space.count(whole | {name: size - 1})) for name, size in whole.items()}
+
+
+def standardised_logs(scores: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """Logarithms of scores with mean 0 and standard deviation `scale` over all units; zeros where all are equal."""
+    logs = {name: (score.double() + 1e-30).log() for name, score in scores.items()}
+    everything = torch.cat(list(logs.values()))
+    mean, deviation = everything.mean(), everything.std().clamp(min=1e-12)
+    return {name: (scale * (value - mean) / deviation).float() for name, value in logs.items()}

@@ -6,8 +6,7 @@ import pytest
 import torch
 from tiny_tuning import setting
 
-from tuneprune.methods.atp import budget_distance
-from tuneprune.methods.generator import FreeGenerator, TransformerGenerator
+from tuneprune.methods.generator import FreeGenerator, TransformerGenerator, budget_distance
 from tuneprune.methods.regularise import (
     group_lasso,
     linear_decay,
@@ -202,7 +201,7 @@ def test_taylor_is_the_squared_change_of_the_loss(tmp_path):
     made.subject.__dict__["calibration"] = lambda: batch
     score = taylor(made.subject, batches=1)
     group, _ = mlp_group(made.space)
-    costs = unit_costs(made.subject)
+    costs = unit_costs(made.space)
     assert costs[group.name] == 3 * 32
     gates = Gates(made.model, made.space)
     losses = []
