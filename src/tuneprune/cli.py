@@ -63,6 +63,7 @@ def run(
 def compare(
     run_file: RunFile,
     methods: Annotated[str, typer.Option(help="methods, comma separated; the run file's own options apply to its own")],
+    seeds: Annotated[str | None, typer.Option(help="seeds, comma separated; by default the run file's")] = None,
     out: Out = None,
     overrides: Set = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue where it stopped")] = False,
@@ -73,8 +74,9 @@ def compare(
 
     config = load_run_file(run_file, overrides or ())
     folder = out or Path("out") / run_file.stem
+    chosen = _whole_numbers("--seeds", seeds)
     with _at_work() as progress:
-        records = compare_methods(config, methods.split(","), folder, resume=resume, progress=progress)
+        records = compare_methods(config, methods.split(","), folder, seeds=chosen, resume=resume, progress=progress)
     _show_results(records, folder)
 
 
@@ -225,6 +227,16 @@ def _at_work() -> Iterator[Any]:
             return
         with ConsoleProgress(Console(stderr=True)) as progress:
             yield progress
+
+
+def _whole_numbers(option: str, text: str | None) -> list[int]:
+    """Comma-separated whole numbers; none where the option was not given."""
+    from tuneprune.errors import ConfigError
+
+    parts = text.split(",") if text else []
+    if not all(part.strip().isdigit() for part in parts):
+        raise ConfigError(f"{option} {text}: write whole numbers separated by commas, such as 0,1,2.")
+    return [int(part) for part in parts]
 
 
 def _show_results(records: list[Any], folder: Path) -> None:

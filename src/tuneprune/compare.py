@@ -14,9 +14,17 @@ from tuneprune.run import run
 
 
 def compare(
-    config: RunConfig, names: Sequence[str], out: Path, *, resume: bool = False, progress: Progress | None = None
+    config: RunConfig,
+    names: Sequence[str],
+    out: Path,
+    *,
+    seeds: Sequence[int] = (),
+    resume: bool = False,
+    progress: Progress | None = None,
 ) -> list[RunRecord]:
-    """One run a method, each in `out/<method>`; the dense references are tuned and evaluated once.
+    """One run a method and seed, each in `out/<method>` (`out/<method>-seed<n>` where there are several seeds).
+
+    The dense references are tuned and evaluated once, with the first seed.
 
     Writes `report.html`, which shows the first method's run beside the others, and `table.md`.
 
@@ -26,14 +34,22 @@ def compare(
     progress = progress or Progress()
     if len(set(names)) < len(names):
         raise ConfigError(f"--methods {','.join(names)}: name every method once.")
-    configs = [with_method(config, name) for name in names]
+    seeds = seeds or (config.seed,)
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ConfigError(f"--seeds {','.join(map(str, seeds))}: name different whole numbers from 0 up.")
+    config = config.model_copy(update={"seed": seeds[0]})
+    configs = {
+        name if len(seeds) == 1 else f"{name}-seed{seed}": with_method(config, name).model_copy(update={"seed": seed})
+        for name in names
+        for seed in seeds
+    }
     check(config)
     accelerator = processes(config, out)
     if accelerator.is_main_process:
         claim(out, config, resume=resume)
     accelerator.wait_for_everyone()
     records: list[RunRecord] = []
-    for name, single in zip(names, configs, strict=True):
+    for name, single in configs.items():
         folder = out / name
         progress.stage(f"== {name}")
         if (folder / "record.json").exists():
@@ -43,8 +59,8 @@ def compare(
         resumed = (folder / "config.yaml").exists()
         records.append(run(single, folder, resume=resumed, progress=progress, reference=known))
     if accelerator.is_main_process:
-        metrics = read_metrics(out / names[0] / "metrics.jsonl")
-        reference = read_metrics(out / names[0] / "reference" / "metrics.jsonl")
+        first = out / next(iter(configs))
+        metrics, reference = (read_metrics(first / part) for part in ("metrics.jsonl", "reference/metrics.jsonl"))
         write_report(records[0], None, metrics, config.to_yaml(), out, others=records, reference=reference)
         write_atomically(out / "table.md", markdown_table(records))
     return records

@@ -260,6 +260,8 @@ def test_incomplete_weights(tmp_path, model_folder, tuneprune, capsys):
             ["`magnitud`", "Did you mean `magnitude`"],
         ),
         (["compare", "{run}", "--methods", "atp,atp", "--out", "{out}"], ["every method once"]),
+        (["compare", "{run}", "--methods", "atp", "--seeds", "0,x", "--out", "{out}"], ["--seeds 0,x", "0,1,2"]),
+        (["compare", "{run}", "--methods", "atp", "--seeds", "1,1", "--out", "{out}"], ["--seeds 1,1", "different"]),
         (["validate", "{run}", "--set", "budget.keep=0.01"], ["reach"]),
     ],
 )

@@ -111,6 +111,17 @@ def test_compare(tmp_path, model_folder, tuneprune, server, capsys):
     assert (out / "table.md").read_text() == table
 
 
+def test_compare_over_seeds(tmp_path, model_folder, tuneprune, server):
+    run_file = tiny_runs.write_run(tmp_path, model_folder, tune={"steps": 2}, budget={"keep": 0.6}, reference=False)
+    out = tmp_path / "out"
+    arguments = ("compare", run_file, "--methods", "random", "--seeds", "0,3", "--out", out)
+    assert server.run(*arguments, log=tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    records = [json.loads((out / f"random-seed{seed}" / "record.json").read_text()) for seed in (0, 3)]
+    assert [record["seed"] for record in records] == [0, 3]
+    assert records[0]["scores"]["dense"] == records[1]["scores"]["dense"]
+    assert records[0]["scores"]["pruned"] != records[1]["scores"]["pruned"]
+
+
 def test_output_is_clean_when_piped(uninterrupted):
     text = (uninterrupted / "log").read_text()
     progress = [line for line in text.splitlines() if line.startswith("• ")]
