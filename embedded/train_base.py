@@ -240,7 +240,8 @@ def publish(
     model = model.to(torch.bfloat16)
     model.save_pretrained(arguments.out)
     tokenizer.save_pretrained(arguments.out)
-    curve = [json.loads(line) for line in (arguments.work / "log.jsonl").read_text().splitlines()]
+    lines = map(json.loads, (arguments.work / "log.jsonl").read_text().splitlines())
+    curve = sorted({line["tokens"]: line for line in lines}.values(), key=lambda line: line["tokens"])  # after a resume
     summary = {
         "tokens_seen": curve[-1]["tokens"],
         "parameters": sum(p.numel() for p in model.parameters()),
