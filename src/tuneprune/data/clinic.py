@@ -48,16 +48,20 @@ VALUES = READINGS | {
     "plan": ("admitted", "sent home"),
     "visit": ("3 days", "one week", "two weeks", "one month"),
 }
-CLAIMED = {  # what is claimed how often: mostly what one cue word of the note decides, some of it harder to find
-    ("course", "worse"): 6,
-    ("course", "better"): 2,
-    ("plan", "admitted"): 6,
-    ("plan", "sent home"): 2,
-    ("temperature", "raised"): 4,
-    ("pulse", "fast"): 2,
-    ("test", "abnormal"): 2,
-    ("symptom", "cough"): 1,
-    ("symptom", "nausea"): 1,
+CLAIMED: dict[str, dict[tuple[str, str], int]] = {  # how often: mostly what one cue word decides, some harder to find
+    "nli": {
+        ("course", "worse"): 18,
+        ("course", "better"): 2,
+        ("temperature", "raised"): 2,
+        ("symptom", "cough"): 1,
+        ("symptom", "nausea"): 1,
+    },
+    "qa": {
+        ("plan", "admitted"): 18,
+        ("plan", "sent home"): 2,
+        ("pulse", "fast"): 2,
+        ("test", "abnormal"): 2,
+    },
 }
 MENTIONED = ("course", *READINGS, "test", "drug", "plan", "visit")
 NUMBERS = ("two", "three", "four", "five", "six")
@@ -159,8 +163,8 @@ def draw_visit(rng: Random, split: str, accept: Callable[[Visit], bool]) -> Visi
     while True:
         complaint, (_, drugs) = rng.choice(tuple(COMPLAINTS.items()))
         symptoms = rng.sample(SYMPTOMS, 4)
-        num_present, num_absent = rng.choice(((1, 1), (1, 2), (2, 1), (2, 2)))
-        mentioned = rng.sample(MENTIONED, rng.randint(2, 5))
+        num_present, num_absent = rng.choice(((1, 0), (1, 1), (2, 0), (2, 1)))
+        mentioned = rng.sample(MENTIONED, rng.randint(1, 4))
         if "drug" in mentioned and rng.random() < 0.7:
             mentioned.append("dose")
         visit = Visit(
@@ -177,12 +181,13 @@ def draw_visit(rng: Random, split: str, accept: Callable[[Visit], bool]) -> Visi
             return visit
 
 
-def draw_claim(rng: Random, split: str, wanted: str) -> tuple[Visit, Claim]:
-    """A random visit and a claim about it with the verdict `wanted`.
+def draw_claim(rng: Random, kind: str, split: str, wanted: str) -> tuple[Visit, Claim]:
+    """A random visit and a claim of `kind` about it with the verdict `wanted`.
 
     The claim is drawn first, alike whatever is wanted, so that the claim alone gives nothing away.
     """
-    claim = Claim(*rng.choices(tuple(CLAIMED), tuple(CLAIMED.values()))[0])
+    weights = CLAIMED[kind]
+    claim = Claim(*rng.choices(tuple(weights), tuple(weights.values()))[0])
     return draw_visit(rng, split, lambda visit: verdict(visit, claim) == wanted), claim
 
 
@@ -196,7 +201,8 @@ def word_note(rng: Random, visit: Visit) -> str:
         return rng.choice(wordings).format(**words, **more)
 
     opening = say(OPENINGS, who=visit.who, duration=visit.duration)
-    history = [say(PRESENT, items=" and ".join(visit.present)), say(ABSENT, items=" or ".join(visit.absent))]
+    history = [say(PRESENT, items=" and ".join(visit.present))]
+    history += [say(ABSENT, items=" or ".join(visit.absent))] if visit.absent else []
     if rng.random() < 0.2:
         history.append(say(ASIDES))
     values = visit.values
@@ -230,14 +236,14 @@ def make_text(rng: Random, split: str, wanted: str) -> dict[str, str]:  # noqa: 
 
 def make_nli(rng: Random, split: str, wanted: str) -> dict[str, str]:
     """A note and a statement that follows from it, contradicts it or does neither."""
-    visit, claim = draw_claim(rng, split, wanted)
+    visit, claim = draw_claim(rng, "nli", split, wanted)
     hypothesis = HYPOTHESES[claim.topic].format(value=claim.value, test=COMPLAINTS[visit.complaint][0])
     return {"premise": word_note(rng, visit), "hypothesis": hypothesis, "answer": wanted}
 
 
 def make_qa(rng: Random, split: str, wanted: str) -> dict[str, str]:
     """A note and a question that it answers with yes or no, or not at all (maybe)."""
-    visit, claim = draw_claim(rng, split, wanted)
+    visit, claim = draw_claim(rng, "qa", split, wanted)
     question = QUESTIONS[claim.topic].format(value=claim.value, test=COMPLAINTS[visit.complaint][0])
     return {"question": question, "context": word_note(rng, visit), "answer": QA_ANSWERS[wanted]}
 
