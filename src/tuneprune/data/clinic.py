@@ -50,15 +50,15 @@ VALUES = READINGS | {
 }
 CLAIMED: dict[str, dict[tuple[str, str], int]] = {  # how often: mostly what one cue word decides, some harder to find
     "nli": {
-        ("course", "worse"): 18,
-        ("course", "better"): 2,
-        ("temperature", "raised"): 2,
+        ("plan", "sent home"): 18,
+        ("plan", "admitted"): 2,
+        ("course", "worse"): 2,
         ("symptom", "cough"): 1,
         ("symptom", "nausea"): 1,
     },
     "qa": {
         ("plan", "admitted"): 18,
-        ("plan", "sent home"): 2,
+        ("temperature", "raised"): 2,
         ("pulse", "fast"): 2,
         ("test", "abnormal"): 2,
     },
