@@ -246,7 +246,10 @@ def _show_results(records: list[Any], folder: Path) -> None:
 
     if not _is_main_process():
         return
-    Console().print(rich_table(records))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)  # a file or a pipe has no width of its own
+    console.print(rich_table(records))
     typer.echo(f"report: {folder / 'report.html'}")
     if (folder / "model").exists():
         typer.echo(f"model:  {folder / 'model'}")

@@ -231,7 +231,7 @@ def check_tokens(tokenizer: PreTrainedTokenizerBase, data: Data, test: list[Exam
             " Use the tokenizer that belongs to the model."
         )
     sample = test[0].prompt + test[0].completion
-    if not tokenizer(sample, add_special_tokens=False)["input_ids"]:
+    if not tokenizer(sample, add_special_tokens=False, verbose=False)["input_ids"]:
         raise ConfigError(
             f"model: the tokenizer ({type(tokenizer).__name__}) finds no token in the text {sample[:40]!r}."
             " Use the tokenizer that belongs to the model."
