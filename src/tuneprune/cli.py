@@ -121,6 +121,19 @@ def evaluate(
 
 
 @app.command()
+def plan(run_file: RunFile, out: Out = None, overrides: Set = None) -> None:
+    """Decide by a one-shot method and write the plan, without tuning or cutting anything."""
+    from tuneprune.config import load_run_file
+    from tuneprune.stages import plan_model
+
+    config = load_run_file(run_file, overrides or ())
+    folder = out or Path("out") / run_file.stem
+    with _at_work() as progress:
+        decided = plan_model(config, folder, progress)
+    typer.echo(f"{len(decided.edits)} groups decided in {folder / 'plan'}")
+
+
+@app.command()
 def compress(
     model: Annotated[str, typer.Argument(help="dense model folder or hub id")],
     plan: Annotated[Path, typer.Option(help="folder with plan.json and plan.safetensors")],

@@ -8,12 +8,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tuneprune import evaluate, export, families
 from tuneprune.compress import compress
-from tuneprune.config import explain
+from tuneprune.config import RunConfig, explain
 from tuneprune.errors import ConfigError
 from tuneprune.evaluate import EvaluateConfig
+from tuneprune.job import prepare
 from tuneprune.loading import check_folder, load_config, load_model, load_tokenizer, stored_dtype
+from tuneprune.methods import registry
+from tuneprune.progress import Progress
 from tuneprune.recording import read_metrics
 from tuneprune.report import RunRecord, write_report
+from tuneprune.run import tune_and_prune
 from tuneprune.structure import spaces
 from tuneprune.structure.plan import Plan
 
@@ -44,6 +48,21 @@ def evaluate_model(
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"cannot load {model}: {str(error).strip().splitlines()[0]}") from error
     return evaluate.evaluate(loaded, tokenizer, tasks, batch_size=config.batch_size, max_length=config.max_length)
+
+
+def plan_model(config: RunConfig, out: Path, progress: Progress) -> Plan:
+    """Decide by a one-shot method and write the plan to `out/plan`, without tuning or cutting anything.
+
+    Raises:
+        TunePruneError: a method that decides while it tunes, or what is wrong with the run file.
+    """
+    if not config.method.one_shot:
+        one_shot = ", ".join(name for name, method in registry().items() if method.one_shot)
+        raise ConfigError(
+            f"method `{config.method.name}` decides while it tunes, so it has no plan of its own: use `tuneprune run`,"
+            f" which writes one too. Methods that decide at once are {one_shot}."
+        )
+    return tune_and_prune(prepare(config, out, resume=False, progress=progress))[1]
 
 
 def compress_model(model: str, plan_folder: Path, out: Path) -> int:

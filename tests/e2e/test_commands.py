@@ -111,6 +111,21 @@ def test_compare(tmp_path, model_folder, tuneprune, server, capsys):
     assert (out / "table.md").read_text() == table
 
 
+def test_plan_of_a_one_shot_method_is_the_one_its_run_cuts_by(tmp_path, model_folder, tuneprune, server, capsys):
+    run_file = tiny_runs.write_run(tmp_path, model_folder, tune={"steps": 2}, reference=False)
+    options = ("--set", "method=magnitude", "--out")
+    assert tuneprune("plan", run_file, *options, tmp_path / "planned") == 0
+    assert {path.name for path in (tmp_path / "planned").iterdir()} == {"config.yaml", "plan"}
+    assert server.run("run", run_file, *options, tmp_path / "ran", log=tmp_path / "log") == 0
+    planned, ran = ((tmp_path / name / "plan" / "plan.safetensors").read_bytes() for name in ("planned", "ran"))
+    assert planned == ran
+    assert tuneprune("compress", model_folder, "--plan", tmp_path / "planned" / "plan", "--out", tmp_path / "cut") == 0
+    capsys.readouterr()
+    assert tuneprune("plan", run_file, "--set", "method=atp", "--out", tmp_path / "other") == 2
+    assert "magnitude, random" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
 def test_compare_over_seeds(tmp_path, model_folder, tuneprune, server):
     run_file = tiny_runs.write_run(tmp_path, model_folder, tune={"steps": 2}, budget={"keep": 0.6}, reference=False)
     out = tmp_path / "out"
