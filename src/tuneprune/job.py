@@ -33,8 +33,8 @@ PATIENCE = timedelta(days=1)
 
 
 @dataclass
-class Job:
-    """Everything the stages of one run share."""
+class Checked:
+    """A run file that has passed every check that needs no training."""
 
     config: RunConfig
     tokenizer: PreTrainedTokenizerBase
@@ -43,6 +43,12 @@ class Job:
     architecture: Architecture
     space: PruningSpace
     dtype: torch.dtype
+
+
+@dataclass
+class Job(Checked):
+    """Everything the stages of one run share."""
+
     out: Path
     resume: bool
     progress: Progress
@@ -105,19 +111,6 @@ class Job:
         self.accelerator.wait_for_everyone()
         for tracker in self.accelerator.trackers:
             tracker.finish()
-
-
-@dataclass(frozen=True)
-class Checked:
-    """A run file that has passed every check that needs no training."""
-
-    config: RunConfig
-    tokenizer: PreTrainedTokenizerBase
-    data: Data
-    tasks: list[evaluate.LoadedTask]
-    architecture: Architecture
-    space: PruningSpace
-    dtype: torch.dtype
 
 
 def check(config: RunConfig) -> Checked:

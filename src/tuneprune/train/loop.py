@@ -185,9 +185,10 @@ class Tuner:
         diverged = self._skipped_in_a_row >= self.config.max_skipped
         stop = self._anyone(self._stop_requested)
         due = self.result.steps % self.config.checkpoint_every == 0 or self.result.steps == self.config.steps
-        if (due or stop or diverged) and self.accelerator.is_main_process:
-            checkpoint.save(self._checkpoints, self.result.steps, self._state(search, fingerprint))
-        self.accelerator.wait_for_everyone() if due or stop or diverged else None
+        if due or stop or diverged:
+            if self.accelerator.is_main_process:
+                checkpoint.save(self._checkpoints, self.result.steps, self._state(search, fingerprint))
+            self.accelerator.wait_for_everyone()
         if diverged:
             raise TrainingDiverged(
                 f"{self._skipped_in_a_row} steps in a row had a non-finite loss or gradient (last loss"

@@ -26,7 +26,7 @@ def test_front_matter_is_what_the_hub_reads():
 @pytest.mark.parametrize(
     "model",
     [
-        {"id": "/home/someone/models/tiny", "family": "llama", "parameters": 1},
+        {"id": "/srv/models/tiny", "family": "llama", "parameters": 1},
         {"id": "../tiny", "family": "llama", "parameters": 1},
         {"id": "models/tiny", "path": "models/tiny", "family": "llama", "parameters": 1},
     ],
