@@ -46,7 +46,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="before")
     @classmethod
-    def _recover_like_tune(cls, values: Any) -> Any:  # noqa: ANN401
+    def _recover_like_tune(cls, values: Any) -> Any:  # noqa: ANN401  (raw YAML)
         sections: list[Any] = [values.get(name) for name in ("tune", "recover")] if isinstance(values, dict) else []
         if all(isinstance(section, dict) for section in sections) and sections:
             return values | {"recover": sections[0] | sections[1]}
@@ -54,12 +54,12 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
 
     @field_validator("model", mode="before")
     @classmethod
-    def _plain_model(cls, value: Any) -> Any:  # noqa: ANN401
+    def _plain_model(cls, value: Any) -> Any:  # noqa: ANN401  (raw YAML)
         return {"base": str(value)} if isinstance(value, str | Path) else value
 
     @field_validator("method", mode="before")
     @classmethod
-    def _named_method(cls, value: Any) -> Any:  # noqa: ANN401
+    def _named_method(cls, value: Any) -> Any:  # noqa: ANN401  (raw YAML)
         if isinstance(value, str):
             value = {"name": value}
         return methods.build(value) if isinstance(value, dict) else value

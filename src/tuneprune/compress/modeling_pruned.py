@@ -42,7 +42,7 @@ class PrunedAttention(nn.Module):
     read_index: Tensor | None
     write_index: Tensor | None
 
-    def __init__(self, stock: Any, shape: Mapping[str, int]) -> None:  # noqa: ANN401
+    def __init__(self, stock: Any, shape: Mapping[str, int]) -> None:  # noqa: ANN401  (any stock attention)
         super().__init__()
         self.config, self.layer_idx = stock.config, stock.layer_idx
         self.scaling, self.attention_dropout, self.is_causal = stock.scaling, stock.attention_dropout, True
@@ -75,7 +75,7 @@ class PrunedAttention(nn.Module):
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
         past_key_values: Any = None,  # noqa: ANN401  (transformers' Cache)
-        **kwargs: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401  (passed on to the attention backend)
     ) -> tuple[Tensor, Tensor | None]:
         """Attention output on the full residual stream, and the attention weights where the backend gives them."""
         shape = hidden_states.shape[:-1]
@@ -121,7 +121,7 @@ def eager_attention(
     attention_mask: Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    **_: Any,  # noqa: ANN401
+    **_: Any,  # noqa: ANN401  (what other backends take)
 ) -> tuple[Tensor, Tensor]:
     """Plain attention over explicit weights, returned with them."""
     key = key.repeat_interleave(module.num_key_value_groups, dim=1)

@@ -229,7 +229,7 @@ def summarize(visit: Visit) -> str:
     return f"{visit.complaint.capitalize()} for {visit.duration} with {finding}, {values['plan']}."
 
 
-def make_text(rng: Random, split: str, wanted: str) -> dict[str, str]:  # noqa: ARG001
+def make_text(rng: Random, split: str, wanted: str) -> dict[str, str]:  # noqa: ARG001  (signature of MAKERS)
     """A note alone."""
     return {"text": word_note(rng, draw_visit(rng, split, lambda _: True))}
 
@@ -248,7 +248,7 @@ def make_qa(rng: Random, split: str, wanted: str) -> dict[str, str]:
     return {"question": question, "context": word_note(rng, visit), "answer": QA_ANSWERS[wanted]}
 
 
-def make_summary(rng: Random, split: str, wanted: str) -> dict[str, str]:  # noqa: ARG001
+def make_summary(rng: Random, split: str, wanted: str) -> dict[str, str]:  # noqa: ARG001  (signature of MAKERS)
     """A note that names a plan, and its summary."""
     visit = draw_visit(rng, split, lambda visit: "plan" in visit.values)
     return {"text": word_note(rng, visit), "summary": summarize(visit)}

@@ -16,9 +16,9 @@ class NamedTask(Protocol):
     """Anything with a name and a kind: a `TaskSpec` or a `LoadedTask`."""
 
     @property
-    def name(self) -> str: ...  # noqa: D102
+    def name(self) -> str: ...  # noqa: D102  (named by itself)
     @property
-    def kind(self) -> Kind: ...  # noqa: D102
+    def kind(self) -> Kind: ...  # noqa: D102  (named by itself)
 
 
 class RelativePerformance(TypedDict):
