@@ -32,7 +32,7 @@ def parameter_counts(job: Job, plan: Plan) -> dict[str, Any]:
     """Parameters before and after under both denominators, and those of the largest unit a decision moves at once."""
     space, budget = job.space, job.config.budget
     widths = plan.widths(space)
-    kept = space.count(widths)
+    kept = space.count(widths) + plan.added(space)
     fixed = space.num_parameters - space.num_prunable
     whole = {group.name: group.size for group in space.groups}
     steps = {}

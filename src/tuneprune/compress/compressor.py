@@ -11,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from tuneprune import families
 from tuneprune.compress.modeling_pruned import resize
 from tuneprune.structure.architecture import Architecture, Block
+from tuneprune.structure.edits import Keep
 from tuneprune.structure.plan import Cuts, Plan
 from tuneprune.structure.space import PruningSpace
 
@@ -138,7 +139,7 @@ def _stream_shape(path: str, space: PruningSpace, widths: dict[str, int]) -> dic
 
 def _indices(architecture: Architecture, space: PruningSpace, plan: Plan) -> dict[str, Tensor]:
     """The index buffers of `modeling_pruned.py`, by state-dict name."""
-    kept = {edit.group: edit.units for edit in plan.edits if len(edit.units) < space.by_name[edit.group].size}
+    kept = {edit.group: edit.units for edit in plan.of_kind(Keep) if len(edit.units) < space.by_name[edit.group].size}
     indices = {}
     for block in architecture.blocks:
         paths: Iterable[str] = (block.attention.path, block.mlp.path)

@@ -10,7 +10,7 @@ from typing import Any, cast
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 
 from tuneprune.errors import UnsupportedModel, suggest
-from tuneprune.structure.architecture import Architecture
+from tuneprune.structure.architecture import Architecture, StockShape
 from tuneprune.structure.space import PruningSpace
 from tuneprune.structure.weights import base_weight
 
@@ -92,9 +92,14 @@ def uniform_config(
         return None
     attention, mlp = architecture.blocks[0].attention, architecture.blocks[0].mlp
     groups = next(iter(by_kind.get("kv_group", {attention.num_kv_heads})))
-    width = next(iter(by_kind.get("mlp_channel", {mlp.width})))
-    family = registry()[config.model_type]
-    return family.uniform(config, groups * attention.queries_per_kv, groups, width)
+    shape = StockShape(
+        num_heads=groups * attention.queries_per_kv,
+        num_kv_heads=groups,
+        mlp_width=next(iter(by_kind.get("mlp_channel", {mlp.width}))),
+        hidden_size=architecture.hidden,
+        kept_layers=tuple(range(len(architecture.blocks))),
+    )
+    return registry()[config.model_type].uniform(config, shape)
 
 
 def stock_class(config: PretrainedConfig) -> type[PreTrainedModel]:

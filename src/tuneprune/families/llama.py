@@ -6,7 +6,7 @@ from typing import Any
 from transformers import MistralConfig, PretrainedConfig
 
 from tuneprune.families import head_width, rotary_width
-from tuneprune.structure.architecture import Architecture, Attention, Block, Mlp, Projection
+from tuneprune.structure.architecture import Architecture, Attention, Block, Mlp, Projection, StockShape
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -59,7 +59,7 @@ def describe(config: Any) -> Architecture:  # noqa: ANN401
     )
 
 
-def uniform(config: PretrainedConfig, num_heads: int, num_kv_heads: int, width: int) -> PretrainedConfig | None:
+def uniform(config: PretrainedConfig, shape: StockShape) -> PretrainedConfig | None:
     """The config with these widths in every layer; head size and RoPE stay.
 
     `LlamaConfig` refuses a hidden size that the head count does not divide, but Mistral's block is the same
@@ -67,12 +67,12 @@ def uniform(config: PretrainedConfig, num_heads: int, num_kv_heads: int, width: 
     has some).
     """
     changes = {
-        "num_attention_heads": num_heads,
-        "num_key_value_heads": num_kv_heads,
-        "intermediate_size": width,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
+        "intermediate_size": shape.mlp_width,
         "head_dim": head_width(config),
     }
-    if config.model_type == "llama" and config.hidden_size % num_heads:
+    if config.model_type == "llama" and shape.hidden_size % shape.num_heads:
         if config.attention_bias or config.mlp_bias:
             return None
         settings: dict[str, Any] = config.to_dict() | changes | {"sliding_window": None}

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from tuneprune.families import head_width, rotary_width
-from tuneprune.structure.architecture import Architecture, Attention, Block, Mlp, Projection
+from tuneprune.structure.architecture import Architecture, Attention, Block, Mlp, Projection, StockShape
 
 MODEL_TYPES = ("phi3",)
 
@@ -58,13 +58,10 @@ def describe(config: Any) -> Architecture:  # noqa: ANN401
     )
 
 
-def uniform(config: PretrainedConfig, num_heads: int, num_kv_heads: int, width: int) -> PretrainedConfig | None:
+def uniform(config: PretrainedConfig, shape: StockShape) -> PretrainedConfig | None:
     """The config with these widths in every layer; head size and RoPE stay."""
     config = deepcopy(config)
     config.head_dim = head_width(config)
-    config.num_attention_heads, config.num_key_value_heads, config.intermediate_size = (
-        num_heads,
-        num_kv_heads,
-        width,
-    )
+    config.num_attention_heads, config.num_key_value_heads = shape.num_heads, shape.num_kv_heads
+    config.intermediate_size = shape.mlp_width
     return config

@@ -86,3 +86,14 @@ class Architecture:
         """Paths of all linear modules inside the blocks, each once, in forward order."""
         for block in self.blocks:
             yield from (*block.attention.inputs, block.attention.out, *block.mlp.inputs, block.mlp.down)
+
+
+@dataclass(frozen=True)
+class StockShape:
+    """Widths that all layers share, as a stock config states them; `kept_layers` are numbered in the dense model."""
+
+    num_heads: int
+    num_kv_heads: int
+    mlp_width: int
+    hidden_size: int
+    kept_layers: tuple[int, ...]

@@ -62,16 +62,17 @@ def reachable(space: PruningSpace, budget: Budget) -> tuple[int, int]:
     return _count(space, chains, [1] * len(chains)), _count(space, chains, [len(chain) for chain in chains])
 
 
-def check(space: PruningSpace, budget: Budget) -> None:
-    """Refuse a budget that the space cannot meet.
+def check(space: PruningSpace, budget: Budget, reserved: int = 0) -> None:
+    """Refuse a budget that the space cannot meet when `reserved` parameters of it are spent on other things.
 
     Raises:
         UnreachableBudget: with the range of `keep` that can be reached.
     """
     low, high = reachable(space, budget)
-    if budget.target(space) < low:
+    if budget.target(space) - reserved < low:
         whole = space.num_parameters if budget.of == "total" else space.num_prunable
         rest = space.num_parameters - whole
+        low, high = low + reserved, high + reserved
         lowest = math.ceil((low - rest) / whole * 1e4) / 1e4
         highest = math.floor((high - rest) / whole * 1e4) / 1e4
         raise UnreachableBudget(
@@ -82,7 +83,12 @@ def check(space: PruningSpace, budget: Budget) -> None:
 
 
 def allocate(
-    scores: Scores, space: PruningSpace, budget: Budget, scope: Literal["global", "local"] = "global"
+    scores: Scores,
+    space: PruningSpace,
+    budget: Budget,
+    scope: Literal["global", "local"] = "global",
+    *,
+    reserved: int = 0,
 ) -> dict[str, Tensor]:
     """Hard masks that keep the highest scores within the budget.
 
@@ -93,18 +99,19 @@ def allocate(
     Args:
         scope: `global` ranks all units of the model in one list, so scores must be comparable over groups;
             `local` removes the same share from every group.
+        reserved: parameters the plan adds elsewhere (biases, routers, skip matrices), which the budget also pays.
 
     Raises:
         ConfigError: `multiple_of` is larger than a width of the model, or the layers differ under `uniform`.
         TunePruneError: a score is NaN.
         UnreachableBudget: the budget is below what the floors of all groups need.
     """
-    check(space, budget)
+    check(space, budget, reserved)
     _refuse_nan(scores)
     if scope == "local":
         scores = {name: _fractional_ranks(score) for name, score in scores.items()}
     chains = _chains(scores, space, budget)
-    target = budget.target(space)
+    target = budget.target(space) - reserved
     ids = torch.cat([torch.full((len(chain) - 1,), index) for index, chain in enumerate(chains)])
     ranked = ids[torch.argsort(torch.cat([chain.scores[1:] for chain in chains]), descending=True, stable=True)]
     low, high = 0, len(ranked)  # the longest prefix of the ranking within the target

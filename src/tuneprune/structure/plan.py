@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from jaxtyping import Int
@@ -12,22 +13,14 @@ from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnkn
 from torch import Tensor
 
 from tuneprune.errors import PlanMismatch
+from tuneprune.structure import edits as kinds
+from tuneprune.structure.edits import Bias, Drop, Edit, Keep, Rotate, Route
 from tuneprune.structure.space import Masks, PruningSpace
 
-FORMAT = 1
+FORMAT = 2
 Cuts = Mapping[tuple[str, int], Int[Tensor, " kept"]]
 """Positions to keep, by parameter and dimension."""
-
-
-@dataclass(frozen=True)
-class Keep:
-    """Keep these units of a group, counted in the dense layout."""
-
-    group: str
-    units: Int[Tensor, " n"]
-
-
-Edit = Keep
+E = TypeVar("E", Keep, Drop, Rotate, Bias, Route)
 
 
 @dataclass(frozen=True)
@@ -43,10 +36,15 @@ class Plan:
 
     @classmethod
     def from_masks(cls, masks: Masks, space: PruningSpace, provenance: Mapping[str, object] | None = None) -> "Plan":
-        """The plan that keeps the units whose hard mask is 1."""
+        """The plan that keeps the units whose hard mask is 1, and drops the blocks whose mask is 0."""
         assert all(((mask == 0) | (mask == 1)).all() for mask in masks.values()), "a plan takes hard masks"
-        edits = tuple(Keep(name, masks[name].cpu().nonzero().squeeze(1)) for name in space.by_name)
-        return cls(edits, space.fingerprint, provenance or {})
+        edits: list[Edit] = []
+        for name, group in space.by_name.items():
+            if group.kind != "block":
+                edits.append(Keep(name, masks[name].cpu().nonzero().squeeze(1)))
+            elif not masks[name].any():
+                edits.append(Drop(name))
+        return cls(tuple(edits), space.fingerprint, provenance or {})
 
     def check(self, space: PruningSpace) -> None:
         """Refuse another space, and edits that do not fit this one.
@@ -59,21 +57,35 @@ class Plan:
                 f"The plan belongs to space {self.space}, not to space `{space.name}` ({space.fingerprint})"
                 " of this model. Apply it to the model and space it was made for."
             )
-        seen: set[str] = set()
+        seen: set[tuple[type[Edit], str]] = set()
         for edit in self.edits:
-            if edit.group not in space.by_name:
-                raise PlanMismatch(f"The plan keeps units of `{edit.group}`, which this space does not have.")
-            if edit.group in seen:
-                raise PlanMismatch(f"The plan decides on `{edit.group}` twice; a group takes one edit.")
-            seen.add(edit.group)
-            _check_units(edit, space.by_name[edit.group].size)
+            key = (Keep if isinstance(edit, Route) else type(edit), kinds.target(edit))
+            if key in seen:
+                raise PlanMismatch(f"The plan decides on `{key[1]}` twice; it takes one edit of a kind.")
+            seen.add(key)
+            _check_edit(edit, space)
+        blocks = {group.name for group in space.groups if group.kind == "block"}
+        if blocks and blocks == {edit.block for edit in self.edits if isinstance(edit, Drop)}:
+            raise PlanMismatch("The plan drops every block of the model; it must keep some.")
+
+    def of_kind(self, kind: type[E]) -> list[E]:
+        """The edits of one kind, in order."""
+        return [edit for edit in self.edits if isinstance(edit, kind)]
 
     def masks(self, space: PruningSpace) -> dict[str, Tensor]:
-        """The hard masks of the plan's Keep edits; groups without an edit are kept whole."""
+        """The hard masks of what the plan removes; groups without an edit are kept whole.
+
+        A routed group keeps the units that are in any expert.
+        """
         self.check(space)
         masks = space.ones()
         for edit in self.edits:
-            masks[edit.group] = torch.zeros_like(masks[edit.group]).index_fill(0, edit.units, 1.0)
+            if isinstance(edit, Keep):
+                masks[edit.group] = torch.zeros_like(masks[edit.group]).index_fill(0, edit.units, 1.0)
+            elif isinstance(edit, Drop):
+                masks[edit.block] = torch.zeros_like(masks[edit.block])
+            elif isinstance(edit, Route):
+                masks[edit.group] = edit.experts.any(0).float()
         return masks
 
     def lower(self, space: PruningSpace) -> Cuts:
@@ -96,18 +108,29 @@ class Plan:
         """Units kept, by group."""
         return {name: int(mask.sum().item()) for name, mask in self.masks(space).items()}
 
+    def added(self, space: PruningSpace) -> int:
+        """Parameters that the plan puts in: new biases and routers."""
+        cuts = self.lower(space)
+        total = sum(tensor.numel() for edit in self.of_kind(Route) for tensor in edit.router.values())
+        for edit in self.of_kind(Bias):
+            if f"{edit.module}.bias" not in space.shapes:
+                total += len(cuts.get((f"{edit.module}.weight", 0), edit.bias))
+        return total
+
     def save(self, folder: Path) -> None:
         """Write `plan.json` and `plan.safetensors` into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {edit.group: edit.units.to(torch.int64).clone() for edit in self.edits},
-            folder / "plan.safetensors",
-        )
+        tensors = {
+            f"{_key(edit)}.{name}": tensor.detach().cpu().clone().contiguous()
+            for edit in self.edits
+            for name, tensor in kinds.tensors_of(edit).items()
+        }
+        save_file(tensors, folder / "plan.safetensors")
         head = {
             "format": FORMAT,
             "space": self.space,
             "provenance": dict(self.provenance),
-            "edits": [{"edit": "keep", "group": edit.group, "kept": len(edit.units)} for edit in self.edits],
+            "edits": [kinds.describe(edit) for edit in self.edits],
         }
         (folder / "plan.json").write_text(json.dumps(head, indent=1) + "\n", encoding="utf8")
 
@@ -125,7 +148,7 @@ class Plan:
                     f"{folder}: plan format {head['format']} is not {FORMAT}; use the version that wrote it."
                 )
             tensors = load_file(folder / "plan.safetensors")
-            edits = tuple(_read_edit(entry, tensors) for entry in head["edits"])
+            edits = tuple(kinds.read(entry, _tensors_at(entry, tensors)) for entry in head["edits"])
             return cls(edits, str(head["space"]), dict(head["provenance"]))
         except PlanMismatch:
             raise
@@ -134,13 +157,63 @@ class Plan:
             raise PlanMismatch(f"{folder} holds no readable plan ({reason}). Make the plan again.") from error
 
 
-def _read_edit(entry: Mapping[str, object], tensors: Mapping[str, Tensor]) -> Edit:
-    name, kind, kept = str(entry["group"]), entry["edit"], entry["kept"]
-    if kind != "keep":
-        raise ValueError(f"unknown edit `{kind}` of `{name}`")
-    if len(tensors[name]) != kept:
-        raise ValueError(f"`{name}` should keep {kept} units, but plan.safetensors lists {len(tensors[name])}")
-    return Keep(name, tensors[name])
+def _key(edit: Edit) -> str:
+    entry = kinds.describe(edit)
+    return f"{entry['edit']}.{entry['target']}"
+
+
+def _tensors_at(entry: Mapping[str, object], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of one edit, by name within it."""
+    prefix = f"{entry['edit']}.{entry['target']}."
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _check_edit(edit: Edit, space: PruningSpace) -> None:
+    """Refuse an edit that names nothing in the space, or whose tensors do not fit what it names.
+
+    Raises:
+        PlanMismatch: says which.
+    """
+    name = kinds.target(edit)
+    if isinstance(edit, Keep | Route | Drop):
+        group = space.by_name.get(name)
+        if group is None or (group.kind == "block") != isinstance(edit, Drop):
+            raise PlanMismatch(f"The plan decides on `{name}`, which this space does not have.")
+        if isinstance(edit, Keep):
+            _check_units(edit, group.size)
+        if isinstance(edit, Route):
+            _check_experts(edit, group.size)
+    elif isinstance(edit, Bias):
+        shape = space.shapes.get(f"{name}.weight")
+        if shape is None or tuple(edit.bias.shape) != shape[:1]:
+            raise PlanMismatch(f"The plan adds {len(edit.bias)} biases to `{name}`, which this model cannot take.")
+    else:
+        _check_basis(edit)
+
+
+def _check_basis(edit: Rotate) -> None:
+    """Refuse a matrix that is no orthonormal basis: the rotated model would compute something else.
+
+    Raises:
+        PlanMismatch: not square, or its columns are not orthonormal.
+    """
+    basis = edit.basis.double()
+    identity = torch.eye(len(basis), dtype=torch.double)
+    if basis.shape != identity.shape or not torch.allclose(basis.T @ basis, identity, atol=1e-4):
+        raise PlanMismatch(f"The plan's basis at `{edit.at}` is not orthonormal. Make the plan again.")
+
+
+def _check_experts(edit: Route, size: int) -> None:
+    """Refuse experts over other units than the group's, empty ones, and a router that must choose more than there are.
+
+    Raises:
+        PlanMismatch: says which group.
+    """
+    experts = edit.experts
+    if experts.ndim != 2 or experts.shape[1] != size or not experts.any(1).all():
+        raise PlanMismatch(f"The plan's experts of `{edit.group}` must each hold some of its {size} units.")
+    if not 1 <= edit.top_k <= len(experts):
+        raise PlanMismatch(f"The plan routes `{edit.group}` to {edit.top_k} of {len(experts)} experts.")
 
 
 def _check_units(edit: Keep, size: int) -> None:

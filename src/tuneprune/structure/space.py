@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Kind = Literal["kv_group", "mlp_channel", "qk_pair", "vo_dim", "read", "write"]
+Kind = Literal["kv_group", "mlp_channel", "qk_pair", "vo_dim", "read", "write", "hidden", "block", "expert"]
 Masks = Mapping[str, Float[Tensor, " units"]]
 """Mask by group name: 1 keeps a unit, 0 removes it. Soft and hard masks have the same type."""
 

@@ -16,6 +16,9 @@ UNIT_NAMES: dict[Kind, str] = {
     "vo_dim": "V/O dims",
     "read": "residual dims read",
     "write": "residual dims written",
+    "hidden": "residual dims",
+    "block": "layers",
+    "expert": "experts",
 }
 """What a report calls the units of a kind."""
 

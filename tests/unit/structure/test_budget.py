@@ -238,3 +238,13 @@ def test_infinite_scores_decide_before_all_others():
 def test_impossible_budgets_are_refused(settings):
     with pytest.raises(ValidationError):
         Budget(**settings)
+
+
+def test_what_a_plan_adds_elsewhere_is_paid_from_the_same_budget():
+    space = TOY["phi3", "width"]
+    scores = {group.name: torch.arange(group.size).float() for group in space.groups}
+    budget = Budget(keep=0.8)
+    kept = [count_parameters(space, allocate(scores, space, budget, reserved=reserved)) for reserved in (0, 500)]
+    assert kept[1] <= budget.target(space) - 500 < kept[0] <= budget.target(space)
+    with pytest.raises(UnreachableBudget):
+        allocate(scores, space, budget, reserved=budget.target(space))

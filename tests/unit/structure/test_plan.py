@@ -11,7 +11,9 @@ from tiny import SPACES, random_masks
 from toy_spaces import tiny_space
 
 from tuneprune.errors import PlanMismatch
-from tuneprune.structure.plan import Keep, Plan
+from tuneprune.structure.edits import Bias, Drop, Keep, Rotate, Route
+from tuneprune.structure.plan import Plan
+from tuneprune.structure.space import Group, PruningSpace, Segment, WeightSlice
 
 SPACE = tiny_space("phi3", "head_dim")
 
@@ -145,10 +147,10 @@ DAMAGE = {
     "truncated tensors": lambda folder: (folder / "plan.safetensors").write_bytes(b"\x10\x00"),
     "json list": lambda folder: rewrite(folder, lambda head: [head]),
     "json null": lambda folder: rewrite(folder, lambda head: None),
-    "missing key": lambda folder: rewrite(folder, lambda head: {"format": 1}),
+    "missing key": lambda folder: rewrite(folder, lambda head: {"format": 2}),
     "edits of text": lambda folder: rewrite(folder, lambda head: head | {"edits": ["x"]}),
     "provenance of text": lambda folder: rewrite(folder, lambda head: head | {"provenance": "x"}),
-    "unknown edit": lambda folder: rewrite(folder, edited("edit", "rotate")),
+    "unknown edit": lambda folder: rewrite(folder, edited("edit", "fold")),
     "other count": lambda folder: rewrite(folder, edited("kept", 99)),
     "missing tensor": lambda folder: save_file({"x": torch.zeros(1)}, folder / "plan.safetensors"),
 }
@@ -162,7 +164,83 @@ def test_a_damaged_plan_is_refused(saved, damage):
 
 
 def test_another_format_is_refused(saved):
-    rewrite(saved, lambda head: head | {"format": 2})
+    rewrite(saved, lambda head: head | {"format": 3})
     (saved / "plan.safetensors").unlink()  # a later format may not even have it
-    with pytest.raises(PlanMismatch, match="format 2 is not 1; use the version that wrote it"):
+    with pytest.raises(PlanMismatch, match="format 3 is not 2; use the version that wrote it"):
         Plan.load(saved)
+
+
+BLOCKS = ("model.layers.0", "model.layers.1")
+
+
+def block_space() -> PruningSpace:
+    """Two blocks of one weight each, as a depth space has them: a block's unit owns all of its rows."""
+    groups = [
+        Group(block, layer, "block", 1, (WeightSlice(f"{block}.weight", 0, Segment((1, 4), 0)),), (), ())
+        for layer, block in enumerate(BLOCKS)
+    ]
+    return PruningSpace("depth", tuple(groups), {f"{block}.weight": (4, 3) for block in BLOCKS})
+
+
+def all_edits(space: PruningSpace) -> tuple:
+    basis = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(1)))[0]
+    experts = torch.zeros(3, 48, dtype=torch.bool)
+    experts[0, :10] = experts[1, 5:20] = experts[2, 30:31] = True
+    return (
+        Keep("model.layers.0.self_attn.qk", torch.tensor([0, 2])),
+        Rotate("*", basis),
+        Bias("model.layers.0.self_attn.o_proj", torch.arange(32.0)),
+        Route("model.layers.0.mlp", experts, {"weight": torch.ones(3, 32)}, top_k=2),
+    )
+
+
+def test_every_kind_of_edit_survives_the_way_through_the_files(tmp_path):
+    edits = all_edits(SPACE)
+    Plan(edits, SPACE.fingerprint).save(tmp_path)
+    loaded = Plan.load(tmp_path)
+    loaded.check(SPACE)
+    assert [type(edit) for edit in loaded.edits] == [type(edit) for edit in edits]
+    for kind in (Keep, Rotate, Bias, Route):
+        (before,) = [edit for edit in edits if isinstance(edit, kind)]
+        (after,) = loaded.of_kind(kind)
+        for name, value in vars(before).items():
+            found = getattr(after, name)
+            if name == "router":
+                assert torch.equal(found["weight"], value["weight"])
+            else:
+                assert torch.equal(found, value) if isinstance(value, torch.Tensor) else found == value
+
+
+def test_a_routed_group_keeps_the_units_of_any_expert_and_additions_are_counted():
+    plan = Plan(all_edits(SPACE), SPACE.fingerprint)
+    assert plan.widths(SPACE)["model.layers.0.mlp"] == 21
+    assert plan.added(SPACE) == 3 * 32 + 32
+
+
+def test_an_emptied_block_is_dropped():
+    space = block_space()
+    plan = Plan.from_masks({BLOCKS[0]: torch.ones(1), BLOCKS[1]: torch.zeros(1)}, space)
+    assert plan.edits == (Drop(BLOCKS[1]),)
+    assert plan.widths(space) == {BLOCKS[0]: 1, BLOCKS[1]: 0}
+    assert space.count(plan.widths(space)) == 12
+    with pytest.raises(PlanMismatch, match="drops every block"):
+        Plan(tuple(Drop(block) for block in BLOCKS), space.fingerprint).check(space)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (Drop("model.layers.0.mlp"), "does not have"),
+        (Bias("model.layers.0.self_attn.o_proj", torch.zeros(31)), "cannot take"),
+        (Bias("elsewhere", torch.zeros(32)), "cannot take"),
+        (Rotate("*", torch.ones(32, 32)), "not orthonormal"),
+        (Rotate("*", torch.ones(32, 31)), "not orthonormal"),
+        (Route("model.layers.0.mlp", torch.zeros(2, 48, dtype=torch.bool)), "hold some of its 48 units"),
+        (Route("model.layers.0.mlp", torch.ones(2, 47, dtype=torch.bool)), "hold some of its 48 units"),
+        (Route("model.layers.0.mlp", torch.ones(2, 48, dtype=torch.bool), top_k=3), "to 3 of 2 experts"),
+        (Route("elsewhere", torch.ones(2, 48, dtype=torch.bool)), "does not have"),
+    ],
+)
+def test_an_edit_that_does_not_fit_is_refused(edit, message):
+    with pytest.raises(PlanMismatch, match=message):
+        Plan((edit,), SPACE.fingerprint).check(SPACE)
