@@ -106,6 +106,8 @@ class Atp(Method):
 class AtpSearch(Search):
     """One ATP run: generator, its optimiser, the decision in force."""
 
+    penalty_name = "lasso"
+
     def __init__(self, options: Atp, subject: Subject, budget: Budget) -> None:
         self.options, self.subject, self.budget = options, subject, budget
         self.device = subject.model.device

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tuneprune.structure.architecture import Architecture
@@ -48,22 +48,54 @@ class Subject:
     seed: int
 
 
+@dataclass(frozen=True)
+class Trained:
+    """Parameters that a search wants trained by the loop's own optimiser, beside LoRA.
+
+    `rate` is their learning rate over LoRA's at every step; they follow the same warm-up and cosine.
+    """
+
+    parameters: list[nn.Parameter]
+    rate: float = 1.0
+    weight_decay: float = 0.0
+
+
 class Search:
     """One run of one method on one model. Every hook defaults to nothing; only `plan` must be given."""
 
     phase: str = "tune"
+    penalty_name: str = "penalty"
+
+    def parameters(self) -> list[Trained]:
+        """What the loop trains beside LoRA: asked once, before the first step.
+
+        The loop averages, clips and checks their gradients together with LoRA's and saves the optimiser's state. Their
+        values belong into `state_dict`.
+        """
+        return []
+
+    @property
+    def trains_lora(self) -> bool:
+        """Whether this step changes LoRA: while False its weights, and the optimiser's state for them, stay still."""
+        return True
 
     def before_step(self, step: int) -> Metrics:  # noqa: ARG002  (a hook's signature)
         """Called before the tuning step `step`, with its own optimiser: where decisions are revised."""
         return {}
 
     def context(self) -> AbstractContextManager[None]:
-        """The gates of this tuning step; stays open through backward."""
+        """The gates of this tuning step: entered for every micro-batch, around its forward and backward.
+
+        So masks built here may carry a graph to what `parameters` names.
+        """
         return nullcontext()
 
     def penalty(self) -> Tensor | None:
-        """What is added to the tuning loss."""
+        """What is added to the tuning loss; logged as `penalty_name`."""
         return None
+
+    def after_backward(self) -> None:
+        """Called with this step's gradients, finite, averaged over processes and not clipped yet."""
 
     def after_step(self, learning_rate: float) -> None:
         """Called after the optimiser step that was taken: projections."""

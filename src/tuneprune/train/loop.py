@@ -102,10 +102,7 @@ class Tuner:
             TrainingDiverged: too many non-finite steps in a row; the state is saved.
         """
         self.model.train()
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            parameters, lr=self.config.learning_rate, weight_decay=self.config.weight_decay
-        )
+        self._build_optimizer(search)
         state = checkpoint.load_latest(self._checkpoints, fingerprint) if resume else None
         torch.manual_seed(self.seed)
         if state is not None:
@@ -115,7 +112,7 @@ class Tuner:
         recompute = activation_checkpointing(self.model, self.config.gradient_checkpointing)
         with on_signals(self._request_stop), recompute:
             while self.result.steps < self.config.steps:
-                self._step(search, parameters)
+                self._step(search)
                 self._after(search, fingerprint)
         self.result.peak_bytes = peak_memory(self.accelerator.device)
         self.model.eval()
@@ -125,32 +122,49 @@ class Tuner:
     def _checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
-    def _step(self, search: Search, parameters: list[torch.nn.Parameter]) -> None:
+    def _build_optimizer(self, search: Search) -> None:
+        """One AdamW: LoRA in its first group, what the search wants trained in the others."""
+        groups = search.parameters()
+        own = {id(parameter) for group in groups for parameter in group.parameters}
+        lora = [p for p in self.model.parameters() if p.requires_grad and id(p) not in own]
+        rate = self.config.learning_rate
+        self.optimizer = torch.optim.AdamW([{"params": lora}], lr=rate, weight_decay=self.config.weight_decay)
+        for group in groups:
+            extra = {"params": group.parameters, "weight_decay": group.weight_decay, "rate": group.rate}
+            self.optimizer.add_param_group(extra)
+
+    def _step(self, search: Search) -> None:
         """One step: revise the decision, tune under it."""
         started = time.perf_counter()
         assert self.optimizer is not None
+        groups = self.optimizer.param_groups
         step = self.result.steps
         metrics: dict[str, Any] = search.before_step(step)
         batch = self._to_device(self.train_stream.next())
         tokens = self._mean_tokens(batch)
         total = torch.zeros((), device=self.accelerator.device)
-        with search.context():  # stays on through backward: activation checkpointing runs the forward again there
-            for micro in self._micro_batches(batch):
+        for micro in self._micro_batches(batch):
+            with search.context():  # on through backward: activation checkpointing runs the forward again there
                 loss = self._summed_loss(micro) / tokens
                 loss.backward()
-                total += loss.detach()
-            penalty = search.penalty()
-            if penalty is not None:
-                penalty.backward()
-                metrics["lasso"] = penalty.item()
-        self.average([p.grad for p in parameters if p.grad is not None])
-        self.average([total])
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip)
+            total += loss.detach()
+        penalty = search.penalty()
+        if penalty is not None:
+            penalty.backward()
+            metrics[search.penalty_name] = penalty.item()
+        if not search.trains_lora:
+            _forget_gradients(groups[0]["params"])  # AdamW passes over what has none, moments and decay included
+        parameters = [p for group in groups for p in group["params"] if p.grad is not None]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        self.average([*gradients, total])
+        norm = torch.nn.utils.get_total_norm(gradients)
         rate = learning_rate(self.config, step)
         metrics |= {"loss": total.item(), "grad_norm": norm.item(), "learning_rate": rate}
         if math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]):
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+            search.after_backward()
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip, norm)
+            for group in groups:
+                group["lr"] = rate * group.get("rate", 1.0)
             self.optimizer.step()
             search.after_step(rate)
             self._skipped_in_a_row = 0
@@ -272,3 +286,8 @@ class Tuner:
 
     def _request_stop(self) -> None:
         self._stop_requested = True
+
+
+def _forget_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = None

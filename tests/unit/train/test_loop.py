@@ -33,13 +33,6 @@ class Poison(Search):
         self.taken.append(self.step)
 
 
-def run_one_step(made, search):
-    """Weights before and after the next step."""
-    before = trainable(made.model)
-    made.tuner._step(search, [p for p in made.model.parameters() if p.requires_grad])
-    return before, trainable(made.model)
-
-
 @pytest.mark.parametrize("gradient_only", [False, True])
 def test_non_finite_step_leaves_the_weights_alone(tmp_path, gradient_only):
     made = setting(tmp_path)
