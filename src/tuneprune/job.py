@@ -4,20 +4,22 @@ import json
 import time
 from dataclasses import dataclass, field
 from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuneprune import evaluate, export, families
+from tuneprune.checks import check_answers, check_lengths, check_shares, check_tokens, check_trackers
 from tuneprune.config import RunConfig
-from tuneprune.data import Data, Example, load
+from tuneprune.data import Data, load
 from tuneprune.errors import ConfigError
 from tuneprune.loading import check_adapter, load_config, load_model, load_tokenizer, skeleton, stored_dtype
+from tuneprune.methods.store import ScoreStore
 from tuneprune.progress import Progress
 from tuneprune.report import write_atomically
 from tuneprune.structure import spaces
@@ -55,6 +57,7 @@ class Job(Checked):
     accelerator: Accelerator
     loaded: PreTrainedModel | None
     """A copy of the base model, loaded before anything was written, for whoever needs one first."""
+    store: ScoreStore | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     results: dict[str, TuneResult] = field(default_factory=dict)
 
@@ -137,8 +140,11 @@ def check(config: RunConfig) -> Checked:
     return Checked(config, tokenizer, data, tasks, architecture, space, stored_dtype(hf_config))
 
 
-def prepare(config: RunConfig, out: Path, *, resume: bool, progress: Progress) -> Job:
+def prepare(config: RunConfig, out: Path, *, resume: bool, progress: Progress, store: Path | None = None) -> Job:
     """All checks, then the output folder and the processes.
+
+    Args:
+        store: a folder for unit scores, shared with runs of other budgets.
 
     Raises:
         TunePruneError: what is wrong with the run file, the model, the data, the budget or the folder.
@@ -153,7 +159,31 @@ def prepare(config: RunConfig, out: Path, *, resume: bool, progress: Progress) -
     if config.tune.trackers:
         accelerator.init_trackers("tuneprune")
     accelerator.wait_for_everyone()
-    return Job(**vars(checked), out=out, resume=resume, progress=progress, accelerator=accelerator, loaded=loaded)
+    alone = accelerator.num_processes == 1  # processes of one run must either all compute a score or all reuse it
+    kept = ScoreStore(store, score_identity(checked)) if store is not None and alone else None
+    return Job(
+        **vars(checked),
+        out=out,
+        resume=resume,
+        progress=progress,
+        accelerator=accelerator,
+        loaded=loaded,
+        store=kept,
+    )
+
+
+def score_identity(checked: Checked) -> dict[str, Any]:
+    """What the scores of all one-shot methods depend on: the dense model, the data in its order, the space."""
+    config = checked.config
+    rows = {"batch_size": config.tune.batch_size, "max_length": config.tune.max_length}
+    return {
+        "tuneprune": version("tuneprune"),
+        "model": config.model.model_dump(),
+        "data": checked.data.summary(),
+        "rows": rows,
+        "space": config.space,
+        "seed": config.seed,
+    }
 
 
 def processes(config: RunConfig, out: Path) -> Accelerator:
@@ -181,81 +211,6 @@ def outlook(config: RunConfig) -> dict[str, Any]:
         "evaluation": ", ".join(f"{task.name} ({len(task.examples)})" for task in checked.tasks),
         "ok": True,
     }
-
-
-def check_lengths(config: RunConfig, context: int) -> None:
-    """Refuse rows longer than the model's context.
-
-    Raises:
-        ConfigError: names the largest length.
-    """
-    if config.tune.max_length > context:
-        raise ConfigError(
-            f"tune.max_length={config.tune.max_length} is longer than the model's context of {context} tokens;"
-            f" use at most {context}."
-        )
-
-
-def check_answers(tasks: list[evaluate.LoadedTask], context: int) -> None:
-    """Refuse summaries that leave no room for what they summarise.
-
-    Raises:
-        ConfigError: names the task.
-    """
-    for task in tasks:
-        if task.kind == "summary" and task.max_new_tokens >= context:
-            raise ConfigError(
-                f"evaluate: {task.name} asks for max_new_tokens={task.max_new_tokens}, which leaves no room for a"
-                f" prompt in a context of {context} tokens. Lower it, or choose a model with a longer context."
-            )
-
-
-def check_tokens(tokenizer: PreTrainedTokenizerBase, data: Data, test: list[Example], vocabulary: int) -> None:
-    """Refuse a tokenizer that does not fit the model or the text.
-
-    Raises:
-        ConfigError: a token that the model has no embedding for, or a text without tokens.
-    """
-    documents = [*data.train, *data.calibration]
-    largest = max(max(document.input_ids, default=0) for document in documents)
-    if largest >= vocabulary:
-        raise ConfigError(
-            f"model: the tokenizer gives token {largest}, but the model has only {vocabulary} embeddings."
-            " Use the tokenizer that belongs to the model."
-        )
-    sample = test[0].prompt + test[0].completion
-    if not tokenizer(sample, add_special_tokens=False, verbose=False)["input_ids"]:
-        raise ConfigError(
-            f"model: the tokenizer ({type(tokenizer).__name__}) finds no token in the text {sample[:40]!r}."
-            " Use the tokenizer that belongs to the model."
-        )
-
-
-def check_shares(config: RunConfig, num_processes: int) -> None:
-    """Refuse a batch that the processes cannot share equally.
-
-    Raises:
-        ConfigError: names the section and the number of processes.
-    """
-    for name, section in (("tune", config.tune), ("recover", config.recover)):
-        if section is not None and section.batch_size % num_processes:
-            raise ConfigError(
-                f"{name}.batch_size={section.batch_size} cannot be shared by {num_processes} processes;"
-                " use a multiple of their number."
-            )
-
-
-def check_trackers(names: list[str]) -> None:
-    """Refuse trackers that would fail once training starts.
-
-    Raises:
-        ConfigError: one that accelerate does not know or cannot import.
-    """
-    available = [str(tracker) for tracker in get_available_trackers()]
-    for name in names:
-        if name not in available:
-            listed = ", ".join(available) or "none"
-            raise ConfigError(f"tune.trackers: `{name}` is not installed or not known; available here: {listed}.")
 
 
 def claim(out: Path, config: RunConfig, *, resume: bool) -> None:

@@ -17,7 +17,7 @@ from tuneprune.recording import make_proof, make_record, write_results
 from tuneprune.report import RunRecord
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.plan import Plan
-from tuneprune.train import inject_lora, merge_lora
+from tuneprune.train import Tuner, inject_lora, merge_lora
 
 
 def run(
@@ -27,18 +27,20 @@ def run(
     resume: bool = False,
     progress: Progress | None = None,
     reference: RunRecord | None = None,
+    store: Path | None = None,
 ) -> RunRecord:
     """One run from base model and data to a smaller, proven model; `docs/files.md` says what it leaves in `out`.
 
     Args:
         out: a new folder, or with `resume` that of the same run.
         reference: a finished run on the same model, data and tuning, whose dense scores are taken over.
+        store: a folder that runs of other budgets share, for unit scores that depend on the dense model alone.
 
     Raises:
         TunePruneError: something the user can fix; before any long work wherever possible.
         Stopped: a signal ended the run after its state was saved; call again with `resume`.
     """
-    job = prepare(config, out, resume=resume, progress=progress or Progress())
+    job = prepare(config, out, resume=resume, progress=progress or Progress(), store=store)
     if (out / "record.json").exists():  # written last: the run is complete
         return RunRecord.load(out / "record.json")
 
@@ -82,9 +84,12 @@ def tune_and_prune(job: Job) -> tuple[PreTrainedModel, Plan]:
     tuner = job.tuner(model, config.tune, job.out)
     if not config.method.one_shot:
         inject_lora(model, job.architecture, config.tune.lora, config.seed)
-    subject = Subject(model, job.architecture, job.space, tuner, tuner.next_calibration, config.tune.steps, config.seed)
     job.progress.stage(f"decide ({config.method.name})" if config.method.one_shot else "tune and prune")
-    search = config.method.begin(subject, config.budget)
+    started = time.perf_counter()
+    search = config.method.begin(subject_of(job, model, tuner), config.budget)
+    job.seconds["begin_s"] = time.perf_counter() - started
+    if job.store is not None:
+        job.seconds["reused_s"] = job.store.reused_seconds
     if not config.method.one_shot:
         job.results["tune"] = tuner.run(search, fingerprint=job.fingerprint("tune"), resume=job.resume)
     started = time.perf_counter()
@@ -94,6 +99,14 @@ def tune_and_prune(job: Job) -> tuple[PreTrainedModel, Plan]:
     if job.accelerator.is_main_process:
         plan.save(job.out / "plan")
     return round_weights(model, job.dtype), plan
+
+
+def subject_of(job: Job, model: PreTrainedModel, tuner: Tuner) -> Subject:
+    """The model as a method sees it; scores are only kept of one-shot methods, which decide on the dense model."""
+    store = job.store if job.config.method.one_shot else None
+    calibration = tuner.next_calibration if store is None else store.counted(tuner.next_calibration)
+    steps, seed = job.config.tune.steps, job.config.seed
+    return Subject(model, job.architecture, job.space, tuner, calibration, steps, seed, store)
 
 
 def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tuneprune.methods.store import ScoreStore
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.budget import Budget
 from tuneprune.structure.plan import Plan
@@ -36,7 +37,7 @@ class Subject:
     """The model a method works on, with everything it may need to know about it.
 
     `calibration()` gives the next batch of held-out data; `total_steps` is the length of the tuning that the search
-    takes part in.
+    takes part in; `store` keeps scores for other runs of a comparison, where the run is one.
     """
 
     model: PreTrainedModel
@@ -46,6 +47,22 @@ class Subject:
     calibration: Callable[[], Batch]
     total_steps: int
     seed: int
+    store: ScoreStore | None = None
+
+    def scores(
+        self, statistic: str, compute: Callable[[], Mapping[str, Tensor]], **options: object
+    ) -> Mapping[str, Tensor]:
+        """What `compute` gives; taken from the store where another budget of the comparison computed it already.
+
+        For one-shot methods: `compute` may depend on the dense model, the space, the calibration data that it draws,
+        the seed and `options`, and on nothing else; not on the budget.
+
+        Args:
+            statistic: a name for what is computed, such as `taylor`.
+        """
+        if self.store is None:
+            return compute()
+        return self.store.get(statistic, options, compute, self.calibration)
 
 
 @dataclass(frozen=True)

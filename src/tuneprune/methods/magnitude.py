@@ -19,5 +19,6 @@ class Magnitude(Method):
 
     def begin(self, subject: Subject, budget: Budget) -> Search:
         """Decide at once."""
-        masks = allocate(magnitude(subject), subject.space, budget, "local")
+        scores = subject.scores("magnitude", lambda: magnitude(subject))
+        masks = allocate(scores, subject.space, budget, "local")
         return Decided(decide(masks, subject, budget, self))

@@ -1,0 +1,84 @@
+"""Checks of a run file against the model, the data and the machine that no single section can make."""
+
+from accelerate.tracking import get_available_trackers
+from transformers import PreTrainedTokenizerBase
+
+from tuneprune import evaluate
+from tuneprune.config import RunConfig
+from tuneprune.data import Data, Example
+from tuneprune.errors import ConfigError
+
+
+def check_lengths(config: RunConfig, context: int) -> None:
+    """Refuse rows longer than the model's context.
+
+    Raises:
+        ConfigError: names the largest length.
+    """
+    if config.tune.max_length > context:
+        raise ConfigError(
+            f"tune.max_length={config.tune.max_length} is longer than the model's context of {context} tokens;"
+            f" use at most {context}."
+        )
+
+
+def check_answers(tasks: list[evaluate.LoadedTask], context: int) -> None:
+    """Refuse summaries that leave no room for what they summarise.
+
+    Raises:
+        ConfigError: names the task.
+    """
+    for task in tasks:
+        if task.kind == "summary" and task.max_new_tokens >= context:
+            raise ConfigError(
+                f"evaluate: {task.name} asks for max_new_tokens={task.max_new_tokens}, which leaves no room for a"
+                f" prompt in a context of {context} tokens. Lower it, or choose a model with a longer context."
+            )
+
+
+def check_tokens(tokenizer: PreTrainedTokenizerBase, data: Data, test: list[Example], vocabulary: int) -> None:
+    """Refuse a tokenizer that does not fit the model or the text.
+
+    Raises:
+        ConfigError: a token that the model has no embedding for, or a text without tokens.
+    """
+    documents = [*data.train, *data.calibration]
+    largest = max(max(document.input_ids, default=0) for document in documents)
+    if largest >= vocabulary:
+        raise ConfigError(
+            f"model: the tokenizer gives token {largest}, but the model has only {vocabulary} embeddings."
+            " Use the tokenizer that belongs to the model."
+        )
+    sample = test[0].prompt + test[0].completion
+    if not tokenizer(sample, add_special_tokens=False, verbose=False)["input_ids"]:
+        raise ConfigError(
+            f"model: the tokenizer ({type(tokenizer).__name__}) finds no token in the text {sample[:40]!r}."
+            " Use the tokenizer that belongs to the model."
+        )
+
+
+def check_shares(config: RunConfig, num_processes: int) -> None:
+    """Refuse a batch that the processes cannot share equally.
+
+    Raises:
+        ConfigError: names the section and the number of processes.
+    """
+    for name, section in (("tune", config.tune), ("recover", config.recover)):
+        if section is not None and section.batch_size % num_processes:
+            raise ConfigError(
+                f"{name}.batch_size={section.batch_size} cannot be shared by {num_processes} processes;"
+                " use a multiple of their number."
+            )
+
+
+def check_trackers(names: list[str]) -> None:
+    """Refuse trackers that would fail once training starts.
+
+    Raises:
+        ConfigError: one that accelerate does not know or cannot import.
+    """
+    available = [str(tracker) for tracker in get_available_trackers()]
+    for name in names:
+        if name not in available:
+            listed = ", ".join(available) or "none"
+            raise ConfigError(f"tune.trackers: `{name}` is not installed or not known; available here: {listed}.")

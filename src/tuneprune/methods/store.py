@@ -1,0 +1,87 @@
+"""What depends on the dense model alone, computed once and kept for other budgets of the same method and seed."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+
+
+class ScoreStore:
+    """Scores in one file each, named by everything they depend on.
+
+    A reused score leaves the calibration data where computing it would have: later draws are the same. Half a file is
+    never seen, and processes that compute the same score at the same time write the same file.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.folder, self.identity = folder, dict(identity)
+        self.reused_seconds = 0.0
+        """What the reused scores took when they were computed."""
+        self._drawn = 0
+
+    def counted(self, calibration: Callable[[], Any]) -> Callable[[], Any]:
+        """`calibration`, watched: how many batches a score takes is part of what is kept."""
+
+        def draw() -> Any:  # noqa: ANN401  (whatever a batch is)
+            self._drawn += 1
+            return calibration()
+
+        return draw
+
+    def get(
+        self,
+        statistic: str,
+        options: Mapping[str, Any],
+        compute: Callable[[], Mapping[str, Tensor]],
+        calibration: Callable[[], Any],
+    ) -> Tensors:
+        """What `compute` gives, from the file where there is one.
+
+        Args:
+            options: everything `compute` depends on beside the store's identity; values that JSON can hold.
+            calibration: what `counted` returned.
+        """
+        content = json.dumps([statistic, dict(options), self.identity], sort_keys=True, default=str)
+        path = self.folder / f"{statistic}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.safetensors"
+        found = _load(path)
+        if found is not None:
+            tensors, metadata = found
+            for _ in range(int(metadata["batches"])):
+                calibration()
+            self.reused_seconds += float(metadata["seconds"])
+            return tensors
+        started, before = time.perf_counter(), self._drawn
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in compute().items()}
+        seconds = time.perf_counter() - started
+        _save(path, tensors, {"depends_on": content, "batches": str(self._drawn - before), "seconds": f"{seconds:.6f}"})
+        return tensors
+
+
+def _load(path: Path) -> tuple[Tensors, dict[str, str]] | None:
+    """Tensors and metadata of a file; None where there is none that can be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118  (no mapping)
+    except (OSError, SafetensorError):
+        return None
+
+
+def _save(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        # A copy each: safetensors refuses tensors that share memory.
+        save_file({name: torch.clone(tensor) for name, tensor in tensors.items()}, partial, metadata)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
