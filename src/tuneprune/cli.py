@@ -157,10 +157,14 @@ def report(folder: Annotated[Path, typer.Argument(help="the folder of a finished
 
 @app.command()
 def methods(as_json: AsJson = False) -> None:
-    """List the methods."""
-    from tuneprune.methods import registry
+    """List the methods, and the presets of their options."""
+    from tuneprune.methods import presets, registry
 
-    _list({name: _first_line(method.__doc__) + f"  {method.paper}" for name, method in registry().items()}, as_json)
+    listed = {name: _first_line(method.__doc__) + f"  {method.paper}" for name, method in registry().items()}
+    for name, method in presets().items():
+        values = ", ".join(f"{key}={value}" for key, value in method.presets[name].items())
+        listed[name] = f"Preset of {method.name}: {values}"
+    _list(listed, as_json)
 
 
 @app.command()

@@ -72,7 +72,7 @@ def with_method(config: RunConfig, name: str) -> RunConfig:
     Raises:
         ConfigError: an unknown method, or one that does not support the space.
     """
-    if name == config.method.name:
+    if name == config.method.title:
         return config
     method = methods.build({"name": name})
     if config.space not in method.spaces:

@@ -73,7 +73,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
             )
         if self.space not in self.method.spaces:
             raise ConfigError(
-                f"method `{self.method.name}` does not support space `{self.space}`;"
+                f"method `{self.method.title}` does not support space `{self.space}`;"
                 f" it supports {', '.join(self.method.spaces)}."
             )
         return self
@@ -90,7 +90,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     def to_yaml(self) -> str:
         """The resolved run file, defaults included."""
         content = self.model_dump(mode="json")
-        content["method"] = {"name": self.method.name, **content["method"]}
+        content["method"] = {"name": self.method.title, **content["method"]}
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 

@@ -86,7 +86,7 @@ class Job(Checked):
 
     def fingerprint(self, stage: str) -> str:
         """Identifies a stage's checkpoints: another configuration or other data is refused."""
-        return fingerprint(stage, self.config.model_dump(mode="json"), self.config.method.name, self.data.summary())
+        return fingerprint(stage, self.config.model_dump(mode="json"), self.config.method.title, self.data.summary())
 
     def score(self, model: PreTrainedModel, name: str) -> Scores:
         """The scores of a model; kept in `scores.json`, so that a resumed run does not repeat finished ones."""
@@ -203,7 +203,7 @@ def outlook(config: RunConfig) -> dict[str, Any]:
     target = budget.target(space)
     return {
         "model": f"{config.model.base} ({checked.architecture.family}, {space.num_parameters:,} parameters)",
-        "method": f"{config.method.name} on space {space.name}",
+        "method": f"{config.method.title} on space {space.name}",
         "result": f"{target:,} parameters ({target / space.num_parameters:.1%} of all)",
         "loads as": "stock Hugging Face class" if stock else "its family's class with one file of remote code",
         "training": f"{len(checked.data.train)} documents, {config.tune.steps} steps of {config.tune.batch_size} rows",

@@ -68,7 +68,7 @@ def make_record(
     content = {
         "schema": 1,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "method": {"name": config.method.name, **config.method.model_dump(mode="json")},
+        "method": {"name": config.method.title, **config.method.model_dump(mode="json")},
         "space": config.space,
         "budget": config.budget.model_dump(mode="json"),
         "seed": config.seed,

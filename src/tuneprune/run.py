@@ -84,7 +84,7 @@ def tune_and_prune(job: Job) -> tuple[PreTrainedModel, Plan]:
     tuner = job.tuner(model, config.tune, job.out)
     if not config.method.one_shot:
         inject_lora(model, job.architecture, config.tune.lora, config.seed)
-    job.progress.stage(f"decide ({config.method.name})" if config.method.one_shot else "tune and prune")
+    job.progress.stage(f"decide ({config.method.title})" if config.method.one_shot else "tune and prune")
     started = time.perf_counter()
     search = config.method.begin(subject_of(job, model, tuner), config.budget)
     job.seconds["begin_s"] = time.perf_counter() - started

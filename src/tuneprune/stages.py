@@ -59,7 +59,7 @@ def plan_model(config: RunConfig, out: Path, progress: Progress) -> Plan:
     if not config.method.one_shot:
         one_shot = ", ".join(name for name, method in registry().items() if method.one_shot)
         raise ConfigError(
-            f"method `{config.method.name}` decides while it tunes, so it has no plan of its own: use `tuneprune run`,"
+            f"method `{config.method.title}` decides while it tunes, so it has no plan of its own: use `tuneprune run`,"
             f" which writes one too. Methods that decide at once are {one_shot}."
         )
     return tune_and_prune(prepare(config, out, resume=False, progress=progress))[1]

@@ -23,13 +23,19 @@ def registry() -> dict[str, type[Method]]:
     return {method.name: method for method in sorted(Method.__subclasses__(), key=lambda method: method.name)}
 
 
+@cache
+def presets() -> dict[str, type[Method]]:
+    """The method behind every named preset."""
+    return {preset: method for method in registry().values() for preset in method.presets}
+
+
 def build(options: Mapping[str, Any]) -> Method:
-    """The method a run file names, with its hyper-parameters.
+    """The method or preset that a run file names, with its hyper-parameters.
 
     Raises:
         ConfigError: unknown method or hyper-parameter, or a value out of range.
     """
-    known = registry()
+    known = {**registry(), **presets()}
     name = options.get("name")
     if name not in known:
         raise ConfigError(f"Unknown method `{name}`; known methods are {', '.join(known)}.{suggest(str(name), known)}")
@@ -42,7 +48,7 @@ def build(options: Mapping[str, Any]) -> Method:
                 f"method.{key}: `{name}` has no such option; it has {fields}.{suggest(key, method.model_fields)}"
             )
     try:
-        return method(**settings)
+        return method.preset(str(name), settings) if name in method.presets else method(**settings)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in ("method", *first["loc"]))

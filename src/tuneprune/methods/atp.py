@@ -13,14 +13,14 @@ sample. `decisions: on_budget` and `prior: taylor` go beyond the paper: see the 
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from tuneprune.methods.base import Method, Metrics, Search, Subject, churn, decide, generator_for
-from tuneprune.methods.generator import FreeGenerator, GeneratorOptimizer, TransformerGenerator, budget_distance
+from tuneprune.methods.generator import GeneratorOptimizer, budget_distance, make_generator, on_budget, sampled
 from tuneprune.methods.regularise import (
     group_lasso,
     linear_decay,
@@ -29,11 +29,27 @@ from tuneprune.methods.regularise import (
     proximal_step,
     proximal_strength,
 )
-from tuneprune.methods.scoring import magnitude, standardised_logs, taylor, unit_costs
+from tuneprune.methods.scoring import prior, standardised_logs, unit_costs
 from tuneprune.structure.budget import Budget, allocate
-from tuneprune.structure.masks import Gates, gumbel, gumbel_sigmoid, straight_through
+from tuneprune.structure.masks import Gates, straight_through
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.space import Masks
+
+PAPER = {  # every option that matters here is named, so that other defaults do not change the preset
+    "decision": "dynamic",
+    "decisions": "sampled",
+    "prior": "none",
+    "generator": "transformer",
+    "control_share": 0.5,
+    "decision_every": 1,
+    "temperature": 0.4,
+    "base": 3.0,
+    "budget_weight": 5.0,
+    "lora_aware": True,
+    "regulariser": "lasso",
+    "lasso_weight": 0.3,
+    "lasso_weight_frozen": 1000.0,
+}
 
 
 class Atp(Method):
@@ -42,6 +58,7 @@ class Atp(Method):
     name = "atp"
     paper = "https://arxiv.org/abs/2412.14426"
     spaces = ("width", "head_dim", "disp")
+    presets: ClassVar = {"atp-paper": PAPER}
 
     decision: Literal["dynamic", "static"] = Field(
         default="dynamic",
@@ -112,16 +129,13 @@ class AtpSearch(Search):
         self.options, self.subject, self.budget = options, subject, budget
         self.device = subject.model.device
         self.gates = Gates(subject.model, subject.space)
-        self.generator = (
-            FreeGenerator(subject.space)
-            if options.generator == "free"
-            else TransformerGenerator(
-                subject.space,
-                size=options.generator_size,
-                blocks=options.generator_blocks,
-                heads=options.generator_heads,
-                random=generator_for(subject.seed, purpose=2),
-            )
+        self.generator = make_generator(
+            options.generator,
+            subject.space,
+            size=options.generator_size,
+            blocks=options.generator_blocks,
+            heads=options.generator_heads,
+            random=generator_for(subject.seed, purpose=2),
         ).to(self.device)
         self.optimizer = GeneratorOptimizer(self.generator, options.generator_learning_rate, options.generator_clip)
         self.noise = generator_for(subject.seed, purpose=3)
@@ -214,9 +228,9 @@ class AtpSearch(Search):
     def _logits(self) -> dict[str, Tensor]:
         """The generator's logits on top of the prior."""
         if self._scores is None:
-            self._scores = prior_scores(self.options, self.subject)
-        logits, prior = self.generator(), standardised_logs(self._scores, self.options.prior_scale)
-        return {name: value + prior[name].to(self.device) for name, value in logits.items()}
+            self._scores = prior(self.options.prior, self.subject, self.options.prior_batches)
+        logits, start = self.generator(), standardised_logs(self._scores, self.options.prior_scale)
+        return {name: value + start[name].to(self.device) for name, value in logits.items()}
 
     def _follow(self, masks: dict[str, Tensor], gradients: Sequence[Tensor]) -> None:
         """Let the Taylor scores follow the weights: an exponential mean of squared gate derivatives per parameter."""
@@ -231,21 +245,9 @@ class AtpSearch(Search):
         """Soft masks, and hard ones: sampled, or the best that fit the budget."""
         options = self.options
         if options.decisions == "sampled":
-            soft = {
-                name: gumbel_sigmoid(
-                    value,
-                    gumbel((len(value),), self.noise).to(self.device),
-                    base=options.base,
-                    temperature=options.temperature,
-                )
-                for name, value in logits.items()
-            }
-            return soft, {name: (value >= 0.5).float() for name, value in soft.items()}
+            return sampled(logits, self.noise, base=options.base, temperature=options.temperature)
         hard = self._allocate(logits, (index + 1) / max(1, self.control_steps))
-        num_kept = sum(int(mask.sum()) for mask in hard.values())
-        threshold = torch.cat(list(logits.values())).detach().topk(num_kept).values[-1]  # where the budget cuts
-        soft = {name: torch.sigmoid((value - threshold) / options.temperature) for name, value in logits.items()}
-        return soft, hard
+        return on_budget(logits, hard, temperature=options.temperature), hard
 
     def _allocate(self, logits: dict[str, Tensor], done: float = 1.0) -> dict[str, Tensor]:
         """The best-scored units within the budget, or within its gradual form when the control phase is not done."""
@@ -266,18 +268,18 @@ class AtpSearch(Search):
         options, space = self.options, self.subject.space
         soft, hard = self._relaxed(self._logits(), index)
         passed_through = {name: straight_through(hard[name], soft[name]) for name in soft}
-        sampled = options.decisions == "sampled"
-        masks = soft if sampled else passed_through
+        is_sampled = options.decisions == "sampled"
+        masks = soft if is_sampled else passed_through
         with self.gates(masks):
             loss = self.subject.runtime.loss(self.subject.calibration())
             budget_loss = budget_distance(space, passed_through, self.budget.target(space))
-            total = loss + options.budget_weight * budget_loss.float() if sampled else loss
+            total = loss + options.budget_weight * budget_loss.float() if is_sampled else loss
             gradients = torch.autograd.grad(total, [*self.generator.parameters(), *masks.values()])
         shown = loss.detach().clone()
         self.subject.runtime.average([*gradients, shown])
         own, gates = gradients[: -len(masks)], gradients[-len(masks) :]
         norm = self.optimizer.step(own, late=index >= 0.8 * self.control_steps)
-        if not sampled and math.isfinite(norm):
+        if not is_sampled and math.isfinite(norm):
             self._follow(masks, gates)
         return {
             "calibration_loss": shown.item(),
@@ -286,10 +288,3 @@ class AtpSearch(Search):
             "generator_grad_norm": norm,
             "generator_skipped": float(self.optimizer.skipped),
         }
-
-
-def prior_scores(options: Atp, subject: Subject) -> dict[str, Tensor]:
-    """The one-shot score of the pretrained weights that decisions start from; ones for no prior."""
-    if options.prior == "none":
-        return {group.name: torch.ones(group.size, dtype=torch.double) for group in subject.space.groups}
-    return taylor(subject, options.prior_batches) if options.prior == "taylor" else magnitude(subject)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -148,7 +148,7 @@ class Method(BaseModel):
     """Hyper-parameters of one paper's method; also its config schema and its documentation.
 
     A `one_shot` method decides on the pretrained weights; a run then compresses first and spends its tuning budget on
-    the smaller model.
+    the smaller model. `presets` are named settings; a run file asks for one by its name, like for a method.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -157,6 +157,20 @@ class Method(BaseModel):
     paper: ClassVar[str]
     spaces: ClassVar[tuple[str, ...]]
     one_shot: ClassVar[bool] = False
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    _preset: str | None = PrivateAttr(default=None)
+
+    @property
+    def title(self) -> str:
+        """The name it was asked for by: its own, or its preset's."""
+        return self._preset or self.name
+
+    @classmethod
+    def preset(cls, name: str, settings: Mapping[str, Any]) -> "Method":
+        """The preset with some of its options set otherwise."""
+        method = cls(**{**cls.presets[name], **settings})
+        method._preset = name
+        return method
 
     def begin(self, subject: Subject, budget: Budget) -> Search:
         """Start a search."""
@@ -166,7 +180,7 @@ class Method(BaseModel):
 def decide(masks: Masks, subject: Subject, budget: Budget, method: Method) -> Plan:
     """The plan of hard masks, signed with who decided."""
     provenance = {
-        "method": {"name": method.name, **method.model_dump(mode="json")},
+        "method": {"name": method.title, **method.model_dump(mode="json")},
         "budget": budget.model_dump(mode="json"),
         "seed": subject.seed,
         "space": subject.space.name,

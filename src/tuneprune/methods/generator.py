@@ -1,12 +1,13 @@
 """The pruning-decision generator: a small transformer over the layers whose output scores every unit of the model."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from tuneprune.errors import TrainingDiverged
+from tuneprune.structure.masks import gumbel, gumbel_sigmoid
 from tuneprune.structure.space import Masks, PruningSpace
 
 KEY = "/"  # parameter names may not hold the dots of group names
@@ -59,6 +60,39 @@ class FreeGenerator(nn.Module):
     def forward(self) -> dict[str, Tensor]:
         """Logits of every unit, by group name."""
         return {name.replace(KEY, "."): logits + 0.0 for name, logits in self.logits.items()}
+
+
+def make_generator(
+    kind: Literal["transformer", "free"],
+    space: PruningSpace,
+    *,
+    size: int,
+    blocks: int,
+    heads: int,
+    random: torch.Generator,
+) -> nn.Module:
+    """The generator of a kind; the sizes are those of the transformer."""
+    if kind == "free":
+        return FreeGenerator(space)
+    return TransformerGenerator(space, size=size, blocks=blocks, heads=heads, random=random)
+
+
+def sampled(
+    logits: Masks, noise: torch.Generator, *, base: float, temperature: float
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Soft masks of the Gumbel-sigmoid, and hard ones by rounding them."""
+    soft = {
+        name: gumbel_sigmoid(value, gumbel((len(value),), noise).to(value.device), base=base, temperature=temperature)
+        for name, value in logits.items()
+    }
+    return soft, {name: (value >= 0.5).float() for name, value in soft.items()}
+
+
+def on_budget(logits: Masks, hard: Masks, *, temperature: float) -> dict[str, Tensor]:
+    """Soft masks sigmoid((logits - c) / temperature), with c the logit at which as many units stay as in `hard`."""
+    num_kept = sum(int(mask.sum()) for mask in hard.values())
+    threshold = torch.cat(list(logits.values())).detach().topk(num_kept).values[-1]
+    return {name: torch.sigmoid((value - threshold) / temperature) for name, value in logits.items()}
 
 
 class GeneratorOptimizer:

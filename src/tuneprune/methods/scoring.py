@@ -1,5 +1,7 @@
 """Pure scores of units, shared by methods: larger is more worth keeping."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,13 @@ def taylor(subject: Subject, batches: int) -> dict[str, Tensor]:
             totals[name] += gradient.double().cpu().pow(2) / batches
     costs = unit_costs(space)
     return {name: total / costs[name] for name, total in totals.items()}
+
+
+def prior(kind: Literal["none", "magnitude", "taylor"], subject: Subject, batches: int) -> dict[str, Tensor]:
+    """The one-shot score that decisions start from; ones for no prior."""
+    if kind == "none":
+        return {group.name: torch.ones(group.size, dtype=torch.double) for group in subject.space.groups}
+    return taylor(subject, batches) if kind == "taylor" else magnitude(subject)
 
 
 def unit_costs(space: PruningSpace) -> dict[str, float]:

@@ -110,6 +110,21 @@ def test_inheritance_is_one_deep():
     assert issubclass(Decided, Search)
 
 
+def test_a_preset_is_its_method_under_another_name_and_set_otherwise():
+    assert methods.presets()["atp-paper"] is methods.registry()["atp"]
+    paper = methods.build({"name": "atp-paper", "temperature": 0.2})
+    assert (paper.title, paper.decisions, paper.prior, paper.temperature) == ("atp-paper", "sampled", "none", 0.2)
+    assert methods.build({"name": paper.title, **paper.model_dump(mode="json")}) == paper
+    assert methods.build({"name": "atp"}).title == "atp"
+    assert not methods.presets().keys() & methods.registry().keys()
+
+
+def test_a_plan_is_signed_with_the_preset(tmp_path):
+    made = setting(tmp_path)
+    search = methods.build(options("atp") | {"name": "atp-paper"}).begin(made.subject, Budget())
+    assert search.plan().provenance["method"]["name"] == "atp-paper"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
