@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from tuneprune import families
-from tuneprune.compress.modeling_pruned import resize
+from tuneprune.compress.modeling_pruned import epsilon_name, resize
 from tuneprune.structure.architecture import Architecture, Block
 from tuneprune.structure.edits import Keep
 from tuneprune.structure.plan import Cuts, Plan
@@ -28,12 +28,15 @@ def compress(model: PreTrainedModel, architecture: Architecture, space: PruningS
     """
     cuts = plan.lower(space)
     widths = plan.widths(space)
-    scales = _norm_scales(architecture, space, widths)
-    tensors = {name: _cut(name, tensor, cuts, scales) for name, tensor in model.state_dict().items()}
+    tensors = {name: _cut(name, tensor, cuts) for name, tensor in model.state_dict().items()}
+    narrowed = _narrowed_norms(architecture, space, widths)
+    _widen_norms(architecture, narrowed, tensors)
     stock = families.uniform_config(model.config, architecture, space, widths)
     if stock is not None:
+        _scale_projections(architecture, narrowed, tensors)
         return _assemble(families.stock_class(stock), stock, tensors, model)
     pruned = layout(architecture, space, plan, tensors, model)
+    pruned["norms"] = _norm_shapes(narrowed, tensors, model)
     tensors |= _indices(architecture, space, plan)
     model.config.pruned = pruned
     resize(model, pruned)
@@ -53,22 +56,57 @@ def _assemble(
     return small.train(model.training)
 
 
-def _cut(name: str, tensor: Tensor, cuts: Cuts, scales: dict[str, float]) -> Tensor:
+def _cut(name: str, tensor: Tensor, cuts: Cuts) -> Tensor:
     for dim in range(tensor.ndim):
         if (name, dim) in cuts:
             tensor = tensor.index_select(dim, cuts[name, dim].to(tensor.device))
-    return tensor * scales[name] if name in scales else tensor
+    return tensor
 
 
-def _norm_scales(architecture: Architecture, space: PruningSpace, widths: dict[str, int]) -> dict[str, float]:
-    """Factors that make an RMSNorm over the d' kept features equal the one over d masked ones: sqrt(d / d')."""
-    scales = {}
+def _narrowed_norms(architecture: Architecture, space: PruningSpace, widths: dict[str, int]) -> dict[str, float]:
+    """The norms that lose features, each with d / d': the features it had over those it keeps.
+
+    An RMSNorm over the d' kept features equals the one over d of which the others are masked, where its weight grows
+    by sqrt(d / d') and its epsilon by d / d'.
+    """
+    norms = {norm for block in architecture.blocks for norm in block.attention.qk_norm or ()}
+    return {
+        piece.param.removesuffix(".weight"): group.size / widths[group.name]
+        for group in space.groups
+        for piece in group.slices
+        if piece.param.removesuffix(".weight") in norms and widths[group.name] < group.size
+    }
+
+
+def _widen_norms(architecture: Architecture, narrowed: dict[str, float], tensors: dict[str, Tensor]) -> None:
+    offset = architecture.norms.offset
+    for norm, factor in narrowed.items():
+        tensors[f"{norm}.weight"] = (tensors[f"{norm}.weight"] + offset) * math.sqrt(factor) - offset
+
+
+def _scale_projections(architecture: Architecture, narrowed: dict[str, float], tensors: dict[str, Tensor]) -> None:
+    """What a larger epsilon would do, for stock classes, whose config has one epsilon for all norms.
+
+    The norm of sqrt(d' / d) times its input at the old epsilon is the norm of its input at d / d' times epsilon.
+    """
     for block in architecture.blocks:
-        group = space.by_name.get(f"{block.attention.path}.qk")
-        if group is not None and block.attention.qk_norm:
-            factor = math.sqrt(group.size / widths[group.name])
-            scales |= {f"{norm}.weight": factor for norm in block.attention.qk_norm}
-    return scales
+        for norm, projection in zip(
+            block.attention.qk_norm or (), (block.attention.q, block.attention.k), strict=False
+        ):
+            for name in (f"{projection.module}.weight", f"{projection.module}.bias"):
+                if norm in narrowed and name in tensors:
+                    tensors[name] = tensors[name] / math.sqrt(narrowed[norm])
+
+
+def _norm_shapes(
+    narrowed: dict[str, float], tensors: dict[str, Tensor], model: PreTrainedModel
+) -> dict[str, list[float]]:
+    """The size and the epsilon of every narrower norm."""
+    shapes: dict[str, list[float]] = {}
+    for norm, factor in narrowed.items():
+        stock: Any = model.get_submodule(norm)
+        shapes[norm] = [len(tensors[f"{norm}.weight"]), getattr(stock, epsilon_name(stock)) * factor]
+    return shapes
 
 
 def layout(
@@ -92,17 +130,14 @@ def layout(
         mlp = _stream_shape(block.mlp.path, space, widths)
         if mlp:
             pruned["mlps"][block.mlp.path] = mlp
-        group = space.by_name.get(f"{block.attention.path}.qk")
-        if group is not None and widths[group.name] < group.size:
-            for norm in block.attention.qk_norm or ():
-                stock: Any = model.get_submodule(norm)
-                epsilon = stock.variance_epsilon * group.size / widths[group.name]
-                pruned["norms"][norm] = [2 * widths[group.name], epsilon]
     return pruned
 
 
 def attention_shape(block: Block, space: PruningSpace, widths: dict[str, int]) -> dict[str, int]:
-    """The shape of an attention that the stock class cannot run; empty where it can."""
+    """The shape of an attention that the stock class cannot run, or the parts of the stream around one that it can.
+
+    Empty where the stock class runs it as it is.
+    """
     attention = block.attention
 
     def kept(name: str, default: int) -> int:
@@ -112,10 +147,10 @@ def attention_shape(block: Block, space: PruningSpace, widths: dict[str, int]) -
     values = kept(f"{attention.path}.vo", attention.head_dim)
     groups = kept(attention.path, attention.num_kv_heads)
     stream = _stream_shape(attention.path, space, widths)
-    packed = len(attention.inputs) == 1
+    is_split = len(attention.inputs) == 1 and attention.q.interleaved == 1  # at offsets that the config dictates
     has_own_dims = 2 * pairs < attention.head_dim or values < attention.head_dim
-    if not (has_own_dims or stream or (packed and groups < attention.num_kv_heads)):
-        return {}
+    if not (has_own_dims or (is_split and groups < attention.num_kv_heads)):
+        return stream
     shape = {
         "num_heads": groups * attention.queries_per_kv,
         "num_kv_heads": groups,

@@ -16,7 +16,7 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """RoPE on the leading `cos.shape[-1]` dims of every head; dims j and j + half turn together."""
     turned, rest = states[..., : cos.shape[-1]], states[..., cos.shape[-1] :]
     first, second = turned.chunk(2, dim=-1)
-    turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
+    turned = (turned * cos + torch.cat((-second, first), dim=-1) * sin).to(states.dtype)
     return torch.cat((turned, rest), dim=-1)
 
 
@@ -26,50 +26,66 @@ def scatter(states: Tensor, index: Tensor, width: int) -> Tensor:
 
 
 class PrunedAttention(nn.Module):
-    """Attention that may have its own head dims per layer (`qk_dim`, `v_dim`) and its own part of the residual stream.
+    """Attention with its own part of the residual stream, or its own head dims (`qk_dim`, `v_dim`), or both.
 
-    Takes over the projections of a stock attention module, separate or packed, so that parameter names stay.
+    Takes over all that a stock attention module holds, so that parameter names stay, and the stock forward as well
+    unless `shape` gives head dims, which no stock class knows.
     """
 
-    q_proj: nn.Module
-    k_proj: nn.Module
-    v_proj: nn.Module
-    qkv_proj: nn.Module
-    o_proj: nn.Module
-    q_norm: nn.Module
-    k_norm: nn.Module
+    config: Any
+    layer_idx: int
+    scaling: float
+    attention_dropout: float
     rotary_index: Tensor | None
     read_index: Tensor | None
     write_index: Tensor | None
 
-    def __init__(self, stock: Any, shape: Mapping[str, int]) -> None:  # noqa: ANN401  (any stock attention)
+    def __init__(self, stock: nn.Module, shape: Mapping[str, int]) -> None:
         super().__init__()
-        self.config, self.layer_idx = stock.config, stock.layer_idx
-        self.scaling, self.attention_dropout, self.is_causal = stock.scaling, stock.attention_dropout, True
-        self.sliding_window = getattr(stock, "sliding_window", getattr(stock.config, "sliding_window", None))
-        self.num_heads, self.num_kv_heads = shape["num_heads"], shape["num_kv_heads"]
-        self.num_key_value_groups = self.num_heads // self.num_kv_heads
-        self.qk_dim, self.v_dim, self.head_dim = shape["qk_dim"], shape["v_dim"], shape["qk_dim"]
-        for name, child in stock.named_children():
-            self.add_module(name, child)
-        self.width = stock.config.hidden_size
+        _take_over(self, stock)
+        self.stock = None if "qk_dim" in shape else type(stock)
+        self.width = self.config.hidden_size
+        if self.stock is None:
+            self.num_heads, self.num_kv_heads = shape["num_heads"], shape["num_kv_heads"]
+            self.num_key_value_groups = self.num_heads // self.num_kv_heads
+            self.qk_dim, self.v_dim, self.head_dim = shape["qk_dim"], shape["v_dim"], shape["qk_dim"]
+            if not hasattr(self, "sliding_window"):
+                self.sliding_window = getattr(self.config, "sliding_window", None)
         _add_index(self, "rotary_index", shape.get("rotary", 0))
         _add_index(self, "read_index", shape.get("read", 0))
         _add_index(self, "write_index", shape.get("write", 0))
 
-    def project(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, heads still flat in the last dimension."""
+    def forward(self, hidden_states: Tensor, **inputs: Any) -> tuple[Tensor, Tensor | None]:  # noqa: ANN401
+        """Attention output on the full residual stream, and the attention weights where the backend gives them."""
+        if self.read_index is not None:
+            hidden_states = hidden_states.index_select(-1, self.read_index)
+        attend = PrunedAttention.attend if self.stock is None else self.stock.forward
+        output, weights = attend(self, hidden_states, **inputs)
+        return (output if self.write_index is None else scatter(output, self.write_index, self.width)), weights
+
+    def heads(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values as [batch, heads, length, dim], normalised where the family does so."""
+        module: Any = self
         if hasattr(self, "qkv_proj"):
             sizes = (
                 self.num_heads * self.qk_dim,
                 self.num_kv_heads * self.qk_dim,
                 self.num_kv_heads * self.v_dim,
             )
-            queries, keys, values = self.qkv_proj(states).split(sizes, dim=-1)
-            return queries, keys, values
-        return self.q_proj(states), self.k_proj(states), self.v_proj(states)
+            queries, keys, values = module.qkv_proj(states).split(sizes, dim=-1)
+        else:
+            queries, keys, values = module.q_proj(states), module.k_proj(states), module.v_proj(states)
+        has_norm = hasattr(self, "q_norm")
+        joins_heads = has_norm and module.q_norm.weight.shape[-1] == queries.shape[-1]
+        if joins_heads:
+            queries, keys = module.q_norm(queries), module.k_norm(keys)
+        queries, keys = queries.unflatten(-1, (-1, self.qk_dim)), keys.unflatten(-1, (-1, self.qk_dim))
+        if has_norm and not joins_heads:
+            queries, keys = module.q_norm(queries), module.k_norm(keys)
+        values = values.unflatten(-1, (-1, self.v_dim))
+        return queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
 
-    def forward(
+    def attend(
         self,
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
@@ -77,28 +93,20 @@ class PrunedAttention(nn.Module):
         past_key_values: Any = None,  # noqa: ANN401  (transformers' Cache)
         **kwargs: Any,  # noqa: ANN401  (passed on to the attention backend)
     ) -> tuple[Tensor, Tensor | None]:
-        """Attention output on the full residual stream, and the attention weights where the backend gives them."""
-        shape = hidden_states.shape[:-1]
-        if self.read_index is not None:
-            hidden_states = hidden_states.index_select(-1, self.read_index)
-        queries, keys, values = self.project(hidden_states)
-        queries = queries.view(*shape, self.num_heads, self.qk_dim)
-        keys = keys.view(*shape, self.num_kv_heads, self.qk_dim)
-        if hasattr(self, "q_norm"):
-            queries, keys = self.q_norm(queries), self.k_norm(keys)
-        queries, keys = queries.transpose(1, 2), keys.transpose(1, 2)
-        values = values.view(*shape, self.num_kv_heads, self.v_dim).transpose(1, 2)
-
-        cos, sin = position_embeddings
-        if self.rotary_index is not None:  # the surviving frequencies
-            cos, sin = cos.index_select(-1, self.rotary_index), sin.index_select(-1, self.rotary_index)
-        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-        queries, keys = rotate(queries, cos, sin), rotate(keys, cos, sin)
+        """Attention over head dims of this layer's own."""
+        queries, keys, values = self.heads(hidden_states)
+        if getattr(self, "use_rope", True):  # some layers of some families know no positions
+            cos, sin = position_embeddings
+            if self.rotary_index is not None:  # the surviving frequencies
+                cos, sin = cos.index_select(-1, self.rotary_index), sin.index_select(-1, self.rotary_index)
+            cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+            queries, keys = rotate(queries, cos, sin), rotate(keys, cos, sin)
         if past_key_values is not None:
             keys, values = past_key_values.update(keys, values, self.layer_idx)
 
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        output, weights = attend(
+        softcap = getattr(self, "attn_logit_softcapping", None)
+        backend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        output, weights = backend(
             self,
             queries,
             keys,
@@ -107,10 +115,12 @@ class PrunedAttention(nn.Module):
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             sliding_window=self.sliding_window,
-            **kwargs,
+            **kwargs | ({} if softcap is None else {"softcap": softcap}),
         )
-        output = self.o_proj(output.reshape(*shape, -1).contiguous())
-        return (output if self.write_index is None else scatter(output, self.write_index, self.width)), weights
+        out = self.get_submodule("o_proj" if hasattr(self, "o_proj") else "dense")
+        output = out(output.reshape(*hidden_states.shape[:-1], -1).contiguous())
+        output = nn.functional.dropout(output, p=getattr(self, "residual_dropout", 0.0), training=self.training)
+        return output, weights
 
 
 def eager_attention(
@@ -121,12 +131,15 @@ def eager_attention(
     attention_mask: Tensor | None,
     scaling: float,
     dropout: float = 0.0,
+    softcap: float | None = None,
     **_: Any,  # noqa: ANN401  (what other backends take)
 ) -> tuple[Tensor, Tensor]:
     """Plain attention over explicit weights, returned with them."""
     key = key.repeat_interleave(module.num_key_value_groups, dim=1)
     value = value.repeat_interleave(module.num_key_value_groups, dim=1)
     weights = query @ key.transpose(2, 3) * scaling
+    if softcap is not None:
+        weights = torch.tanh(weights / softcap) * softcap
     if attention_mask is not None:
         weights = weights + attention_mask
     weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
@@ -135,21 +148,15 @@ def eager_attention(
 
 
 class PrunedMlp(nn.Module):
-    """Gated MLP with its own part of the residual stream; takes over the projections of a stock MLP."""
+    """A stock MLP, whose place and forward it takes, on its own part of the residual stream."""
 
-    gate_proj: nn.Module
-    up_proj: nn.Module
-    gate_up_proj: nn.Module
-    down_proj: nn.Module
-    act_fn: nn.Module
-    activation_fn: nn.Module
     read_index: Tensor | None
     write_index: Tensor | None
 
     def __init__(self, stock: nn.Module, shape: Mapping[str, int], width: int) -> None:
         super().__init__()
-        for name, child in stock.named_children():
-            self.add_module(name, child)
+        _take_over(self, stock)
+        self.stock = type(stock)
         self.width = width
         _add_index(self, "read_index", shape.get("read", 0))
         _add_index(self, "write_index", shape.get("write", 0))
@@ -158,12 +165,22 @@ class PrunedMlp(nn.Module):
         """The MLP's contribution to the full residual stream."""
         if self.read_index is not None:
             hidden_states = hidden_states.index_select(-1, self.read_index)
-        if hasattr(self, "gate_up_proj"):
-            gate, up = self.gate_up_proj(hidden_states).chunk(2, dim=-1)
-            output = self.down_proj(up * self.activation_fn(gate))
-        else:
-            output = self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+        output = self.stock.forward(self, hidden_states)
         return output if self.write_index is None else scatter(output, self.write_index, self.width)
+
+
+def _take_over(module: nn.Module, stock: nn.Module) -> None:
+    """Give `module` the children and plain attributes of `stock`."""
+    for name, child in stock.named_children():
+        module.add_module(name, child)
+    for name, value in vars(stock).items():
+        if not name.startswith("_"):
+            setattr(module, name, value)
+
+
+def epsilon_name(norm: nn.Module) -> str:
+    """What an RMSNorm calls its epsilon."""
+    return "eps" if hasattr(norm, "eps") else "variance_epsilon"
 
 
 def _add_index(module: nn.Module, name: str, length: int) -> None:
@@ -192,10 +209,10 @@ def resize(model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]], pref
     for path, (size, epsilon) in pruned["norms"].items():
         norm = locate(path)[2]
         norm.weight = nn.Parameter(norm.weight.new_ones(size))
-        norm.variance_epsilon = epsilon
+        setattr(norm, epsilon_name(norm), epsilon)
     for path, shape in pruned["attentions"].items():
         owner, name, stock = locate(path)
-        setattr(owner, name, PrunedAttention(stock, shape).to(stock.o_proj.weight.device))
+        setattr(owner, name, PrunedAttention(stock, shape).to(next(stock.parameters()).device))
     for path, shape in pruned["mlps"].items():
         owner, name, stock = locate(path)
-        setattr(owner, name, PrunedMlp(stock, shape, model.config.hidden_size).to(stock.down_proj.weight.device))
+        setattr(owner, name, PrunedMlp(stock, shape, model.config.hidden_size).to(next(stock.parameters()).device))

@@ -53,8 +53,8 @@ def _linear_shapes(architecture: Architecture) -> dict[str, tuple[int, int]]:
     shapes: dict[str, tuple[int, int]] = {}
     for block in architecture.blocks:
         attention, mlp = block.attention, block.mlp
-        for part in (attention.q, attention.k, attention.v, mlp.gate, mlp.up):
-            shapes[part.module] = (part.start + part.rows, architecture.hidden)
+        for part in (attention.q, attention.k, attention.v, *mlp.producers):
+            shapes[part.module] = (part.end, architecture.hidden)
         shapes[attention.out] = (architecture.hidden, attention.num_heads * attention.head_dim)
         shapes[mlp.down] = (architecture.hidden, mlp.width)
     return shapes

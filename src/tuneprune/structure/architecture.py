@@ -6,19 +6,30 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Projection:
-    """`rows` output features of linear `module`, from row `start` (packed projections share one module)."""
+    """`rows` output features of linear `module`, from row `start` (packed projections share one module).
+
+    `interleaved` projections of one module share every head in turn instead of following one another: with 3, the
+    rows of head 0 are its q, k and v, then those of head 1 (GPT-NeoX); `start` is then that of the first head.
+    """
 
     module: str
     rows: int
     start: int = 0
+    interleaved: int = 1
+
+    @property
+    def end(self) -> int:
+        """The row after the last one, for the last of all projections in the module: its number of outputs."""
+        return self.rows * self.interleaved if self.interleaved > 1 else self.start + self.rows
 
 
 @dataclass(frozen=True)
 class Attention:
     """Self-attention of one block, `num_heads` query heads reading `num_kv_heads` key/value heads.
 
-    `qk_norm` names the RMSNorms over `head_dim` between the q and k projections and RoPE, when there are any.
-    `rotary_dim` is the leading part of every head that RoPE turns.
+    `qk_norm` names the norms between the q and k projections and RoPE, when there are any; they normalise every head
+    by itself, or with `qk_norm_joins_heads` all heads together. `rotary_dim` is the leading part of every head that
+    RoPE turns, 0 in a layer without positions.
     """
 
     path: str
@@ -31,6 +42,7 @@ class Attention:
     head_dim: int
     rotary_dim: int
     qk_norm: tuple[str, str] | None = None
+    qk_norm_joins_heads: bool = False
 
     @property
     def queries_per_kv(self) -> int:
@@ -45,29 +57,61 @@ class Attention:
 
 @dataclass(frozen=True)
 class Mlp:
-    """Gated MLP of one block with `width` intermediate channels."""
+    """MLP of one block with `width` intermediate channels; a plain one (activation of `up`) has no `gate`."""
 
     path: str
-    gate: Projection
+    gate: Projection | None
     up: Projection
     down: str
     width: int
 
     @property
+    def producers(self) -> tuple[Projection, ...]:
+        """The projections that make the channels."""
+        return (self.up,) if self.gate is None else (self.gate, self.up)
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """The linears that read the residual stream, each once."""
-        return tuple(dict.fromkeys((self.gate.module, self.up.module)))
+        return tuple(dict.fromkeys(part.module for part in self.producers))
 
 
 @dataclass(frozen=True)
 class Block:
-    """One decoder layer: attention and MLP, each behind its own norm, added to the residual stream."""
+    """One decoder layer: attention and MLP, each with a norm before it, after it or both, added to the residual stream.
+
+    In a `parallel` block both read the same stream (and one norm may serve both) instead of one after the other.
+    """
 
     path: str
     attention: Attention
     mlp: Mlp
-    attention_norm: str
-    mlp_norm: str
+    attention_norm: str | None
+    mlp_norm: str | None
+    attention_post_norm: str | None = None
+    mlp_post_norm: str | None = None
+    parallel: bool = False
+
+    @property
+    def attention_output(self) -> str:
+        """The module whose output is what attention adds to the residual stream."""
+        return self.attention_post_norm or self.attention.out
+
+    @property
+    def mlp_output(self) -> str:
+        """The module whose output is what the MLP adds to the residual stream."""
+        return self.mlp_post_norm or self.mlp.down
+
+
+@dataclass(frozen=True)
+class NormStyle:
+    """How all norms of a model compute: RMSNorm, or LayerNorm where `is_centred`.
+
+    `offset` is what is added to the stored weight before it multiplies (1 in Gemma).
+    """
+
+    is_centred: bool = False
+    offset: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +125,7 @@ class Architecture:
     final_norm: str
     head: str
     tied: bool
+    norms: NormStyle = NormStyle()
 
     def linears(self) -> Iterator[str]:
         """Paths of all linear modules inside the blocks, each once, in forward order."""

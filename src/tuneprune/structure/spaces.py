@@ -48,7 +48,13 @@ def width(layer: int, block: Block, _architecture: Architecture, shapes: Shapes)
     queries = (attention.num_kv_heads, attention.queries_per_kv * attention.head_dim)
     keys = (attention.num_kv_heads, attention.head_dim)
     read_by_out = Segment(queries, 0)
-    producers = ((attention.q, queries), (attention.k, keys), (attention.v, keys))
+    if attention.q.interleaved > 1:  # every head's q, k and v lie together
+        whole = Projection(attention.q.module, attention.q.end)
+        producers = ((whole, (attention.num_kv_heads, whole.rows // attention.num_kv_heads)),)
+    else:
+        producers = ((attention.q, queries), (attention.k, keys), (attention.v, keys))
+    # What a norm over all heads sees decides its output: the queries and keys themselves go, not only their use.
+    normed = producers[:2] if attention.qk_norm_joins_heads else ()
     kv = Group(
         name=attention.path,
         layer=layer,
@@ -56,9 +62,13 @@ def width(layer: int, block: Block, _architecture: Architecture, shapes: Shapes)
         size=attention.num_kv_heads,
         slices=(
             *(piece for projection, view in producers for piece in _rows(projection, view, 0, shapes)),
+            *_norm_weights(attention, tuple(Segment(view, 0) for _, view in normed)),
             WeightSlice(f"{attention.out}.weight", 1, read_by_out),
         ),
-        gates=(Gate(attention.out, "input", read_by_out),),
+        gates=(
+            *(_output_gate(projection, view, 0, base_only=False) for projection, view in normed),
+            Gate(attention.out, "input", read_by_out),
+        ),
         tuning_gates=tuple(_output_gate(projection, view, 0, base_only=True) for projection, view in producers),
         features=attention.queries_per_kv * attention.head_dim,
     )
@@ -72,13 +82,24 @@ def head_dim(layer: int, block: Block, architecture: Architecture, shapes: Shape
     equals the masked model exactly.
 
     Raises:
-        UnsupportedModel: RoPE turns only a part of every head.
+        UnsupportedModel: RoPE turns only a part of every head, q, k and v are interleaved, or q and k go through
+            LayerNorms.
     """
     attention = block.attention
-    if attention.rotary_dim != attention.head_dim:
+    if attention.rotary_dim not in (0, attention.head_dim):
         raise UnsupportedModel(
             f"{architecture.family}: space `head_dim` needs RoPE over the whole head, but here it turns"
             f" {attention.rotary_dim} of {attention.head_dim} dims. Use space `width` or `disp`."
+        )
+    if attention.q.interleaved > 1:
+        raise UnsupportedModel(
+            f"{architecture.family}: space `head_dim` needs q, k and v in rows of their own, but here every head's lie"
+            " together. Use space `width` or `disp`."
+        )
+    if attention.qk_norm and architecture.norms.is_centred:
+        raise UnsupportedModel(
+            f"{architecture.family}: space `head_dim` cannot cut a LayerNorm of queries and keys, whose mean would"
+            " change. Use space `width` or `disp`."
         )
     return (
         _qk_pairs(layer, attention, shapes),
@@ -132,12 +153,11 @@ def mlp_channels(layer: int, mlp: Mlp, shapes: Shapes) -> Group:
         kind="mlp_channel",
         size=mlp.width,
         slices=(
-            *_rows(mlp.gate, channels.view, 0, shapes),
-            *_rows(mlp.up, channels.view, 0, shapes),
+            *(piece for part in mlp.producers for piece in _rows(part, channels.view, 0, shapes)),
             WeightSlice(f"{mlp.down}.weight", 1, channels),
         ),
         gates=(Gate(mlp.down, "input", channels),),
-        tuning_gates=tuple(_output_gate(half, channels.view, 0, base_only=True) for half in (mlp.gate, mlp.up)),
+        tuning_gates=tuple(_output_gate(half, channels.view, 0, base_only=True) for half in mlp.producers),
     )
 
 
@@ -147,7 +167,8 @@ def _qk_pairs(layer: int, attention: Attention, shapes: Shapes) -> Group:
         (attention.q, (attention.num_heads, 2, pairs)),
         (attention.k, (attention.num_kv_heads, 2, pairs)),
     )
-    norms = tuple(WeightSlice(f"{norm}.weight", 0, Segment((2, pairs), 1)) for norm in attention.qk_norm or ())
+    joined = tuple(Segment(view, 2) for _, view in views)
+    norms = _norm_weights(attention, joined if attention.qk_norm_joins_heads else (Segment((2, pairs), 1),) * 2)
     return Group(
         name=f"{attention.path}.qk",
         layer=layer,
@@ -176,6 +197,15 @@ def _vo_dims(layer: int, attention: Attention, shapes: Shapes) -> Group:
         ),
         gates=(Gate(attention.out, "input", Segment(outputs, 1)),),
         tuning_gates=(_output_gate(attention.v, values, 1, base_only=True),),
+    )
+
+
+def _norm_weights(attention: Attention, segments: tuple[Segment, ...]) -> tuple[WeightSlice, ...]:
+    """The weights of the norms of queries and of keys, at the segment of each; none where none are given."""
+    if attention.qk_norm is None or not segments:
+        return ()
+    return tuple(
+        WeightSlice(f"{norm}.weight", 0, segment) for norm, segment in zip(attention.qk_norm, segments, strict=True)
     )
 
 
