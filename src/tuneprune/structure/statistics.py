@@ -1,0 +1,107 @@
+"""What linears read: running sums over the tokens of a few batches, gathered in one forward pass."""
+
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+Batch = Mapping[str, Tensor]
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Float64 sums over tokens of the input x of one linear: of 1, x, x^2, and of x x^T where asked for."""
+
+    tokens: Float[Tensor, ""]
+    total: Float[Tensor, " inputs"]
+    squares: Float[Tensor, " inputs"]
+    gram: Float[Tensor, "inputs inputs"] | None = None
+
+    @property
+    def mean(self) -> Float[Tensor, " inputs"]:
+        """Mean of every input feature."""
+        return self.total / self.tokens.clamp(min=1)
+
+    @property
+    def variance(self) -> Float[Tensor, " inputs"]:
+        """Variance of every input feature around its mean, biased."""
+        return (self.squares / self.tokens.clamp(min=1) - self.mean.pow(2)).clamp(min=0)
+
+    @property
+    def norm(self) -> Float[Tensor, " inputs"]:
+        """L2 norm of every input feature over all tokens."""
+        return self.squares.sqrt()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums by name."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+def real_tokens(batch: Batch) -> Bool[Tensor, "rows length"]:
+    """The tokens that count: prompts and answers, not what fills a row up behind its last token with a label."""
+    labelled = batch["labels"] != IGNORED
+    return labelled.flip(1).cumsum(1).flip(1) > 0
+
+
+@contextmanager
+def reading(
+    model: nn.Module, modules: Iterable[str], see: Callable[[str, Tensor], None]
+) -> Generator[None, None, None]:
+    """Show `see` the input of each of `modules` in every forward until the context ends."""
+
+    def hook(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, inputs: see(path, inputs[0].detach())
+
+    with ExitStack() as hooks:
+        for path in modules:
+            hooks.callback(model.get_submodule(path).register_forward_pre_hook(hook(path)).remove)
+        yield
+
+
+@torch.no_grad()
+def input_statistics(
+    model: nn.Module,
+    modules: Iterable[str],
+    batches: Iterable[Batch],
+    forward: Callable[[Batch], object],
+    average: Callable[[Iterable[Tensor]], None],
+    *,
+    gram: bool = False,
+) -> dict[str, Statistics]:
+    """The statistics of every module's input over the real tokens of `batches`; dropout is off meanwhile.
+
+    Memory: three vectors a module, and a square matrix with `gram`, on the model's device.
+
+    Args:
+        forward: runs the model on one batch, such as the tuning loop's loss.
+        average: averages tensors over processes, so that every process gets the same statistics.
+    """
+    sums: dict[str, dict[str, Tensor]] = {}
+    counted = torch.zeros(0)
+
+    def see(path: str, states: Tensor) -> None:
+        rows = states[counted.to(states.device)]
+        wide = rows.double()
+        new = {"tokens": wide.new_tensor(float(len(rows))), "total": wide.sum(0), "squares": wide.pow(2).sum(0)}
+        if gram:
+            exact = rows.to(torch.promote_types(rows.dtype, torch.float32))
+            new["gram"] = (exact.T @ exact).double()
+        mine = sums.setdefault(path, {})
+        for name, tensor in new.items():
+            mine[name] = mine[name].add_(tensor) if name in mine else tensor
+
+    training = model.training
+    model.eval()
+    with reading(model, modules, see):
+        for batch in batches:
+            counted = real_tokens(batch)
+            forward(batch)
+    model.train(training)
+    for mine in sums.values():
+        average(mine.values())
+    return {path: Statistics(**mine) for path, mine in sums.items()}
