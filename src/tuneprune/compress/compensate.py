@@ -1,0 +1,132 @@
+"""Compensation by least squares: kept columns take over what they can of the removed ones."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tuneprune.structure.edits import Bias
+from tuneprune.structure.plan import Plan
+from tuneprune.structure.space import Kind, Masks, PruningSpace
+from tuneprune.structure.statistics import Batch, Statistics, input_statistics
+from tuneprune.structure.weights import base_weight, effective_weight
+
+KINDS: frozenset[Kind] = frozenset({"kv_group", "mlp_channel", "vo_dim", "read"})
+"""Groups whose input gates mask what a linear reads and nothing else: there the least-squares answer is exact."""
+GRAM_BYTES = 2**31
+"""Square matrices that one pass over the calibration data may hold."""
+
+
+def kept_inputs(space: PruningSpace, masks: Masks) -> dict[str, Tensor]:
+    """Which input features stay, as booleans, of every linear that loses some under hard `masks`."""
+    kept: dict[str, Tensor] = {}
+    for group in space.groups:
+        if group.kind not in KINDS:
+            continue
+        gone = (masks[group.name] == 0).nonzero().squeeze(1)
+        for gate in group.gates:
+            if gate.side == "input" and len(gone):
+                inputs = space.shapes[f"{gate.module}.weight"][1]
+                flags = kept.setdefault(gate.module, torch.ones(inputs, dtype=torch.bool))
+                flags[gate.segment.positions(gone)] = False
+    return kept
+
+
+@torch.no_grad()
+def corrections(
+    model: nn.Module,
+    space: PruningSpace,
+    masks: Masks,
+    statistics: Mapping[str, Statistics],
+    biases: Mapping[str, Tensor] | None = None,
+    *,
+    damping: float = 1e-4,
+) -> dict[str, Tensor]:
+    """What to add to the weight of every linear in `statistics` that loses inputs; zero on removed columns.
+
+    With kept inputs S, removed ones R and G = X X^T over tokens: D = W_R G_RS (G_SS + eps I)^-1, the ridge solution of
+    min ||W_R X_R - D X_S||^2. For eps = 0 this is W' = W X X_S^T (X_S X_S^T)^-1; for eps > 0 it shrinks the change of
+    the kept weights instead of the weights, so that the squared error is never larger than without.
+
+    Args:
+        statistics: of the inputs of the model without masks, with `gram`.
+        biases: constants that the plan adds to a module's output for what goes; D then answers for the rest.
+        damping: eps in units of the mean of G_SS's diagonal.
+    """
+    changes: dict[str, Tensor] = {}
+    for module, flags in kept_inputs(space, masks).items():
+        found = statistics.get(module)
+        if found is None:
+            continue
+        assert found.gram is not None, "statistics for compensation need `gram`"
+        weight = effective_weight(model, f"{module}.weight").double()
+        stay, gone = (part.nonzero().squeeze(1).to(weight.device) for part in (flags, ~flags))
+        gram = found.gram.double().to(weight.device)
+        among = gram[stay][:, stay]
+        lost = weight[:, gone] @ gram[gone][:, stay]  # [outputs, kept]
+        if biases is not None and module in biases:
+            lost -= torch.outer(biases[module].double().to(weight.device), found.total.double().to(weight.device)[stay])
+        among += (damping * among.diagonal().mean()).clamp(min=1e-12) * torch.eye(len(stay)).to(among)
+        change = torch.linalg.solve(among, lost, left=False)
+        changes[module] = torch.zeros_like(weight).index_copy(1, stay, change)
+    return changes
+
+
+@torch.no_grad()
+def compensate(
+    model: nn.Module,
+    space: PruningSpace,
+    masks: Masks,
+    statistics: Mapping[str, Statistics],
+    biases: Mapping[str, Tensor] | None = None,
+    *,
+    damping: float = 1e-4,
+) -> None:
+    """Add `corrections` to the stored weights of the dense model, in place; for LoRA layers to the frozen ones."""
+    add(model, corrections(model, space, masks, statistics, biases, damping=damping))
+
+
+@torch.no_grad()
+def add(model: nn.Module, changes: Mapping[str, Tensor]) -> None:
+    """Add changes to the stored weights of modules, in place."""
+    for module, change in changes.items():
+        weight = base_weight(model, f"{module}.weight")
+        weight.add_(change.to(weight))
+
+
+def compensate_plan(
+    model: nn.Module,
+    space: PruningSpace,
+    plan: Plan,
+    batches: Sequence[Batch],
+    forward: Callable[[Batch], object],
+    average: Callable[[Iterable[Tensor]], None],
+) -> list[str]:
+    """Compensate for what `plan` removes from the merged dense `model`, in place; the linears that were changed.
+
+    All statistics are those of the model as given. Its square matrices are gathered for as many linears at once as
+    `GRAM_BYTES` hold, so a large model takes several passes over `batches`.
+    """
+    masks = plan.masks(space)
+    biases = {edit.module: edit.bias for edit in plan.of_kind(Bias)}
+    changes: dict[str, Tensor] = {}
+    for modules in _portions(space, list(kept_inputs(space, masks))):
+        found = input_statistics(model, modules, batches, forward, average, gram=True)
+        part = corrections(model, space, masks, found, biases)
+        changes |= {name: change.to(base_weight(model, f"{name}.weight").dtype) for name, change in part.items()}
+    add(model, changes)
+    return list(changes)
+
+
+def _portions(space: PruningSpace, modules: Sequence[str]) -> list[list[str]]:
+    """The modules in runs whose float64 square matrices fit into `GRAM_BYTES`, at least one a run."""
+    runs: list[list[str]] = []
+    room = 0
+    for module in modules:
+        needed = 8 * space.shapes[f"{module}.weight"][1] ** 2
+        if not runs or needed > room:
+            runs.append([])
+            room = GRAM_BYTES
+        runs[-1].append(module)
+        room -= needed
+    return runs
