@@ -19,15 +19,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from tuneprune.methods.base import Method, Metrics, Search, Subject, churn, decide, generator_for
+from tuneprune.methods.base import Method, Metrics, Search, Subject, churn, generator_for
 from tuneprune.methods.generator import GeneratorOptimizer, budget_distance, make_generator, on_budget, sampled
 from tuneprune.methods.regularise import (
     group_lasso,
     linear_decay,
-    lora_residue,
-    project,
     proximal_step,
     proximal_strength,
+    settle,
 )
 from tuneprune.methods.scoring import prior, standardised_logs, unit_costs
 from tuneprune.structure.budget import Budget, allocate
@@ -200,10 +199,7 @@ class AtpSearch(Search):
         """Freeze the decision if it is not, project LoRA on removed units to zero, and record how large it was."""
         if self.frozen_at < 0:
             self._freeze()
-        residue = lora_residue(self.subject.model, self.subject.space, self._masks)
-        project(self.subject.model, self.subject.space, self._masks)
-        plan = decide(self._masks, self.subject, self.budget, self.options)
-        return Plan(plan.edits, plan.space, {**plan.provenance, "lora_residue": residue})
+        return settle(self._masks, self.subject, self.budget, self.options)
 
     def state_dict(self) -> dict[str, Any]:
         """Generator, its optimiser and noise, prior, and the decision in force."""

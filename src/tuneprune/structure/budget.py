@@ -109,7 +109,7 @@ def allocate(
     check(space, budget, reserved)
     _refuse_nan(scores)
     if scope == "local":
-        scores = {name: _fractional_ranks(score) for name, score in scores.items()}
+        scores = {name: fractional_ranks(score) for name, score in scores.items()}
     chains = _chains(scores, space, budget)
     target = budget.target(space) - reserved
     ids = torch.cat([torch.full((len(chain) - 1,), index) for index, chain in enumerate(chains)])
@@ -225,7 +225,7 @@ def units_per_step(group: Group, multiple_of: int) -> int:
     return units
 
 
-def _fractional_ranks(score: Tensor) -> Tensor:
+def fractional_ranks(score: Float[Tensor, " units"]) -> Float[Tensor, " units"]:
     """Towards 1 for the best unit of a group, 0 for its worst: one threshold cuts equal shares everywhere."""
     order = torch.argsort(score.detach().cpu().double(), descending=True, stable=True)
     ranks = torch.empty(len(score), dtype=torch.double)

@@ -1,0 +1,42 @@
+"""Removal step by step: budgets on the way to the final one, and decisions in which what is gone stays gone."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tuneprune.structure.budget import Budget, allocate
+from tuneprune.structure.space import Masks, PruningSpace
+
+
+def cubic(progress: float) -> float:
+    """Share of all removals that is due, 1 - (1 - p)^3: fast at first, slow towards the end (Zhu & Gupta 2017)."""
+    return 1 - (1 - min(1.0, max(0.0, progress))) ** 3
+
+
+def partial(budget: Budget, done: float) -> Budget:
+    """The budget when the share `done` of all removals is due: the whole model at 0, the budget itself at 1."""
+    if done >= 1:
+        return budget
+    return budget.model_copy(update={"keep": budget.keep + (1 - budget.keep) * (1 - done)})
+
+
+def shrink(
+    masks: Masks,
+    scores: Mapping[str, Tensor],
+    space: PruningSpace,
+    budget: Budget,
+    scope: Literal["global", "local"] = "global",
+) -> dict[str, Tensor]:
+    """Hard masks that keep the highest scores within the budget, out of what `masks` keep.
+
+    Differs from `allocate` in that room which only a unit removed earlier would fit into stays empty: less than one
+    unit of the model's most expensive kind.
+    """
+    known = {
+        name: torch.where(masks[name].to(score.device) > 0, score.double(), -torch.inf)
+        for name, score in scores.items()
+    }
+    fresh = allocate(known, space, budget, scope)
+    return {name: fresh[name].to(mask.device) * mask for name, mask in masks.items()}
