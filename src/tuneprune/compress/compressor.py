@@ -35,7 +35,7 @@ def compress(model: PreTrainedModel, architecture: Architecture, space: PruningS
     if stock is not None:
         _scale_projections(architecture, narrowed, tensors)
         return _assemble(families.stock_class(stock), stock, tensors, model)
-    pruned = layout(architecture, space, plan, tensors, model)
+    pruned = layout(architecture, space, plan, tensors)
     pruned["norms"] = _norm_shapes(narrowed, tensors, model)
     tensors |= _indices(architecture, space, plan)
     model.config.pruned = pruned
@@ -114,7 +114,6 @@ def layout(
     space: PruningSpace,
     plan: Plan,
     tensors: dict[str, Tensor],
-    model: PreTrainedModel,
 ) -> dict[str, dict[str, Any]]:
     """What `modeling_pruned.resize` needs: the shapes of all modules that differ from the stock model's."""
     widths = plan.widths(space)
