@@ -45,7 +45,8 @@ def write(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        model.save_pretrained(partial, max_shard_size=max_shard_size)
+        # Hugging Face renames some families' tensors on disk, and for shipped code does not rename them back.
+        model.save_pretrained(partial, max_shard_size=max_shard_size, save_original_format=not _is_ragged(model))
         tokenizer.save_pretrained(partial)
         loader = _finish(model, partial)
         _publish(partial, folder)
@@ -64,19 +65,23 @@ def weight_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
+def _is_ragged(model: PreTrainedModel) -> bool:
+    """Whether the model needs the shipped modelling file."""
+    return hasattr(model.config, "pruned")
+
+
 def _finish(model: PreTrainedModel, folder: Path) -> Loader:
     """Add to the saved folder what Hugging Face's own saving leaves out."""
     config = json.loads((folder / CONFIG).read_text(encoding="utf8"))
     config |= _legacy_rope(config)
-    is_ragged = "pruned" in config
-    if is_ragged:
+    if _is_ragged(model):
         auto_map = shipped.classes(model.config)
         # A name that no library knows, so that none picks its own class of the family, whose shapes do not fit.
         config["architectures"] = [auto_map["AutoModelForCausalLM"]]
         config["auto_map"] = {auto: f"{shipped.MODULE}.{name}" for auto, name in auto_map.items()}
         (folder / f"{shipped.MODULE}.py").write_text(shipped.source(model.config), encoding="utf8")
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf8")
-    return Loader(config["architectures"][0], is_ragged, config["model_type"])
+    return Loader(config["architectures"][0], _is_ragged(model), config["model_type"])
 
 
 def _legacy_rope(config: dict[str, Any]) -> dict[str, Any]:
@@ -85,9 +90,13 @@ def _legacy_rope(config: dict[str, Any]) -> dict[str, Any]:
     Without them such readers assume theta 10000 and no scaling, and compute wrong logits without an error.
     """
     rope = config.get("rope_parameters") or {}
+    local = rope.get("sliding_attention") or {}
+    rope = rope.get("full_attention", rope)  # some families turn global and sliding layers differently
     if "rope_theta" not in rope:
         return {}
     legacy: dict[str, Any] = {"rope_theta": rope["rope_theta"]}
+    if "rope_theta" in local:
+        legacy["rope_local_base_freq"] = local["rope_theta"]
     if "partial_rotary_factor" in rope:
         legacy["partial_rotary_factor"] = rope["partial_rotary_factor"]
     if rope.get("rope_type", "default") != "default":
