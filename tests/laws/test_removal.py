@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from tiny import SPACES, VARIANTS, logits, random_masks, tiny_model
+from transformers import AutoModelForCausalLM
 
 from tuneprune import families
 from tuneprune.compress import compress
@@ -70,6 +71,15 @@ def test_uniform_width_is_the_stock_class_without_extra_code(model):
     small = compress(model, architecture, space, Plan.from_masks(random_masks(space, uniform=True), space))
     assert type(small).__module__.startswith("transformers.models.")
     assert not hasattr(small.config, "pruned")
+
+
+def test_a_stock_class_in_half_precision_keeps_the_frequencies_of_rope_in_full():
+    dense = tiny_model("llama", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(dense.config, dtype=torch.bfloat16)
+    architecture, space = parts(model, "width")
+    small = compress(model, architecture, space, Plan.from_masks(random_masks(space, uniform=True), space))
+    assert small.dtype == torch.bfloat16
+    assert torch.equal(small.model.rotary_emb.inv_freq, dense.model.rotary_emb.inv_freq)
 
 
 @pytest.mark.parametrize("space_name", SPACES)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from tuneprune import families
 from tuneprune.compress.modeling_pruned import epsilon_name, resize
@@ -34,7 +34,7 @@ def compress(model: PreTrainedModel, architecture: Architecture, space: PruningS
     stock = families.uniform_config(model.config, architecture, space, widths)
     if stock is not None:
         _scale_projections(architecture, narrowed, tensors)
-        return _assemble(families.stock_class(stock), stock, tensors, model)
+        return _assemble(stock, tensors, model)
     pruned = layout(architecture, space, plan, tensors)
     pruned["norms"] = _norm_shapes(narrowed, tensors, model)
     tensors |= _indices(architecture, space, plan)
@@ -45,12 +45,13 @@ def compress(model: PreTrainedModel, architecture: Architecture, space: PruningS
     return model
 
 
-def _assemble(
-    stock: type[PreTrainedModel], config: PretrainedConfig, tensors: dict[str, Tensor], model: PreTrainedModel
-) -> PreTrainedModel:
-    """A stock model of the new shape, holding the cut tensors and the old generation settings."""
-    small: Any = stock(config)
-    small.to(device=model.device, dtype=model.dtype)
+def _assemble(config: PretrainedConfig, tensors: dict[str, Tensor], model: PreTrainedModel) -> PreTrainedModel:
+    """A stock model of the new shape, holding the cut tensors and the old generation settings.
+
+    Built in its precision, not cast to it: the frequencies of RoPE stay in float32, as when the model is loaded.
+    """
+    small: Any = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    small.to(model.device)
     small.load_state_dict(tensors)
     small.generation_config = model.generation_config
     return small.train(model.training)
