@@ -2,17 +2,33 @@
 
 import torch
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
+    Starcoder2Config,
+    Starcoder2ForCausalLM,
 )
 
 COMMON = {
@@ -36,6 +52,12 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+GEMMA = {
+    "head_dim": 8,
+    "query_pre_attn_scalar": 16,
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
 VARIANTS = {
     "llama": (LlamaConfig, LlamaForCausalLM, {}),
     "llama3": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": True, "rope_parameters": LLAMA3_ROPE}),
@@ -48,14 +70,49 @@ VARIANTS = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 16}),
     "phi3": (Phi3Config, Phi3ForCausalLM, {}),
+    "granite": (
+        GraniteConfig,
+        GraniteForCausalLM,
+        {
+            "embedding_multiplier": 2.0,
+            "attention_multiplier": 0.5,
+            "residual_multiplier": 0.5,
+            "logits_scaling": 4.0,
+        },
+    ),
+    "smollm3": (
+        SmolLM3Config,
+        SmolLM3ForCausalLM,
+        {"no_rope_layers": [1, 0], "use_sliding_window": True, "sliding_window": 8},
+    ),
+    "gemma2": (Gemma2Config, Gemma2ForCausalLM, GEMMA | {"attn_logit_softcapping": 5.0, "tie_word_embeddings": True}),
+    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM, GEMMA),
+    "olmo2": (Olmo2Config, Olmo2ForCausalLM, {}),
+    "starcoder2": (Starcoder2Config, Starcoder2ForCausalLM, {"sliding_window": 8}),
+    "phi": (PhiConfig, PhiForCausalLM, {"num_key_value_heads": 4}),
+    "gpt_neox": (
+        GPTNeoXConfig,
+        GPTNeoXForCausalLM,
+        {"num_key_value_heads": 4, "rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+    ),
 }
+REFUSED = {("phi", "head_dim"), ("gpt_neox", "head_dim")}
+"""What a family cannot do in a space; a law checks that it says so."""
 SPACES = ("width", "head_dim", "disp")
+NO_NARROW_HEADS = {"gpt_neox"}
+"""Families whose stock class has one head size for every head count, so that fewer heads need the shipped file."""
+ROUNDED = {("qwen3", "head_dim"), ("gemma3", "head_dim"), ("olmo2", "width"), ("olmo2", "head_dim")}
+"""Where a norm loses features. Hugging Face's RMSNorm computes in float32, so these agree to its rounding only."""
+CASES = [(variant, space) for variant in VARIANTS for space in SPACES if (variant, space) not in REFUSED]
 
 
 def tiny_model(variant: str, *, seed: int = 0, dtype: torch.dtype = torch.float64, **changes) -> PreTrainedModel:
     config_class, model_class, settings = VARIANTS[variant]
     torch.manual_seed(seed)
     model = model_class(config_class(**COMMON | settings | changes)).to(dtype).eval()
+    for module in model.modules():
+        if hasattr(module, "scalar_embed_scale"):  # a buffer that loading makes in the precision of the model
+            module.embed_scale.fill_(module.scalar_embed_scale)
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.data.uniform_(0.5, 1.5)
@@ -64,6 +121,18 @@ def tiny_model(variant: str, *, seed: int = 0, dtype: torch.dtype = torch.float6
         else:
             parameter.data.mul_(5)  # default init is nearly linear; larger weights make softmax and SiLU bend
     return model
+
+
+def precise_norms(monkeypatch, model: PreTrainedModel) -> None:
+    """Let the model's RMSNorms compute in the precision of the model instead of float32."""
+
+    def forward(norm, states):
+        is_gemma = hasattr(norm, "eps")
+        weight, epsilon = (1 + norm.weight, norm.eps) if is_gemma else (norm.weight, norm.variance_epsilon)
+        return weight * states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + epsilon)
+
+    for kind in {type(module) for module in model.modules() if type(module).__name__.endswith("RMSNorm")}:
+        monkeypatch.setattr(kind, "forward", forward)
 
 
 def probe_ids(rows: int = 2, length: int = 12) -> torch.Tensor:

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny import SPACES, VARIANTS, logits, random_masks, tiny_model
+from tiny import CASES, logits, precise_norms, random_masks, tiny_model
 
 from tuneprune import families
 from tuneprune.compress import compress
@@ -16,11 +16,12 @@ from tuneprune.train.config import LoraOptions
 from tuneprune.train.lora import inject_lora, merge_lora
 
 
-@pytest.fixture(params=[(variant, name) for variant in VARIANTS for name in SPACES], ids="-".join)
-def tuned(request):
+@pytest.fixture(params=CASES, ids="-".join)
+def tuned(request, monkeypatch):
     """A model with random LoRA on all linears of its blocks, its architecture, and a space with random masks."""
     variant, name = request.param
     model = tiny_model(variant)
+    precise_norms(monkeypatch, model)
     architecture = families.describe(model)
     space = spaces.build(name, architecture, model)
     inject_lora(model, architecture, LoraOptions(rank=3, alpha=6, dropout=0.1), seed=0)
@@ -28,12 +29,6 @@ def tuned(request):
     for parameter in (p for n, p in model.named_parameters() if "lora_" in n):
         parameter.data = 0.3 * torch.randn_like(parameter, dtype=torch.float64)
     return model.eval(), architecture, space, random_masks(space)
-
-
-def tolerance(model, space):
-    """Hugging Face's RMSNorm computes in float32, so a q/k norm over fewer dims agrees to float32 rounding only."""
-    close = 1e-5 if space.name == "head_dim" and model.config.model_type == "qwen3" else 1e-9
-    return {"rtol": close, "atol": close}
 
 
 def masked_logits(model, space, masks, mode="masked"):
@@ -61,7 +56,7 @@ def test_masked_lora_equals_merged_and_compressed(tuned):
     merge_lora(model, architecture)
     torch.testing.assert_close(masked_logits(model, space, masks), expected, rtol=1e-9, atol=1e-9)
     small = compress(model, architecture, space, Plan.from_masks(masks, space))
-    torch.testing.assert_close(logits(small), expected, **tolerance(model, space))
+    torch.testing.assert_close(logits(small), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_open_lora_differs_from_masked_until_it_is_projected(tuned):
@@ -74,7 +69,7 @@ def test_open_lora_differs_from_masked_until_it_is_projected(tuned):
     torch.testing.assert_close(masked_logits(model, space, masks, "open"), expected, **close)
     merge_lora(model, architecture)
     small = compress(model, architecture, space, Plan.from_masks(masks, space))
-    torch.testing.assert_close(logits(small), expected, **tolerance(model, space))
+    torch.testing.assert_close(logits(small), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_open_equals_masked_while_training_too(tuned):

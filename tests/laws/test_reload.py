@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import SPACES, VARIANTS, probe_ids, random_masks, tiny_model
+from tiny import CASES, NO_NARROW_HEADS, ROUNDED, SPACES, probe_ids, random_masks, tiny_model
 from toy_tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
@@ -22,7 +22,7 @@ from tuneprune.structure.plan import Plan
 logging.disable_progress_bar()
 ROOT = Path(__file__).parents[2]
 MODELS = Path(os.environ.get("TUNEPRUNE_MODELS", ROOT.parent / "shared" / "models"))
-TOY = [(variant, space, uniform) for variant in VARIANTS for space in SPACES for uniform in (False, True)]
+TOY = [(*case, uniform) for case in CASES for uniform in (False, True)]
 FULL = [case for case in TOY if not case[2] or case[1] == "width"]  # the others differ in widths only
 REAL = [
     (checkpoint, space, uniform)
@@ -98,8 +98,7 @@ def toy(request, toys):
 
 def test_reloaded_equals_masked(toy):
     (variant, space_name, _), facts = toy
-    # Hugging Face's RMSNorm computes in float32, so a q/k norm over fewer dims agrees to float32 rounding only.
-    tolerance = 1e-6 if (variant, space_name) == ("qwen3", "head_dim") else 1e-10
+    tolerance = 1e-6 if (variant, space_name) in ROUNDED else 1e-10
     found = facts["found"]
     assert found["dtype"] == "torch.float64"
     assert found["difference"] < tolerance
@@ -118,10 +117,11 @@ def test_every_use_of_a_model_works(toys, case):
 
 
 def test_loader_says_what_it_takes(toy):
-    (_, space_name, uniform), facts = toy
+    (variant, space_name, uniform), facts = toy
     loader, found = facts["loader"], facts["found"]
     assert loader.class_name == found["class"]
-    assert loader.needs_remote_code == (not (space_name == "width" and uniform))
+    is_stock = space_name == "width" and uniform and variant not in NO_NARROW_HEADS
+    assert loader.needs_remote_code == (not is_stock)
     assert loader.needs_remote_code == (facts["folder"] / "modeling_pruned.py").exists()
     if loader.needs_remote_code:
         assert "mismatch" in found["refusal"]
@@ -132,7 +132,8 @@ def test_loader_says_what_it_takes(toy):
 def test_rope_survives_under_both_names(toy):
     (variant, _, _), facts = toy
     config = json.loads((facts["folder"] / "config.json").read_text())
-    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    rope = config["rope_parameters"]
+    assert config["rope_theta"] == rope.get("full_attention", rope)["rope_theta"]
     assert ("rope_scaling" in config) == (variant == "llama3")
     assert facts["found"]["rope"] == tiny_model(variant).config.rope_parameters
 

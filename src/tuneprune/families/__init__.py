@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import cache
 from types import ModuleType
 from typing import Any, cast
@@ -10,7 +11,7 @@ from typing import Any, cast
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 
 from tuneprune.errors import UnsupportedModel, suggest
-from tuneprune.structure.architecture import Architecture, StockShape
+from tuneprune.structure.architecture import Architecture, Attention, Projection, StockShape
 from tuneprune.structure.space import PruningSpace
 from tuneprune.structure.weights import base_weight
 
@@ -116,3 +117,39 @@ def rotary_width(config: Any) -> int:  # noqa: ANN401
     """Leading features of a head that RoPE turns."""
     rope: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
     return int(head_width(config) * rope.get("partial_rotary_factor", 1.0))
+
+
+def plain_attention(config: Any, path: str, *, out: str = "o_proj", **facts: Any) -> Attention:  # noqa: ANN401
+    """Attention of three separate projections `q_proj`, `k_proj`, `v_proj`; `facts` are further fields."""
+    head = head_width(config)
+    queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
+    facts = {"rotary_dim": rotary_width(config)} | facts
+    return Attention(
+        path=path,
+        q=Projection(f"{path}.q_proj", queries),
+        k=Projection(f"{path}.k_proj", keys),
+        v=Projection(f"{path}.v_proj", keys),
+        out=f"{path}.{out}",
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=head,
+        **facts,
+    )
+
+
+def reshaped(config: PretrainedConfig, shape: StockShape) -> PretrainedConfig:
+    """The config with this shape under the usual names; every kept layer keeps its head size and its type."""
+    changes: dict[str, object] = {
+        "head_dim": head_width(config),
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
+        "intermediate_size": shape.mlp_width,
+        "hidden_size": shape.hidden_size,
+        "num_hidden_layers": len(shape.kept_layers),
+    }
+    if getattr(config, "layer_types", None):
+        changes["layer_types"] = [config.layer_types[layer] for layer in shape.kept_layers]
+    config = deepcopy(config)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return config

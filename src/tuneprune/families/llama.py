@@ -1,4 +1,7 @@
-"""LLaMA 1 to 3.x and the families with the same block: Mistral, Qwen2 (qkv bias), Qwen3 (q/k norm)."""
+"""LLaMA 1 to 3.x and the families with the same block.
+
+Mistral, Qwen2 (qkv bias), Qwen3 (q/k norm), Granite (multipliers), SmolLM3 (some layers without RoPE).
+"""
 
 from copy import deepcopy
 from typing import Any
@@ -8,11 +11,12 @@ from transformers import MistralConfig, PretrainedConfig
 from tuneprune.families import head_width, rotary_width
 from tuneprune.structure.architecture import Architecture, Attention, Block, Mlp, Projection, StockShape
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "granite", "smollm3")
 
 
 def describe(config: Any) -> Architecture:  # noqa: ANN401
     """Seven separate projections a block. Biases need no word here: groups take those the weights have."""
+    has_rope = getattr(config, "no_rope_layers", None) or [1] * config.num_hidden_layers  # the name says the opposite
     head = head_width(config)
     queries, keys, channels = (
         config.num_attention_heads * head,
@@ -34,7 +38,7 @@ def describe(config: Any) -> Architecture:  # noqa: ANN401
                 num_heads=config.num_attention_heads,
                 num_kv_heads=config.num_key_value_heads,
                 head_dim=head,
-                rotary_dim=rotary_width(config),
+                rotary_dim=rotary_width(config) if has_rope[index] else 0,
                 qk_norm=(f"{attention}.q_norm", f"{attention}.k_norm") if config.model_type == "qwen3" else None,
             ),
             mlp=Mlp(

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import SPACES, VARIANTS, logits, random_masks, tiny_model
+from tiny import CASES, NO_NARROW_HEADS, SPACES, VARIANTS, logits, random_masks, tiny_model
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -19,7 +19,9 @@ from tuneprune.errors import UnsupportedModel
 from tuneprune.structure import spaces
 from tuneprune.structure.plan import Plan
 
-PACKED = ("phi3",)
+PACKED = ("phi3", "gpt_neox")
+PLAIN = ("starcoder2", "phi", "gpt_neox")
+NO_PRE_NORM = ("olmo2",)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -34,23 +36,69 @@ def test_describe_says_what_the_weights_are(variant):
     assert names[architecture.final_norm].weight.shape == (32,)
     for block in architecture.blocks:
         attention, mlp = block.attention, block.mlp
-        for path in (block.attention_norm, block.mlp_norm):
+        norms = (block.attention_norm, block.mlp_norm, block.attention_post_norm, block.mlp_post_norm)
+        assert (block.attention_norm is None) == (block.mlp_norm is None) == (variant in NO_PRE_NORM)
+        assert {path for path in names if "layernorm" in path and path.startswith(block.path)} == {*norms} - {None}
+        for path in (norm for norm in norms if norm is not None):
             assert names[path].weight.shape == (32,)
+            assert hasattr(names[path], "bias") == architecture.norms.is_centred
         assert attention.q.rows == attention.num_heads * attention.head_dim
         assert attention.k.rows == attention.v.rows == attention.num_kv_heads * attention.head_dim
-        assert attention.rotary_dim == attention.head_dim
-        assert mlp.gate.rows == mlp.up.rows == mlp.width == 48
-        assert names[attention.path].q_norm.weight.shape == (16,) if attention.qk_norm else attention.head_dim == 8
+        assert (mlp.gate is None) == (variant in PLAIN)
+        assert {part.rows for part in mlp.producers} == {mlp.width} == {48}
+        assert attention.head_dim == (16 if variant == "qwen3" else 8)
+        assert (attention.qk_norm is not None) == hasattr(names[attention.path], "q_norm")
+        for path, projection in zip(attention.qk_norm or (), (attention.q, attention.k), strict=False):
+            width = projection.rows if attention.qk_norm_joins_heads else attention.head_dim
+            assert names[path].weight.shape == (width,)
         assert len(attention.inputs) == (1 if variant in PACKED else 3)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_a_block_adds_to_the_stream_is_what_its_output_modules_say(variant):
+    model = tiny_model(variant)
+    block = families.describe(model).blocks[0]
+    seen = {}
+
+    def look(name):
+        return lambda _, inputs, output: seen.update({name: (inputs, output)})
+
+    for path in (block.path, block.attention_output, block.mlp_output):
+        model.get_submodule(path).register_forward_hook(look(path))
+    logits(model)
+    inputs, output = seen[block.path]
+    share = getattr(model.config, "residual_multiplier", 1.0)
+    added = share * (seen[block.attention_output][1] + seen[block.mlp_output][1])
+    torch.testing.assert_close(inputs[0] + added, output[0] if isinstance(output, tuple) else output)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_block_is_parallel_where_the_mlp_does_not_see_what_attention_wrote(variant):
+    model = tiny_model(variant)
+    block = families.describe(model).blocks[0]
+    seen = []
+    model.get_submodule(block.mlp.path).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    logits(model)
+    model.get_submodule(block.attention.out).weight.data.mul_(-0.7)
+    logits(model)
+    assert torch.equal(*seen) == block.parallel
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_leading_dims_that_rope_turns_are_known(variant):
+    model = tiny_model(variant)
+    for layer, block in enumerate(families.describe(model).blocks):
+        stock = model.get_submodule(block.attention.path)
+        turns = getattr(stock, "use_rope", True)
+        assert block.attention.rotary_dim == (getattr(stock, "rotary_ndims", block.attention.head_dim) if turns else 0)
+        assert (block.attention.rotary_dim == 0) == (variant == "smollm3" and layer == 1)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_linear_of_the_blocks_is_listed_once(variant):
     model = tiny_model(variant)
     inside = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and name.startswith("model.layers.")
+        name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and ".layers." in name
     ]
     assert sorted(families.describe(model).linears()) == sorted(inside)
 
@@ -69,7 +117,23 @@ def test_packed_projections_fill_their_linear_without_a_gap():
         (32, 16),
         (48, 16),
     ]
-    assert [(part.start, part.rows) for part in (mlp.gate, mlp.up)] == [(0, 48), (48, 48)]
+    assert [(part.start, part.rows) for part in mlp.producers] == [(0, 48), (48, 48)]
+
+
+def test_interleaved_projections_are_the_heads_of_the_stock_class():
+    """GPT-NeoX: rows of head 1's keys, zeroed, make that head attend evenly, and no other."""
+    model = tiny_model("gpt_neox")
+    attention = families.describe(model).blocks[0].attention
+    width, head = attention.head_dim, 1
+    packed = model.get_submodule(attention.k.module)
+    for projection in (attention.q, attention.k):
+        first = projection.start + head * projection.interleaved * width
+        packed.weight.data[first : first + width] = 0
+        packed.bias.data[first : first + width] = 0
+    model.set_attn_implementation("eager")
+    weights = model(torch.arange(6)[None], output_attentions=True).attentions[0][0, :, -1]
+    even = torch.full((6,), 1 / 6, dtype=weights.dtype)
+    assert [torch.allclose(row, even) for row in weights] == [False, True, False, False]
 
 
 def test_all_parts_of_the_rotary_setting_are_read():
@@ -80,7 +144,7 @@ def test_all_parts_of_the_rotary_setting_are_read():
 
 
 def test_the_known_families_are_found_by_their_files():
-    assert set(families.registry()) >= {"llama", "mistral", "qwen2", "qwen3", "phi3"}
+    assert {VARIANTS[variant][0].model_type for variant in VARIANTS} <= set(families.registry())
     for model_type, family in families.registry().items():
         assert model_type in family.MODEL_TYPES
         assert callable(family.describe)
@@ -89,7 +153,7 @@ def test_the_known_families_are_found_by_their_files():
 
 def test_an_unknown_family_is_refused_with_the_list():
     model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=8, n_positions=8))
-    with pytest.raises(UnsupportedModel, match=r"`gpt2` is not supported; known families are llama, .*phi3.*qwen3"):
+    with pytest.raises(UnsupportedModel, match=r"`gpt2` is not supported; known families are gemma2, .*phi3.*qwen3"):
         families.describe(model)
 
 
@@ -126,6 +190,8 @@ def test_a_model_cut_to_stock_widths_can_be_described_and_cut_again(variant):
             masks = random_masks(space, seed=seed, uniform=True)
         else:
             masks = space.ones()
+        if variant in NO_NARROW_HEADS:
+            masks |= {block.attention.path: torch.ones(4) for block in architecture.blocks}
         model = compress(model, architecture, space, Plan.from_masks(masks, space))
     assert families.describe(model).blocks[0].mlp.width in (12, 24)
 
@@ -158,7 +224,7 @@ def test_a_llama_with_biases_has_no_such_host():
 def test_stock_widths_need_equal_layers_and_whole_other_groups(variant):
     model = tiny_model(variant)
     architecture = families.describe(model)
-    for name in SPACES:
+    for name in (space for case, space in CASES if case == variant):
         space = spaces.build(name, architecture, model)
         whole = {group.name: group.size for group in space.groups}
         config = families.uniform_config(model.config, architecture, space, whole)

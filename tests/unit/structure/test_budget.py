@@ -5,7 +5,7 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tiny import SPACES, VARIANTS
+from tiny import CASES, SPACES
 from toy_spaces import tiny_space
 
 from tuneprune.errors import ConfigError, TunePruneError, UnreachableBudget
@@ -153,8 +153,7 @@ def test_local_scope_removes_the_same_share_everywhere_whatever_the_scale_of_the
     assert all(max(widths) - min(widths) <= spread for widths in by_kind.values())
 
 
-@pytest.mark.parametrize("name", SPACES)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("variant", "name"), CASES)
 @pytest.mark.parametrize("per_layer", ["free", "uniform"])
 def test_keeping_everything_is_possible_everywhere(variant, name, per_layer):
     space = tiny_space(variant, name)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from tiny import SPACES, VARIANTS, logits, probe_ids, random_masks, tiny_model
+from tiny import CASES, SPACES, logits, probe_ids, random_masks, tiny_model
 from torch import nn
 
 from tuneprune import families
@@ -182,8 +182,7 @@ def test_masked_mode_masks_lora_as_well():
 
 
 @pytest.mark.parametrize("mode", ["masked", "open"])
-@pytest.mark.parametrize("name", SPACES)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("variant", "name"), CASES)
 def test_every_soft_mask_gets_its_gradient(variant, name, mode):
     model, space, gates = gated(variant, name, lora=True)
     model.requires_grad_(False)

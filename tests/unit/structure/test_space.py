@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import SPACES, VARIANTS, tiny_model
+from tiny import CASES, SPACES, tiny_model
 from toy_spaces import tiny_space
 
 from tuneprune import families
@@ -51,8 +51,7 @@ def test_rotary_pairs_are_dims_that_turn_together():
     assert sorted(pairs.positions(torch.tensor([1])).tolist()) == [1, 5, 9, 13]
 
 
-@pytest.mark.parametrize("name", SPACES)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("variant", "name"), CASES)
 def test_the_slices_of_every_space_stay_inside_their_tensors_and_never_overlap(variant, name):
     space = tiny_space(variant, name)
     owners = {}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from tiny import SPACES, VARIANTS, tiny_model
+from tiny import CASES, tiny_model
 
 from tuneprune import families
 from tuneprune.structure import spaces
@@ -127,8 +127,7 @@ def test_effective_weight_is_what_the_layer_computes_with():
 
 
 @pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("name", SPACES)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("variant", "name"), CASES)
 def test_a_norm_is_zero_exactly_where_all_coupled_weights_are(variant, name, lora):
     model, space = parts(variant, name, lora=lora)
     for group in space.groups:
@@ -144,8 +143,7 @@ def test_a_norm_is_zero_exactly_where_all_coupled_weights_are(variant, name, lor
         assert (norms[torch.arange(group.size) != 1] > 0).all()
 
 
-@pytest.mark.parametrize("name", SPACES)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("variant", "name"), CASES)
 def test_lora_norms_are_zero_exactly_where_scaling_removed_lora(variant, name):
     model, space = parts(variant, name)
     for group in space.groups:

@@ -1,0 +1,42 @@
+"""StarCoder2: LayerNorms, biases everywhere, a plain MLP."""
+
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from tuneprune.families import plain_attention, reshaped
+from tuneprune.structure.architecture import Architecture, Block, Mlp, NormStyle, Projection, StockShape
+
+MODEL_TYPES = ("starcoder2",)
+
+
+def describe(config: Any) -> Architecture:  # noqa: ANN401
+    """LLaMA's attention; the MLP is one activation between `c_fc` and `c_proj`."""
+
+    def block(index: int) -> Block:
+        path = f"model.layers.{index}"
+        mlp = f"{path}.mlp"
+        channels = Projection(f"{mlp}.c_fc", config.intermediate_size)
+        return Block(
+            path=path,
+            attention=plain_attention(config, f"{path}.self_attn"),
+            mlp=Mlp(mlp, None, channels, f"{mlp}.c_proj", config.intermediate_size),
+            attention_norm=f"{path}.input_layernorm",
+            mlp_norm=f"{path}.post_attention_layernorm",
+        )
+
+    return Architecture(
+        family=config.model_type,
+        hidden=config.hidden_size,
+        embed="model.embed_tokens",
+        blocks=tuple(block(index) for index in range(config.num_hidden_layers)),
+        final_norm="model.norm",
+        head="lm_head",
+        tied=config.tie_word_embeddings,
+        norms=NormStyle(is_centred=True),
+    )
+
+
+def uniform(config: PretrainedConfig, shape: StockShape) -> PretrainedConfig | None:
+    """The config of this shape."""
+    return reshaped(config, shape)
