@@ -31,6 +31,8 @@ from transformers import (
     Starcoder2ForCausalLM,
 )
 
+from tuneprune import families
+
 COMMON = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -137,6 +139,18 @@ def precise_norms(monkeypatch, model: PreTrainedModel) -> None:
 
 def probe_ids(rows: int = 2, length: int = 12) -> torch.Tensor:
     return (torch.arange(rows * length).view(rows, length) * 7) % 60 + 3
+
+
+def exact_norms(model: PreTrainedModel, monkeypatch) -> None:
+    """Let the model's RMSNorms compute in its own precision; Hugging Face's compute in float32."""
+    offset = families.describe(model).norms.offset
+
+    def forward(norm, states):
+        epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+        return (norm.weight + offset) * states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + epsilon)
+
+    for kind in {type(module) for module in model.modules() if type(module).__name__.endswith("RMSNorm")}:
+        monkeypatch.setattr(kind, "forward", forward)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tuneprune import evaluate, export
-from tuneprune.compress import compress
+from tuneprune.compress import cut, rewrite
 from tuneprune.config import RunConfig
 from tuneprune.job import Job, Scores, prepare
 from tuneprune.methods.base import Search, Subject
@@ -47,7 +47,7 @@ def run(
     dense, tuned = reference_scores(job, reference)  # what the result is compared with
     model, plan = tune_and_prune(job)  # still in its dense shape, LoRA merged
     probe = masked_probe(job, model, plan)  # what it says under the plan's masks
-    small = compress(model, job.architecture, job.space, plan)
+    small = cut(model, job.architecture, job.space, plan)
     small, probe = recover(job, small, probe)  # one-shot methods tune here
 
     if job.accelerator.is_main_process:
@@ -79,7 +79,10 @@ def reference_scores(job: Job, known: RunRecord | None) -> tuple[Scores, Scores 
 
 
 def tune_and_prune(job: Job) -> tuple[PreTrainedModel, Plan]:
-    """The decision, and the model in its dense shape with LoRA merged; one-shot methods have not tuned yet."""
+    """The decision, and the model in its dense shape: LoRA merged, and rewritten as the plan says.
+
+    One-shot methods have not tuned yet.
+    """
     config, model = job.config, job.dense()
     tuner = job.tuner(model, config.tune, job.out)
     if not config.method.one_shot:
@@ -98,6 +101,7 @@ def tune_and_prune(job: Job) -> tuple[PreTrainedModel, Plan]:
     merge_lora(model, job.architecture)
     if job.accelerator.is_main_process:
         plan.save(job.out / "plan")
+    model = rewrite(model, job.architecture, job.space, plan)
     return round_weights(model, job.dtype), plan
 
 
@@ -118,7 +122,7 @@ def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel
 
 
 def masked_probe(job: Job, model: PreTrainedModel, plan: Plan) -> export.Probe:
-    """Logits of the merged model under the plan's masks: what the files on disk have to reproduce."""
+    """Logits of the merged and rewritten model under the plan's masks: what the files on disk have to reproduce."""
     masks = {name: mask.to(model.device) for name, mask in plan.masks(job.space).items()}
     with Gates(model, job.space)(masks):
         return take_probe(job, model)

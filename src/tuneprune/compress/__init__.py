@@ -1,5 +1,6 @@
 """From a plan to a physically smaller model."""
 
-from tuneprune.compress.compressor import compress
+from tuneprune.compress.compressor import compress, cut
+from tuneprune.compress.rewrite import rewrite
 
-__all__ = ["compress"]
+__all__ = ["compress", "cut", "rewrite"]

@@ -10,15 +10,25 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from tuneprune import families
 from tuneprune.compress.modeling_pruned import epsilon_name, resize
+from tuneprune.compress.rewrite import rewrite
 from tuneprune.structure.architecture import Architecture, Block
 from tuneprune.structure.edits import Keep
 from tuneprune.structure.plan import Cuts, Plan
 from tuneprune.structure.space import PruningSpace
 
 
-@torch.no_grad()
 def compress(model: PreTrainedModel, architecture: Architecture, space: PruningSpace, plan: Plan) -> PreTrainedModel:
-    """The model without what the plan removes. Consumes `model`; LoRA must be merged before.
+    """The smaller model that the plan makes of a dense one: `rewrite`, then `cut`. Consumes `model`.
+
+    Raises:
+        PlanMismatch: the plan belongs to another space.
+    """
+    return cut(rewrite(model, architecture, space, plan), architecture, space, plan)
+
+
+@torch.no_grad()
+def cut(model: PreTrainedModel, architecture: Architecture, space: PruningSpace, plan: Plan) -> PreTrainedModel:
+    """The rewritten model without what the plan removes. Consumes `model`; LoRA must be merged before.
 
     Uniform widths that a stock class can hold come back as that class; ragged ones as the family's class with
     `config.pruned`, which `modeling_pruned.py` reads.

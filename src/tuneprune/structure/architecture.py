@@ -115,6 +115,26 @@ class NormStyle:
 
 
 @dataclass(frozen=True)
+class NormStyle:
+    """How all norms of a model compute: RMSNorm, or LayerNorm where `is_centred`.
+
+    `offset` is what is added to the stored weight before it multiplies (1 in Gemma).
+    """
+
+    is_centred: bool = False
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where the residual stream is read: `readers` see it through `norm`; `writer` wrote to it last."""
+
+    norm: str
+    readers: tuple[str, ...]
+    writer: str
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A decoder LLM as module paths and widths; `family` is the Hugging Face model type."""
 
@@ -131,6 +151,15 @@ class Architecture:
         """Paths of all linear modules inside the blocks, each once, in forward order."""
         for block in self.blocks:
             yield from (*block.attention.inputs, block.attention.out, *block.mlp.inputs, block.mlp.down)
+
+    def sites(self) -> Iterator[Site]:
+        """Where the residual stream is read, in forward order: twice a block, and before the head."""
+        writer = self.embed
+        for block in self.blocks:
+            yield Site(block.attention_norm, block.attention.inputs, writer)
+            yield Site(block.mlp_norm, block.mlp.inputs, block.attention.out)
+            writer = block.mlp.down
+        yield Site(self.final_norm, (self.head,), writer)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from tuneprune.errors import PlanMismatch
 from tuneprune.structure import edits as kinds
 from tuneprune.structure.edits import Bias, Drop, Edit, Keep, Rotate, Route
+from tuneprune.structure.rotation import added_by_rotating
 from tuneprune.structure.space import Masks, PruningSpace
 
 FORMAT = 2
@@ -102,19 +103,26 @@ class Plan:
                 flags = kept.setdefault(key, torch.ones(space.shapes[piece.param][piece.dim], dtype=torch.bool))
                 gone = (masks[group.name] == 0).nonzero().squeeze(1)
                 flags[piece.segment.positions(gone)] = False
-        return {key: flags.nonzero().squeeze(1) for key, flags in kept.items() if not flags.all()}
+        cuts = {key: flags.nonzero().squeeze(1) for key, flags in kept.items() if not flags.all()}
+        for alias, param in space.tied.items():
+            cuts |= {(alias, dim): positions for (name, dim), positions in cuts.items() if name == param}
+        return cuts
 
     def widths(self, space: PruningSpace) -> dict[str, int]:
         """Units kept, by group."""
         return {name: int(mask.sum().item()) for name, mask in self.masks(space).items()}
 
     def added(self, space: PruningSpace) -> int:
-        """Parameters that the plan puts in: new biases and routers."""
+        """Parameters that the plan puts in: new biases and routers, and what rotations cost."""
         cuts = self.lower(space)
         total = sum(tensor.numel() for edit in self.of_kind(Route) for tensor in edit.router.values())
         for edit in self.of_kind(Bias):
             if f"{edit.module}.bias" not in space.shapes:
                 total += len(cuts.get((f"{edit.module}.weight", 0), edit.bias))
+        rotations = self.of_kind(Rotate)
+        if rotations:
+            streams = [len(edit.units) for edit in self.of_kind(Keep) if space.by_name[edit.group].kind == "hidden"]
+            total += added_by_rotating(space, len(rotations), min(streams, default=len(rotations[0].basis)))
         return total
 
     def save(self, folder: Path) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -91,11 +91,15 @@ class Group:
 
 @dataclass(frozen=True)
 class PruningSpace:
-    """All groups of a model, with the shape of every parameter (tied ones once) in the dense model."""
+    """All groups of a model, with the shape of every parameter (tied ones once) in the dense model.
+
+    `tied` has the parameters that are another one's tensor, by that one's name.
+    """
 
     name: str
     groups: tuple[Group, ...]
     shapes: Mapping[str, tuple[int, ...]]
+    tied: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @cached_property
     def by_name(self) -> dict[str, Group]:

@@ -39,7 +39,8 @@ def build(name: str, architecture: Architecture, model: nn.Module) -> PruningSpa
         for layer, block in enumerate(architecture.blocks)
         for group in SPACES[name](layer, block, architecture, shapes)
     ]
-    return PruningSpace(name, tuple(groups), shapes)
+    tied = {f"{architecture.head}.weight": f"{architecture.embed}.weight"} if architecture.tied else {}
+    return PruningSpace(name, tuple(groups), shapes, tied)
 
 
 def width(layer: int, block: Block, _architecture: Architecture, shapes: Shapes) -> tuple[Group, ...]:

@@ -1,0 +1,62 @@
+"""Law 4: writing the residual stream in another basis changes nothing, for every family with RMSNorm."""
+
+import pytest
+import torch
+from tiny import VARIANTS, exact_norms, logits, tiny_model
+
+from tuneprune import families
+from tuneprune.compress import compress, rewrite
+from tuneprune.errors import PlanMismatch
+from tuneprune.structure import spaces
+from tuneprune.structure.edits import EVERYWHERE, Rotate
+from tuneprune.structure.plan import Plan
+
+ROTATED = [variant for variant in VARIANTS if not families.describe(tiny_model(variant)).norms.is_centred]
+
+
+@pytest.fixture(params=ROTATED)
+def model(request, monkeypatch):
+    model = tiny_model(request.param)
+    exact_norms(model, monkeypatch)
+    return model
+
+
+def random_basis(size, seed):
+    draw = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(size, size, generator=draw, dtype=torch.float64))[0]
+
+
+def parts(model, space_name):
+    architecture = families.describe(model)
+    return architecture, spaces.build(space_name, architecture, model)
+
+
+def test_one_basis_everywhere_changes_nothing(model):
+    architecture, space = parts(model, "width")
+    expected, before = logits(model), [p.clone() for p in model.parameters()]
+    plan = Plan((Rotate(EVERYWHERE, random_basis(architecture.hidden, 0)),), space.fingerprint)
+    rotated = rewrite(model, architecture, space, plan)
+    torch.testing.assert_close(logits(rotated), expected, rtol=1e-9, atol=1e-9)
+    assert any((p - old).abs().max() > 0.1 for p, old in zip(rotated.parameters(), before, strict=False))
+    assert sum(p.numel() for p in rotated.parameters()) == space.num_parameters + plan.added(space)
+    assert (plan.added(space) > 0) == architecture.tied  # the head becomes a tensor of its own
+
+
+def test_a_rotated_model_of_the_dense_shape_is_a_stock_model(model):
+    architecture, space = parts(model, "width")
+    expected = logits(model)
+    plan = Plan((Rotate(EVERYWHERE, random_basis(architecture.hidden, 1)),), space.fingerprint)
+    small = compress(model, architecture, space, plan)
+    assert not hasattr(small.config, "pruned")
+    assert not small.config.tie_word_embeddings
+    torch.testing.assert_close(logits(small), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_bases_of_another_size_or_at_some_norms_only_are_refused(model):
+    architecture, space = parts(model, "width")
+    plan = Plan((Rotate(EVERYWHERE, random_basis(8, 0)),), space.fingerprint)
+    with pytest.raises(PlanMismatch, match="do not fit a residual stream of 32 dims"):
+        rewrite(model, architecture, space, plan)
+    plan = Plan((Rotate(architecture.final_norm, random_basis(32, 0)),), space.fingerprint)
+    with pytest.raises(PlanMismatch, match="one basis for all, or one for each of the 5 norms"):
+        rewrite(model, architecture, space, plan)
