@@ -30,6 +30,7 @@ from transformers import (
     Starcoder2Config,
     Starcoder2ForCausalLM,
 )
+from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 
 from tuneprune import families
 
@@ -98,9 +99,13 @@ VARIANTS = {
         {"num_key_value_heads": 4, "rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
     ),
 }
-REFUSED = {("phi", "head_dim"), ("gpt_neox", "head_dim")}
+REFUSED = {
+    ("phi", "head_dim"),
+    ("gpt_neox", "head_dim"),
+    *((variant, "residual") for variant in ("gemma2", "gemma3", "olmo2", "starcoder2", "phi", "gpt_neox")),
+}
 """What a family cannot do in a space; a law checks that it says so."""
-SPACES = ("width", "head_dim", "disp")
+SPACES = ("width", "head_dim", "disp", "residual")
 NO_NARROW_HEADS = {"gpt_neox"}
 """Families whose stock class has one head size for every head count, so that fewer heads need the shipped file."""
 ROUNDED = {("qwen3", "head_dim"), ("gemma3", "head_dim"), ("olmo2", "width"), ("olmo2", "head_dim")}
@@ -125,18 +130,6 @@ def tiny_model(variant: str, *, seed: int = 0, dtype: torch.dtype = torch.float6
     return model
 
 
-def precise_norms(monkeypatch, model: PreTrainedModel) -> None:
-    """Let the model's RMSNorms compute in the precision of the model instead of float32."""
-
-    def forward(norm, states):
-        is_gemma = hasattr(norm, "eps")
-        weight, epsilon = (1 + norm.weight, norm.eps) if is_gemma else (norm.weight, norm.variance_epsilon)
-        return weight * states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + epsilon)
-
-    for kind in {type(module) for module in model.modules() if type(module).__name__.endswith("RMSNorm")}:
-        monkeypatch.setattr(kind, "forward", forward)
-
-
 def probe_ids(rows: int = 2, length: int = 12) -> torch.Tensor:
     return (torch.arange(rows * length).view(rows, length) * 7) % 60 + 3
 
@@ -149,7 +142,8 @@ def exact_norms(model: PreTrainedModel, monkeypatch) -> None:
         epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
         return (norm.weight + offset) * states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + epsilon)
 
-    for kind in {type(module) for module in model.modules() if type(module).__name__.endswith("RMSNorm")}:
+    kinds = {type(module) for module in model.modules() if type(module).__name__.endswith("RMSNorm")}
+    for kind in kinds | {MistralRMSNorm}:  # Mistral hosts what LLaMA refuses
         monkeypatch.setattr(kind, "forward", forward)
 
 

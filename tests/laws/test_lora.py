@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny import CASES, logits, precise_norms, random_masks, tiny_model
+from tiny import CASES, exact_norms, logits, random_masks, tiny_model
 
 from tuneprune import families
 from tuneprune.compress import compress
@@ -21,7 +21,7 @@ def tuned(request, monkeypatch):
     """A model with random LoRA on all linears of its blocks, its architecture, and a space with random masks."""
     variant, name = request.param
     model = tiny_model(variant)
-    precise_norms(monkeypatch, model)
+    exact_norms(model, monkeypatch)
     architecture = families.describe(model)
     space = spaces.build(name, architecture, model)
     inject_lora(model, architecture, LoraOptions(rank=3, alpha=6, dropout=0.1), seed=0)

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from tuneprune import families
-from tuneprune.compress.modeling_pruned import epsilon_name, resize
+from tuneprune.compress.modeling_pruned import epsilon_name, resize, resize_head
 from tuneprune.compress.rewrite import rewrite
 from tuneprune.structure.architecture import Architecture, Block
 from tuneprune.structure.edits import Keep
@@ -50,6 +50,7 @@ def cut(model: PreTrainedModel, architecture: Architecture, space: PruningSpace,
     tensors |= _indices(architecture, space, plan)
     model.config.pruned = pruned
     resize(model, pruned)
+    resize_head(model, pruned)
     model.load_state_dict(tensors, assign=True)
     model.tie_weights()
     return model
@@ -81,6 +82,8 @@ def _narrowed_norms(architecture: Architecture, space: PruningSpace, widths: dic
     by sqrt(d / d') and its epsilon by d / d'.
     """
     norms = {norm for block in architecture.blocks for norm in block.attention.qk_norm or ()}
+    if architecture.normalises_only_reads:
+        norms |= {site.norm for site in architecture.sites()}
     return {
         piece.param.removesuffix(".weight"): group.size / widths[group.name]
         for group in space.groups
@@ -96,17 +99,18 @@ def _widen_norms(architecture: Architecture, narrowed: dict[str, float], tensors
 
 
 def _scale_projections(architecture: Architecture, narrowed: dict[str, float], tensors: dict[str, Tensor]) -> None:
-    """What a larger epsilon would do, for stock classes, whose config has one epsilon for all norms.
+    """What an epsilon of their own would do for the q/k norms of a stock class, whose config has one for all norms.
 
-    The norm of sqrt(d' / d) times its input at the old epsilon is the norm of its input at d / d' times epsilon.
+    The stream's norms decide on it. The norm of c x at epsilon c^2 e is the norm of x at epsilon e.
     """
+    common = narrowed.get(architecture.final_norm, 1.0)
     for block in architecture.blocks:
-        for norm, projection in zip(
-            block.attention.qk_norm or (), (block.attention.q, block.attention.k), strict=False
-        ):
+        parts = zip(block.attention.qk_norm or (), (block.attention.q, block.attention.k), strict=False)
+        for norm, projection in parts:
+            factor = math.sqrt(common / narrowed.get(norm, 1.0))
             for name in (f"{projection.module}.weight", f"{projection.module}.bias"):
-                if norm in narrowed and name in tensors:
-                    tensors[name] = tensors[name] / math.sqrt(narrowed[norm])
+                if factor != 1.0 and name in tensors:
+                    tensors[name] = tensors[name] * factor
 
 
 def _norm_shapes(
@@ -140,6 +144,9 @@ def layout(
         mlp = _stream_shape(block.mlp.path, space, widths)
         if mlp:
             pruned["mlps"][block.mlp.path] = mlp
+    width = tensors[f"{architecture.embed}.weight"].shape[1]
+    if width < architecture.hidden:
+        pruned["stream"] = {"width": width, "skips": []}
     return pruned
 
 

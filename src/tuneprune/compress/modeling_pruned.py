@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
 
@@ -169,6 +170,37 @@ class PrunedMlp(nn.Module):
         return output if self.write_index is None else scatter(output, self.write_index, self.width)
 
 
+class RotatedBlock(GradientCheckpointingLayer):
+    """A stock decoder layer whose attention and MLP each write to the residual stream in a basis of their own.
+
+    Matrices on the two skip connections carry the stream from one basis to the next (SliceGPT, arXiv 2401.15024).
+    """
+
+    input_layernorm: nn.Module
+    self_attn: nn.Module
+    post_attention_layernorm: nn.Module
+    mlp: nn.Module
+
+    def __init__(self, stock: Any, width: int) -> None:  # noqa: ANN401  (any stock layer of this form)
+        super().__init__()
+        _take_over(self, stock)
+        like = {"device": stock.input_layernorm.weight.device, "dtype": stock.input_layernorm.weight.dtype}
+        self.attention_skip = nn.Linear(width, width, bias=False, **like)
+        self.mlp_skip = nn.Linear(width, width, bias=False, **like)
+
+    def forward(self, hidden_states: Tensor, **inputs: Any) -> Tensor:  # noqa: ANN401  (what the attention takes)
+        """The stream after the layer, in the basis of what reads it next."""
+        attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **inputs)
+        hidden_states = self.attention_skip(hidden_states) + self.scaled(attended, "resid_attn_dropout")
+        computed = self.mlp(self.post_attention_layernorm(hidden_states))
+        return self.mlp_skip(hidden_states) + self.scaled(computed, "resid_mlp_dropout")
+
+    def scaled(self, output: Tensor, dropout: str) -> Tensor:
+        """What a sublayer adds to the stream: its output, scaled or thinned out where the family does so."""
+        output = output * getattr(self, "residual_multiplier", 1.0)
+        return getattr(self, dropout)(output) if hasattr(self, dropout) else output
+
+
 def _take_over(module: nn.Module, stock: nn.Module) -> None:
     """Give `module` the children and plain attributes of `stock`."""
     for name, child in stock.named_children():
@@ -178,14 +210,14 @@ def _take_over(module: nn.Module, stock: nn.Module) -> None:
             setattr(module, name, value)
 
 
-def epsilon_name(norm: nn.Module) -> str:
-    """What an RMSNorm calls its epsilon."""
-    return "eps" if hasattr(norm, "eps") else "variance_epsilon"
-
-
 def _add_index(module: nn.Module, name: str, length: int) -> None:
     """A persistent index buffer (a non-persistent one would come back uninitialised), or None for `length` 0."""
     module.register_buffer(name, torch.zeros(length, dtype=torch.long) if length else None)
+
+
+def epsilon_name(norm: nn.Module) -> str:
+    """What an RMSNorm calls its epsilon."""
+    return "eps" if hasattr(norm, "eps") else "variance_epsilon"
 
 
 def resize(model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]], prefix: str = "") -> None:
@@ -193,7 +225,8 @@ def resize(model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]], pref
 
     Args:
         pruned: `linears` {path: [inputs, outputs]}, `norms` {path: [size, epsilon]}, `attentions` and `mlps`
-            {path: shape} for the blocks that the stock classes cannot run.
+            {path: shape} for the blocks that the stock classes cannot run, and `stream` (`width`, and in `skips` the
+            paths of the blocks that change its basis) where the residual stream is not the stock model's.
         prefix: what to strip from the paths, for a model that is the inner part of the causal LM.
     """
 
@@ -216,3 +249,19 @@ def resize(model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]], pref
     for path, shape in pruned["mlps"].items():
         owner, name, stock = locate(path)
         setattr(owner, name, PrunedMlp(stock, shape, model.config.hidden_size).to(next(stock.parameters()).device))
+    if "stream" in pruned:
+        width = pruned["stream"]["width"]
+        embedding: Any = model.get_input_embeddings()
+        embedding.weight = nn.Parameter(embedding.weight.new_ones(embedding.num_embeddings, width))
+        embedding.embedding_dim = width
+        for path in pruned["stream"]["skips"]:
+            owner, name, stock = locate(path)
+            setattr(owner, name, RotatedBlock(stock, width))
+
+
+def resize_head(model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]]) -> None:
+    """Let the head of a causal LM read a residual stream of the width in `pruned`; its weight is to be loaded."""
+    if "stream" in pruned:
+        head: Any = model.get_output_embeddings()
+        head.in_features = pruned["stream"]["width"]
+        head.weight = nn.Parameter(head.weight.new_ones(head.out_features, head.in_features))

@@ -35,6 +35,11 @@ def _rotate(model: PreTrainedModel, architecture: Architecture, rotations: dict[
 
     An RMSNorm without weight commutes with a rotation, so every norm's weight is folded into its readers first.
     """
+    if architecture.norms.is_centred or not architecture.normalises_only_reads:
+        raise PlanMismatch(
+            f"{architecture.family}: a rotation commutes with RMSNorms before attention and MLP only, and this family"
+            " has others. Use a plan without rotations."
+        )
     sites = list(architecture.sites())
     bases = _bases(architecture, sites, rotations)
     if architecture.tied:
@@ -53,10 +58,6 @@ def _bases(architecture: Architecture, sites: Sequence[Site], rotations: dict[st
     Raises:
         PlanMismatch: the plan names only some of the sites, or the bases have another size than the stream.
     """
-    if architecture.norms.is_centred:
-        raise PlanMismatch(
-            f"{architecture.family}: its LayerNorm does not commute with a rotation. Use a plan without rotations."
-        )
     names = {EVERYWHERE} if EVERYWHERE in rotations else {site.norm for site in sites}
     if set(rotations) != names:
         raise PlanMismatch(

@@ -30,7 +30,7 @@ def check(targets: Sequence[str], space: PruningSpace, budget: Budget) -> None:
 
 def _way_out(space: PruningSpace, budget: Budget) -> str:
     """What works instead, given whether the result is a stock model."""
-    if space.name == "width" and budget.per_layer == "uniform":
+    if space.name == "residual" or (space.name == "width" and budget.per_layer == "uniform"):
         return "Use export: [hf]; with equal widths it is a stock model, which other tools can convert."
     return (
         "Use export: [hf]; with space `width` and budget.per_layer=uniform it is a stock model, which other"

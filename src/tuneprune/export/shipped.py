@@ -21,6 +21,7 @@ class Pruned{inner}({inner}):
 
     _can_record_outputs = {{
         **{inner}._can_record_outputs,
+        "hidden_states": [{inner}._can_record_outputs["hidden_states"], RotatedBlock],
         "attentions": [{inner}._can_record_outputs["attentions"], PrunedAttention],
     }}
 
@@ -35,6 +36,7 @@ class Pruned{causal}({causal}):
     def __init__(self, config: Any) -> None:  # noqa: ANN401
         super().__init__(config)
         self.{prefix} = Pruned{inner}(config)
+        resize_head(self, config.pruned)
         self.post_init()
 '''
 

@@ -81,12 +81,13 @@ def uniform_config(
 ) -> PretrainedConfig | None:
     """The config of the stock class that holds these widths, or None where no stock class does.
 
-    That takes one KV-group count and one MLP width for all layers, and every other kind of group kept whole.
+    That takes one KV-group count and one MLP width for all layers, one width of the residual stream, and every other
+    kind of group kept whole.
     """
     by_kind: dict[str, set[int]] = {}
     for group in space.groups:
         kept = widths[group.name]
-        if group.kind not in ("kv_group", "mlp_channel") and kept < group.size:
+        if group.kind not in ("kv_group", "mlp_channel", "hidden") and kept < group.size:
             return None
         by_kind.setdefault(group.kind, set()).add(kept)
     if any(len(by_kind.get(kind, ())) > 1 for kind in ("kv_group", "mlp_channel")):
@@ -97,7 +98,7 @@ def uniform_config(
         num_heads=groups * attention.queries_per_kv,
         num_kv_heads=groups,
         mlp_width=next(iter(by_kind.get("mlp_channel", {mlp.width}))),
-        hidden_size=architecture.hidden,
+        hidden_size=next(iter(by_kind.get("hidden", {architecture.hidden}))),
         kept_layers=tuple(range(len(architecture.blocks))),
     )
     return registry()[config.model_type].uniform(config, shape)
@@ -147,6 +148,8 @@ def reshaped(config: PretrainedConfig, shape: StockShape) -> PretrainedConfig:
         "hidden_size": shape.hidden_size,
         "num_hidden_layers": len(shape.kept_layers),
     }
+    if hasattr(config, "rms_norm_eps"):  # what makes a norm over fewer features equal the one over masked ones
+        changes["rms_norm_eps"] = config.rms_norm_eps * (config.hidden_size / shape.hidden_size)
     if getattr(config, "layer_types", None):
         changes["layer_types"] = [config.layer_types[layer] for layer in shape.kept_layers]
     config = deepcopy(config)

@@ -3,12 +3,11 @@
 Mistral, Qwen2 (qkv bias), Qwen3 (q/k norm), Granite (multipliers), SmolLM3 (some layers without RoPE).
 """
 
-from copy import deepcopy
 from typing import Any
 
 from transformers import MistralConfig, PretrainedConfig
 
-from tuneprune.families import head_width, rotary_width
+from tuneprune.families import head_width, reshaped, rotary_width
 from tuneprune.structure.architecture import Architecture, Attention, Block, Mlp, Projection, StockShape
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "granite", "smollm3")
@@ -64,25 +63,16 @@ def describe(config: Any) -> Architecture:  # noqa: ANN401
 
 
 def uniform(config: PretrainedConfig, shape: StockShape) -> PretrainedConfig | None:
-    """The config with these widths in every layer; head size and RoPE stay.
+    """The config of this shape; head size and RoPE stay, epsilon follows the norms' width.
 
     `LlamaConfig` refuses a hidden size that the head count does not divide, but Mistral's block is the same
     one and has no such rule, so such a LLaMA is re-hosted there (it has no biases, hence None where the LLaMA
     has some).
     """
-    changes = {
-        "num_attention_heads": shape.num_heads,
-        "num_key_value_heads": shape.num_kv_heads,
-        "intermediate_size": shape.mlp_width,
-        "head_dim": head_width(config),
-    }
     if config.model_type == "llama" and shape.hidden_size % shape.num_heads:
         if config.attention_bias or config.mlp_bias:
             return None
-        settings: dict[str, Any] = config.to_dict() | changes | {"sliding_window": None}
+        settings: dict[str, Any] = reshaped(config, shape).to_dict() | {"sliding_window": None}
         foreign = ("model_type", "architectures", "pretraining_tp")
         return MistralConfig(**{name: value for name, value in settings.items() if name not in foreign})
-    config = deepcopy(config)
-    for name, value in changes.items():
-        setattr(config, name, value)
-    return config
+    return reshaped(config, shape)

@@ -59,9 +59,17 @@ def describe(config: Any) -> Architecture:  # noqa: ANN401
 
 
 def uniform(config: PretrainedConfig, shape: StockShape) -> PretrainedConfig | None:
-    """The config with these widths in every layer; head size and RoPE stay."""
+    """The config with these widths in every layer; head size and RoPE stay, epsilon follows the norms' width.
+
+    None for a narrower residual stream under long RoPE: `Phi3Config` takes the number of its factors from the width.
+    """
+    narrows = shape.hidden_size < config.hidden_size
+    if narrows and (config.rope_parameters or {}).get("short_factor") is not None:
+        return None
     config = deepcopy(config)
     config.head_dim = head_width(config)
+    config.rms_norm_eps *= config.hidden_size / shape.hidden_size
+    config.hidden_size = shape.hidden_size
     config.num_attention_heads, config.num_key_value_heads = shape.num_heads, shape.num_kv_heads
     config.intermediate_size = shape.mlp_width
     return config

@@ -115,17 +115,6 @@ class NormStyle:
 
 
 @dataclass(frozen=True)
-class NormStyle:
-    """How all norms of a model compute: RMSNorm, or LayerNorm where `is_centred`.
-
-    `offset` is what is added to the stored weight before it multiplies (1 in Gemma).
-    """
-
-    is_centred: bool = False
-    offset: float = 0.0
-
-
-@dataclass(frozen=True)
 class Site:
     """A place where the residual stream is read: `readers` see it through `norm`; `writer` wrote to it last."""
 
@@ -152,10 +141,23 @@ class Architecture:
         for block in self.blocks:
             yield from (*block.attention.inputs, block.attention.out, *block.mlp.inputs, block.mlp.down)
 
+    @property
+    def normalises_only_reads(self) -> bool:
+        """Whether every sublayer has a norm before it and none after it: what is written enters the stream as it is."""
+        return all(
+            block.attention_norm and block.mlp_norm and not (block.attention_post_norm or block.mlp_post_norm)
+            for block in self.blocks
+        )
+
     def sites(self) -> Iterator[Site]:
-        """Where the residual stream is read, in forward order: twice a block, and before the head."""
+        """Where the residual stream is read, in forward order: twice a block, and before the head.
+
+        For models that normalise only reads.
+        """
         writer = self.embed
         for block in self.blocks:
+            assert block.attention_norm is not None
+            assert block.mlp_norm is not None
             yield Site(block.attention_norm, block.attention.inputs, writer)
             yield Site(block.mlp_norm, block.mlp.inputs, block.attention.out)
             writer = block.mlp.down

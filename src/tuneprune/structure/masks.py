@@ -1,8 +1,8 @@
 """Masks on activations: gates that simulate a removal, and the noise that lets a decision be learned."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -29,7 +29,9 @@ class Gates:
         self.model = model
         self.space = space
         modes: tuple[Mode, ...] = ("masked", "open")
-        self._sites = {mode: _sites(space, mode) for mode in modes}
+        modules = cast("Iterator[tuple[str, nn.Module]]", model.named_modules())
+        present = {path for path, _ in modules}
+        self._sites = {mode: _sites(space, mode, present) for mode in modes}
 
     @contextmanager
     def __call__(self, masks: Masks, mode: Mode = "masked") -> Generator[None, None, None]:
@@ -41,8 +43,7 @@ class Gates:
 
     def _vector(self, site: Site, parts: list[tuple[Gate, Group]], masks: Masks) -> Tensor:
         """The multiplier of a whole activation: ones, and the spread mask on every gated segment."""
-        outputs, inputs = self.space.shapes[f"{site[0]}.weight"]
-        features = inputs if site[1] == "input" else outputs
+        features = _features(base_module(self.model, site[0]), site[1])
         pieces: list[Tensor] = []
         end = 0
         for gate, group in sorted(parts, key=lambda part: part[0].segment.start):
@@ -63,10 +64,19 @@ class Gates:
         return module.register_forward_hook(lambda _, __, output: output * vector.to(output))
 
 
-def _sites(space: PruningSpace, mode: Mode) -> dict[Site, list[tuple[Gate, Group]]]:
+def _features(module: Any, side: str) -> int:  # noqa: ANN401  (a linear of any kind, or an embedding)
+    """Width of what goes into a module, or comes out of it."""
+    if isinstance(module, nn.Embedding):
+        return module.embedding_dim
+    return module.in_features if side == "input" else module.out_features
+
+
+def _sites(space: PruningSpace, mode: Mode, present: set[str]) -> dict[Site, list[tuple[Gate, Group]]]:
     sites: dict[Site, list[tuple[Gate, Group]]] = {}
     for group in space.groups:
         for gate in group.gates if mode == "masked" else group.tuning_gates:
+            if gate.module not in present and f"{gate.module}.weight" not in space.shapes:
+                continue  # only a rewritten model has this module
             sites.setdefault((gate.module, gate.side, gate.base_only), []).append((gate, group))
     return sites
 

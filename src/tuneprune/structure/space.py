@@ -61,7 +61,8 @@ class Gate:
     """Where a mask multiplies an activation: the input or the output of `module`, at `segment`.
 
     `base_only` gates act on the frozen path of a LoRA layer and leave the LoRA path open (ATP's LoRA-aware
-    forward).
+    forward). A module that the dense model does not have may stand in a rewritten one: the gate is passed over
+    where it does not.
     """
 
     module: str

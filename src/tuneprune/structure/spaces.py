@@ -6,6 +6,7 @@ from torch import nn
 
 from tuneprune.errors import ConfigError, UnsupportedModel, suggest
 from tuneprune.structure.architecture import Architecture, Attention, Block, Mlp, Projection
+from tuneprune.structure.residual import residual
 from tuneprune.structure.space import Gate, Group, Kind, PruningSpace, Segment, WeightSlice
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -142,6 +143,7 @@ SPACES: dict[str, Callable[[int, Block, Architecture, Shapes], tuple[Group, ...]
     "width": width,
     "head_dim": head_dim,
     "disp": disp,
+    "residual": residual,
 }
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import SPACES, probe_ids, random_masks, tiny_model
+from tiny import probe_ids, random_masks, tiny_model
 from torch import nn
 
 from tuneprune import families
@@ -98,7 +98,7 @@ def statistics(model, space, modules=None):
     )
 
 
-@pytest.mark.parametrize("space_name", SPACES)
+@pytest.mark.parametrize("space_name", ["width", "head_dim", "disp"])
 @pytest.mark.parametrize("variant", ["llama", "phi3", "qwen3"])
 def test_every_linear_that_loses_inputs_is_compensated(variant, space_name):
     model = tiny_model(variant)

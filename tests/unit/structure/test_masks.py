@@ -127,6 +127,7 @@ PRODUCERS = {
     "width": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"),
     "head_dim": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"),
     "disp": ("self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+    "residual": ("self_attn.o_proj", "mlp.down_proj"),
 }
 
 

@@ -1,0 +1,76 @@
+"""The space of the residual stream: one group, whose units are the dims that all layers read and write."""
+
+from collections.abc import Iterator, Mapping
+
+from tuneprune.errors import UnsupportedModel
+from tuneprune.structure.architecture import Architecture, Block
+from tuneprune.structure.space import Gate, Group, Segment, WeightSlice
+
+
+def residual(
+    layer: int, _block: Block, architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[Group, ...]:
+    """One group for the whole model: the dims of the residual stream (SliceGPT, PAT, Minitron).
+
+    Everything that enters the stream is masked, so a removed dim is zero everywhere: norms keep it zero, and what
+    reads it reads nothing. The group stands at layer 0, because it belongs to none.
+
+    Raises:
+        UnsupportedModel: the norms are LayerNorms, whose mean a removed dim would still change, or stand after the
+            sublayers, where they see the dims that would go.
+    """
+    if layer:
+        return ()
+    if architecture.norms.is_centred:
+        raise UnsupportedModel(
+            f"{architecture.family}: space `residual` needs RMSNorm, but this family's LayerNorm subtracts a mean over"
+            " all dims of the stream. Use space `width`, `disp` or `depth`."
+        )
+    if not architecture.normalises_only_reads:
+        raise UnsupportedModel(
+            f"{architecture.family}: space `residual` needs norms before attention and MLP only, but this family's"
+            " normalise what these write, removed dims included. Use space `width`, `head_dim` or `disp`."
+        )
+    stream = Segment((architecture.hidden,), 0)
+    addresses = [(f"{module}.weight", 0) for module in _norms(architecture)]
+    addresses += [(f"{module}.weight", 1) for module in (architecture.embed, *_readers(architecture))]
+    for writer in _writers(architecture):
+        addresses += [(f"{writer}.weight", 0), (f"{writer}.bias", 0)]
+    embedding = Gate(architecture.embed, "output", stream)
+    writes, base_writes = (
+        tuple(Gate(writer, "output", stream, base_only) for writer in _writers(architecture))
+        for base_only in (False, True)
+    )
+    skips = tuple(
+        Gate(f"{block.path}.{skip}", "output", stream)
+        for block in architecture.blocks
+        for skip in ("attention_skip", "mlp_skip")
+    )
+    group = Group(
+        name="residual",
+        layer=0,
+        kind="hidden",
+        size=architecture.hidden,
+        slices=tuple(WeightSlice(param, dim, stream) for param, dim in addresses if param in shapes),
+        gates=(embedding, *writes, *skips),
+        tuning_gates=(embedding, *base_writes, *skips),
+    )
+    return (group,)
+
+
+def _norms(architecture: Architecture) -> Iterator[str]:
+    """The norms over the residual stream."""
+    for site in architecture.sites():
+        yield site.norm
+
+
+def _readers(architecture: Architecture) -> Iterator[str]:
+    """The linears that read the residual stream; a head that is the embedding's tensor has no parameter here."""
+    for site in architecture.sites():
+        yield from site.readers
+
+
+def _writers(architecture: Architecture) -> Iterator[str]:
+    """The linears that write to the residual stream."""
+    for block in architecture.blocks:
+        yield from (block.attention.out, block.mlp.down)
