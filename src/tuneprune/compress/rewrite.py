@@ -35,16 +35,12 @@ def _rotate(model: PreTrainedModel, architecture: Architecture, rotations: dict[
 
     An RMSNorm without weight commutes with a rotation, so every norm's weight is folded into its readers first.
     """
-    if architecture.norms.is_centred or not architecture.normalises_only_reads:
-        raise PlanMismatch(
-            f"{architecture.family}: a rotation commutes with RMSNorms before attention and MLP only, and this family"
-            " has others. Use a plan without rotations."
-        )
     sites = list(architecture.sites())
     bases = _bases(architecture, sites, rotations)
     if architecture.tied:
         _untie(model, architecture)
     for site, basis in zip(sites, bases, strict=True):
+        assert site.norm is not None
         gain = _fold_gain(model.get_submodule(site.norm), architecture.norms)
         for reader in site.readers:
             weight = _weight(model, reader)
@@ -56,15 +52,21 @@ def _bases(architecture: Architecture, sites: Sequence[Site], rotations: dict[st
     """The basis in which the stream is read at every site.
 
     Raises:
-        PlanMismatch: the plan names only some of the sites, or the bases have another size than the stream.
+        PlanMismatch: the family's norms stand in the way, the plan names only some of the sites, or the bases have
+            another size than the stream.
     """
+    if not architecture.is_rotatable:
+        kind = "LayerNorms, which do" if architecture.norms.is_centred else "norms of what sublayers write, which do"
+        raise PlanMismatch(
+            f"{architecture.family}: it has {kind} not commute with a rotation. Use a plan without rotations."
+        )
     names = {EVERYWHERE} if EVERYWHERE in rotations else {site.norm for site in sites}
     if set(rotations) != names:
         raise PlanMismatch(
             f"The plan rotates the stream at {len(rotations)} places; it takes one basis for all, or one for each of"
             f" the {len(sites)} norms that read it."
         )
-    bases = [rotations.get(EVERYWHERE, rotations.get(site.norm)) for site in sites]
+    bases = [rotations.get(EVERYWHERE, rotations.get(site.norm or "")) for site in sites]
     found = [basis for basis in bases if basis is not None]
     if any(len(basis) != architecture.hidden for basis in found):
         raise PlanMismatch(f"The plan's bases do not fit a residual stream of {architecture.hidden} dims.")

@@ -116,9 +116,12 @@ class NormStyle:
 
 @dataclass(frozen=True)
 class Site:
-    """A place where the residual stream is read: `readers` see it through `norm`; `writer` wrote to it last."""
+    """A place where the residual stream is read: `readers` see it through `norm`, or as it is where there is none.
 
-    norm: str
+    `writer` is the module whose output was added to the stream last.
+    """
+
+    norm: str | None
     readers: tuple[str, ...]
     writer: str
 
@@ -142,25 +145,27 @@ class Architecture:
             yield from (*block.attention.inputs, block.attention.out, *block.mlp.inputs, block.mlp.down)
 
     @property
-    def normalises_only_reads(self) -> bool:
-        """Whether every sublayer has a norm before it and none after it: what is written enters the stream as it is."""
-        return all(
-            block.attention_norm and block.mlp_norm and not (block.attention_post_norm or block.mlp_post_norm)
+    def is_rotatable(self) -> bool:
+        """Whether the residual stream can be written in another basis.
+
+        Every sublayer must read it through an RMSNorm of its own, and a linear must write what is added to it.
+        """
+        return not self.norms.is_centred and all(
+            block.attention_norm is not None
+            and block.mlp_norm is not None
+            and block.attention_post_norm is None
+            and block.mlp_post_norm is None
+            and not block.parallel
             for block in self.blocks
         )
 
     def sites(self) -> Iterator[Site]:
-        """Where the residual stream is read, in forward order: twice a block, and before the head.
-
-        For models that normalise only reads.
-        """
+        """Where the residual stream is read, in forward order: twice a block, and before the head."""
         writer = self.embed
         for block in self.blocks:
-            assert block.attention_norm is not None
-            assert block.mlp_norm is not None
             yield Site(block.attention_norm, block.attention.inputs, writer)
-            yield Site(block.mlp_norm, block.mlp.inputs, block.attention.out)
-            writer = block.mlp.down
+            yield Site(block.mlp_norm, block.mlp.inputs, writer if block.parallel else block.attention_output)
+            writer = block.mlp_output
         yield Site(self.final_norm, (self.head,), writer)
 
 

@@ -26,7 +26,7 @@ def residual(
             f"{architecture.family}: space `residual` needs RMSNorm, but this family's LayerNorm subtracts a mean over"
             " all dims of the stream. Use space `width`, `disp` or `depth`."
         )
-    if not architecture.normalises_only_reads:
+    if not architecture.is_rotatable:
         raise UnsupportedModel(
             f"{architecture.family}: space `residual` needs norms before attention and MLP only, but this family's"
             " normalise what these write, removed dims included. Use space `width`, `head_dim` or `disp`."
@@ -61,7 +61,8 @@ def residual(
 def _norms(architecture: Architecture) -> Iterator[str]:
     """The norms over the residual stream."""
     for site in architecture.sites():
-        yield site.norm
+        if site.norm is not None:
+            yield site.norm
 
 
 def _readers(architecture: Architecture) -> Iterator[str]:
