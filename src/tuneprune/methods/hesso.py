@@ -1,0 +1,204 @@
+"""HESSO: the hybrid structured sparse optimiser of Only-Train-Once, on a model that LoRA tunes.
+
+The pruning phase has periods; at the start of each the units of lowest saliency are marked. During the period they
+still train, but their whole contribution, frozen weights and LoRA, falls along a straight line to exact zero, so that
+what they know can move elsewhere. The corrective cycle (CRIC) first tests on that way whether they are redundant.
+
+Paper: https://arxiv.org/abs/2409.09085 (symbols, equations, differences: docs/methods/hesso.md).
+
+Changed: the target counts parameters instead of groups, LoRA is tuned instead of all weights, units fall through a gate
+on their activation instead of by shrinking weights, and saliency is measured on a calibration batch.
+"""
+
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from tuneprune.methods.base import Method, Metrics, Search, Subject, churn
+from tuneprune.methods.gradients import UnitGradients, unit_gradients
+from tuneprune.methods.regularise import project, settle
+from tuneprune.methods.removal import partial, shrink
+from tuneprune.structure.budget import Budget, allocate
+from tuneprune.structure.masks import Gates
+from tuneprune.structure.plan import Plan
+from tuneprune.structure.space import Masks
+
+PROBES = (0.25, 0.5, 0.75)
+
+
+class Hesso(Method):
+    """Hyper-parameters of HESSO and HESSO-CRIC."""
+
+    name = "hesso"
+    paper = "https://arxiv.org/abs/2409.09085"
+    spaces = ("width", "head_dim", "disp")
+    presets: ClassVar = {"hesso-cric": {"corrective": True}}
+
+    start_share: float = Field(default=0.1, ge=0, lt=1, description="share of the steps before the first period")
+    end_share: float = Field(default=0.5, gt=0, le=1, description="share of the steps until everything marked is zero")
+    periods: int = Field(default=10, ge=1, description="in each an equal part of the removals falls to zero")
+    corrective: bool = Field(
+        default=False,
+        description="fix what is redundant before the first period, by saliencies probed on the way to zero (CRIC)",
+    )
+    max_cycles: int = Field(default=10, ge=1, description="most corrective cycles; each costs three backward passes")
+
+    @model_validator(mode="after")
+    def _starts_before_it_ends(self) -> "Hesso":
+        if self.start_share >= self.end_share:
+            raise ValueError(f"start_share={self.start_share} must be below end_share={self.end_share}")
+        return self
+
+    def begin(self, subject: Subject, budget: Budget) -> Search:
+        """Start from the whole model."""
+        return HessoSearch(self, subject, budget)
+
+
+class HessoSearch(Search):
+    """One HESSO run: what is gone, what is falling, and how far it has fallen."""
+
+    def __init__(self, options: Hesso, subject: Subject, budget: Budget) -> None:
+        self.options, self.subject, self.budget = options, subject, budget
+        self.device = subject.model.device
+        self.gates = Gates(subject.model, subject.space)
+        self.bounds = period_bounds(options, subject.total_steps)
+        self.step, self.marked = 0, 0
+        self._fixed: dict[str, Tensor] | None = None
+        self._gone: Masks = subject.space.ones(self.device)
+        self._masks: Masks = self._gone
+
+    @property
+    def phase(self) -> str:  # type: ignore[override]
+        """`control` until everything marked is zero, then `frozen`."""
+        return "control" if self.step < self.bounds[-1] else "frozen"
+
+    def before_step(self, step: int) -> Metrics:
+        """Mark the next units at the start of a period."""
+        self.step = step
+        if self.marked == len(self.bounds) - 1 or step < self.bounds[self.marked]:
+            return {}
+        before = self._masks
+        self._mark(self.marked + 1)
+        return {"mask_churn": churn(before, self._masks)}
+
+    def context(self) -> AbstractContextManager[None]:
+        """What is gone at zero, what is falling on its line, LoRA included."""
+        return self.gates(self.soft_masks(self.step))
+
+    def soft_masks(self, step: int) -> dict[str, Tensor]:
+        """The gates of a step: (T - t) / T in step t of a period of T steps for what is falling."""
+        share = 0.0
+        if self.marked > 0 and step < self.bounds[self.marked]:
+            start, end = self.bounds[self.marked - 1], self.bounds[self.marked]
+            share = (end - step) / (end - start)
+        return {name: mask + share * (self._gone[name] - mask) for name, mask in self._masks.items()}
+
+    def after_step(self, learning_rate: float) -> None:  # noqa: ARG002  (a hook's signature)
+        """What has reached zero holds no LoRA either."""
+        reached = {name: (mask > 0).float() for name, mask in self.soft_masks(self.step + 1).items()}
+        project(self.subject.model, self.subject.space, reached)
+
+    def masks(self) -> Masks:
+        """Everything but what is marked or gone."""
+        return self._masks
+
+    def plan(self) -> Plan:
+        """The units that were never marked; all periods are over at the end of a run."""
+        if self.marked < len(self.bounds) - 1:
+            self._mark(len(self.bounds) - 1)
+        return settle(self._masks, self.subject, self.budget, self.options)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Period, corrected saliencies, what is gone and what is marked; how far it fell follows from the step."""
+        return {
+            "step": self.step,
+            "marked": self.marked,
+            "fixed": self._fixed,
+            "gone": dict(self._gone),
+            "masks": dict(self._masks),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        self.step, self.marked, self._fixed = state["step"], state["marked"], state["fixed"]
+        self._gone, self._masks = (
+            {name: mask.to(self.device) for name, mask in state[key].items()} for key in ("gone", "masks")
+        )
+
+    def _mark(self, period: int) -> None:
+        """Begin a period, counted from 1: its share of the removals starts to fall."""
+        space, budget = self.subject.space, partial(self.budget, period / (len(self.bounds) - 1))
+        if self._fixed is not None:
+            scores = self._fixed
+        elif self.options.corrective:
+            scores = self._fixed = corrected_saliency(self.subject, self.budget, self.options.max_cycles)
+        else:
+            with self.gates(self._masks):
+                scores = saliency(unit_gradients(self.subject))
+        self._gone, self.marked = self._masks, period
+        self._masks = shrink(self._masks, scores, space, budget)
+
+
+def period_bounds(options: Hesso, steps: int) -> list[int]:
+    """The steps at which periods begin, and the one after the last; a period has at least one step."""
+    start = min(round(options.start_share * steps), steps - 1)
+    end = min(steps, max(start + 1, round(options.end_share * steps)))
+    periods = min(options.periods, end - start)
+    return [start + round(index * (end - start) / periods) for index in range(periods + 1)]
+
+
+def saliency(sums: UnitGradients) -> dict[str, Tensor]:
+    """HESSO's score of every unit: five saliencies, each over its L2 norm over all units, weighted 0.2 each.
+
+    The norm of w, the mean of |w|, 1 + cos(w, g), |<w, g>| and <w, g>^2 / 2.
+    """
+    total = {name: torch.zeros_like(value) for name, value in sums.inner.items()}
+    parts: list[dict[str, Tensor]] = [{} for _ in range(5)]
+    for name, inner in sums.inner.items():
+        norm = sums.weight_squares[name].sqrt()
+        cosine = inner / (norm * sums.gradient_squares[name].sqrt()).clamp(min=1e-30)
+        values = (norm, sums.weight_means[name], 1 + cosine, inner.abs(), 0.5 * inner.pow(2))
+        for part, value in zip(parts, values, strict=True):
+            part[name] = value
+    for part in parts:
+        size = torch.cat(list(part.values())).norm().clamp(min=1e-30)
+        total = {name: total[name] + 0.2 * value / size for name, value in part.items()}
+    return total
+
+
+def probed_saliency(subject: Subject, gates: Gates, violating: Masks, fallen: float) -> dict[str, Tensor]:
+    """Saliency of the whole units with the gradient where the violating ones have fallen by the share `fallen`.
+
+    A gate c on a unit scales its inner product of weight and gradient by c; dividing by c undoes that.
+    """
+    level = {name: 1 - fallen * mask for name, mask in violating.items()}
+    with gates({name: value.to(subject.model.device) for name, value in level.items()}):
+        sums = unit_gradients(subject)
+    for name, value in level.items():
+        sums.inner[name] /= value
+        sums.gradient_squares[name] /= value.pow(2)
+    return saliency(sums)
+
+
+def corrected_saliency(subject: Subject, budget: Budget, max_cycles: int) -> dict[str, Tensor]:
+    """Saliency in which every unit that was ever found redundant carries its mean over the way to zero (CRIC).
+
+    A cycle probes the violating units, those newly found redundant, and ranks again; it ends when none is new.
+    """
+    gates = Gates(subject.model, subject.space)
+    first = saliency(unit_gradients(subject))
+    scores = first
+    known = {name: torch.zeros_like(value) for name, value in first.items()}
+    for _ in range(max_cycles):
+        kept = allocate(scores, subject.space, budget)
+        violating = {name: (1 - kept[name].double()) * (1 - known[name]) for name in known}
+        if not any(mask.any() for mask in violating.values()):
+            break
+        points = [first, *(probed_saliency(subject, gates, violating, fallen) for fallen in PROBES)]
+        mean = {name: torch.stack([point[name] for point in points]).mean(0) for name in first}
+        scores = {name: torch.where(violating[name] > 0, mean[name], score) for name, score in scores.items()}
+        known = {name: known[name] + violating[name] for name in known}
+    return scores
