@@ -1,0 +1,243 @@
+"""APT: prune by the salience of activations while tuning, with a bonus for units that produce outliers.
+
+Every tuning step shows how strongly each unit acts and how strongly the loss reacts to it; their product, reduced on
+the fly, is the unit's salience. Heavy tails of what a unit produces are added, since few but large values matter too.
+What is dropped along a cubic schedule falls to zero gradually instead of at once.
+
+Paper: https://arxiv.org/abs/2401.12200 (symbols, equations, differences: docs/methods/apt.md).
+
+Changed: only the pruning half; LoRA's rank stays fixed, without self-distillation. Heads go as whole KV groups, and the
+two terms of the salience are brought to one scale before they are added.
+"""
+
+from collections.abc import Generator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from tuneprune.errors import TunePruneError
+from tuneprune.methods.base import Method, Metrics, Search, Subject, churn
+from tuneprune.methods.regularise import project, settle
+from tuneprune.methods.removal import cubic, partial, shrink
+from tuneprune.methods.scoring import unit_costs
+from tuneprune.structure.budget import Budget
+from tuneprune.structure.masks import Gates
+from tuneprune.structure.plan import Plan
+from tuneprune.structure.space import Gate, Group, Masks
+from tuneprune.structure.weights import base_weight
+
+
+class Apt(Method):
+    """Hyper-parameters of APT's pruning."""
+
+    name = "apt"
+    paper = "https://arxiv.org/abs/2401.12200"
+    spaces = ("width",)
+
+    momentum: float = Field(default=0.85, ge=0, lt=1, description="how slowly the salience follows the batches")
+    outlier_weight: float = Field(default=1.0, ge=0, description="weight of the outlier term beside the salience")
+    start_share: float = Field(default=0.1, ge=0, lt=1, description="share of the steps before the first removal")
+    end_share: float = Field(default=0.5, gt=0, le=1, description="share of the steps until the last units are dropped")
+    every: int = Field(default=10, ge=1, description="steps between two decisions")
+    fall_share: float = Field(
+        default=0.1, ge=0, lt=1, description="share of the steps in which the mask of a dropped unit falls to zero"
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Apt":
+        if self.start_share >= self.end_share:
+            raise ValueError(f"start_share={self.start_share} must be below end_share={self.end_share}")
+        return self
+
+    def begin(self, subject: Subject, budget: Budget) -> Search:
+        """Start from the whole model."""
+        return AptSearch(self, subject, budget)
+
+
+class Activity:
+    """What one group's gated activation did in a step, per feature: sums of |h|, h to h^4, and |dL/dh|, and a count.
+
+    Reduced inside the hooks, so nothing of the size of an activation is kept.
+    """
+
+    def __init__(self, group: Group, device: torch.device) -> None:
+        self.gate: Gate = group.gates[0]
+        self.size = group.size
+        self.clear(device)
+
+    def clear(self, device: torch.device) -> None:
+        """Start a new step."""
+        extent = self.gate.segment.extent
+        self.magnitude, self.slope = (torch.zeros(extent, device=device) for _ in range(2))
+        self.powers = torch.zeros(4, extent, device=device, dtype=torch.double)  # central moments cancel
+        self.count = torch.zeros((), device=device)
+
+    def note(self, _: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """A forward pre-hook: take the activation in, and its gradient when backward comes by.
+
+        Activation checkpointing runs it twice, which changes no mean, and backward passes only one of the two.
+        """
+        segment = self.gate.segment
+        hidden = inputs[0].narrow(-1, segment.start, segment.extent)
+        if not hidden.requires_grad:
+            return
+        flat = hidden.detach().float().reshape(-1, segment.extent)
+        self.magnitude += flat.abs().sum(0)
+        self.powers += torch.stack([flat.pow(power).sum(0, dtype=torch.double) for power in (1, 2, 3, 4)])
+        self.count += len(flat)
+        inputs[0].register_hook(self._take)
+
+    def _take(self, gradient: Tensor) -> None:
+        part = gradient.detach().narrow(-1, self.gate.segment.start, self.gate.segment.extent)
+        self.slope += part.float().abs().reshape(-1, self.gate.segment.extent).sum(0)
+
+    def by_unit(self, features: Tensor) -> Tensor:
+        """Features (the last dimension) as (units, features of a unit)."""
+        segment = self.gate.segment
+        return features.view(segment.view).movedim(segment.axis, 0).reshape(self.size, -1)
+
+
+class AptSearch(Search):
+    """One APT run: the moving salience, the decision in force and how far its masks have fallen."""
+
+    def __init__(self, options: Apt, subject: Subject, budget: Budget) -> None:
+        self.options, self.subject, self.budget = options, subject, budget
+        self.device = subject.model.device
+        self.gates = Gates(subject.model, subject.space)
+        self.activities = {group.name: Activity(group, self.device) for group in subject.space.groups}
+        total = subject.total_steps
+        self.fall_steps = max(1, round(options.fall_share * total))
+        self.end = max(1, min(round(options.end_share * total), total - self.fall_steps))
+        self.start = min(round(options.start_share * total), self.end - 1)
+        self.decided = False
+        self._weights = {name: weight_moments(subject, activity) for name, activity in self.activities.items()}
+        self._salience: dict[str, Tensor] | None = None
+        self._masks: Masks = subject.space.ones(self.device)
+        self._soft: Masks = self._masks
+
+    @property
+    def phase(self) -> str:  # type: ignore[override]
+        """`control` until the last unit has fallen to zero, then `frozen`."""
+        is_over = self.decided and all(torch.equal(self._soft[name], mask) for name, mask in self._masks.items())
+        return "frozen" if is_over else "control"
+
+    def before_step(self, step: int) -> Metrics:
+        """Decide every few steps, and let what is dropped fall."""
+        before = self._masks
+        is_due = step > self.start and (step - self.start) % self.options.every == 0
+        if self._salience is not None and not self.decided and (is_due or step >= self.end):
+            self._decide(1.0 if step >= self.end else cubic((step - self.start) / (self.end - self.start)))
+        self._soft = {name: fallen(soft, self._masks[name], self.fall_steps) for name, soft in self._soft.items()}
+        for activity in self.activities.values():
+            activity.clear(self.device)
+        return {"mask_churn": churn(before, self._masks)}
+
+    @contextmanager
+    def _observed(self) -> Generator[None, None, None]:
+        with ExitStack() as hooks:
+            for activity in self.activities.values():  # before the gates, which act on what is observed here
+                module = self.subject.model.get_submodule(activity.gate.module)
+                hooks.callback(module.register_forward_pre_hook(activity.note).remove)
+            hooks.enter_context(self.gates(self._soft))
+            yield
+
+    def context(self) -> AbstractContextManager[None]:
+        """The falling masks, on weights and LoRA alike; observed until everything is decided."""
+        return self.gates(self._soft) if self.decided else self._observed()
+
+    def after_backward(self) -> None:
+        """Mix this step's salience into the moving average."""
+        if self.decided:
+            return
+        fresh = self._fresh()
+        if self._salience is None:
+            self._salience = {name: torch.zeros_like(value) for name, value in fresh.items()}
+        momentum = self.options.momentum
+        for name, value in fresh.items():
+            self._salience[name].mul_(momentum).add_(value, alpha=1 - momentum)
+
+    def after_step(self, learning_rate: float) -> None:  # noqa: ARG002  (a hook's signature)
+        """What has fallen to zero holds no LoRA either."""
+        reached = {name: (soft > 0).float() for name, soft in self._soft.items()}
+        project(self.subject.model, self.subject.space, reached)
+
+    def masks(self) -> Masks:
+        """The hard masks towards which the soft ones fall."""
+        return self._masks
+
+    def plan(self) -> Plan:
+        """The last decision; made now where the run was too short for one.
+
+        Raises:
+            TunePruneError: no step was taken, so nothing was observed.
+        """
+        if self._salience is None:
+            raise TunePruneError("`apt` saw no finite gradient to decide by. Lower tune.learning_rate.")
+        if not self.decided:
+            self._decide(1.0)
+        return settle(self._masks, self.subject, self.budget, self.options)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Salience, decision and soft masks; what a step observes is gone when it ends."""
+        return {
+            "salience": self._salience,
+            "masks": dict(self._masks),
+            "soft": dict(self._soft),
+            "decided": self.decided,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        if state["salience"] is not None:
+            self._salience = {name: value.to(self.device) for name, value in state["salience"].items()}
+        self._masks, self._soft = (
+            {name: mask.to(self.device) for name, mask in state[key].items()} for key in ("masks", "soft")
+        )
+        self.decided = state["decided"]
+
+    def _decide(self, done: float) -> None:
+        """Keep the units of highest salience per parameter, out of those that are kept now."""
+        assert self._salience is not None
+        costs = unit_costs(self.subject.space)
+        density = {name: value.double() / costs[name] for name, value in self._salience.items()}
+        self._masks = shrink(self._masks, density, self.subject.space, partial(self.budget, done))
+        self.decided = done >= 1.0
+
+    def _fresh(self) -> dict[str, Tensor]:
+        """This step's salience of every unit, both terms with mean 1 over the units of the model."""
+        salience: dict[str, Tensor] = {}
+        outliers: dict[str, Tensor] = {}
+        for name, activity in self.activities.items():
+            self.subject.runtime.average([activity.magnitude, activity.slope, activity.powers, activity.count])
+            count = activity.count.clamp(min=1)
+            salience[name] = activity.by_unit(activity.slope * activity.magnitude / count).sum(1)
+            tails = kurtosis(activity.powers / count * self._weights[name])
+            outliers[name] = activity.by_unit(tails.sqrt()).mean(1).float()
+        scales = [torch.cat(list(term.values())).mean().clamp(min=1e-30) for term in (salience, outliers)]
+        weight = self.options.outlier_weight
+        return {name: value / scales[0] + weight * outliers[name] / scales[1] for name, value in salience.items()}
+
+
+def fallen(soft: Tensor, hard: Tensor, steps: int) -> Tensor:
+    """Soft masks one step of a line of `steps` steps nearer to hard ones, exactly zero at its end."""
+    lower = soft - 1 / steps
+    return torch.maximum(torch.where(lower < 0.5 / steps, 0.0, lower), hard)
+
+
+@torch.no_grad()
+def weight_moments(subject: Subject, activity: Activity) -> Tensor:
+    """Means of w to w^4 over each column of the frozen matrix that reads the gated activation: (4, features)."""
+    weight = base_weight(subject.model, f"{activity.gate.module}.weight")
+    columns = weight.narrow(1, activity.gate.segment.start, activity.gate.segment.extent).double()
+    return torch.stack([columns.pow(power).mean(0) for power in (1, 2, 3, 4)])
+
+
+def kurtosis(moments: Tensor) -> Tensor:
+    """Kurtosis from the raw moments 1 to 4 along the first dimension; 0 for a constant."""
+    first, second, third, fourth = moments
+    variance = second - first.pow(2)
+    central = fourth - 4 * first * third + 6 * first.pow(2) * second - 3 * first.pow(4)
+    return torch.where(variance > 1e-20, central / variance.clamp(min=1e-20).pow(2), 0.0).clamp(min=0)
