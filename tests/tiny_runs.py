@@ -78,10 +78,12 @@ def run_content(folder: Path, model: Path) -> dict:
 
 
 def write_run(folder: Path, model: Path, **sections) -> Path:
-    """A run file; sections given as mappings are merged into the default ones."""
+    """A run file; sections given as mappings are merged into the default ones, options of the same method too."""
     content = run_content(folder, model)
     for key, value in sections.items():
         old = content.get(key)
+        if isinstance(old, dict) and isinstance(value, dict) and old.get("name") != value.get("name", old.get("name")):
+            old = None
         content[key] = {**old, **value} if isinstance(value, dict) and isinstance(old, dict) else value
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf8")

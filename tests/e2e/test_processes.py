@@ -32,9 +32,19 @@ def environment(rank, port):
     }
 
 
-@pytest.mark.parametrize("method", [{"name": "atp"}, {"name": "atp", "regulariser": "lasso", "decisions": "sampled"}])
-def test_two_processes_equal_one(tmp_path, model_folder, server, method):
-    run_file = tiny_runs.write_run(tmp_path, model_folder, method=method, reference=False)
+@pytest.mark.parametrize(
+    ("method", "space"),
+    [
+        ({"name": "atp"}, "width"),
+        ({"name": "atp", "regulariser": "lasso", "decisions": "sampled"}, "width"),
+        ({"name": "loraprune"}, "head_dim"),  # scores from LoRA's gradients
+        ({"name": "hesso-cric"}, "width"),  # gradients averaged inside backward
+        ({"name": "apt"}, "width"),  # sums averaged after backward
+        ({"name": "disp_llm"}, "disp"),  # parameters in the loop's optimiser
+    ],
+)
+def test_two_processes_equal_one(tmp_path, model_folder, server, method, space):
+    run_file = tiny_runs.write_run(tmp_path, model_folder, method=method, space=space, reference=False)
     log = tmp_path / "log"
     assert server.run("run", run_file, "--out", tmp_path / "one", log=log) == 0, log.read_text()
 
