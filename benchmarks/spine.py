@@ -13,7 +13,7 @@ from pathlib import Path
 import transformers
 from rich.console import Console
 
-from tuneprune.compare import with_method
+from tuneprune.cells import entry
 from tuneprune.config import load_run_file
 from tuneprune.console import ConsoleProgress
 from tuneprune.report import RunRecord, rich_table
@@ -38,10 +38,11 @@ def main() -> None:
         for method in arguments.methods.split(","):
             for space in arguments.spaces.split(","):
                 console.rule(f"{run_file.stem}, {method}, {space}")
-                config = with_method(load_run_file(run_file, [*arguments.set, f"space={space}"]), method)
+                config = load_run_file(run_file, [*arguments.set, f"space={space}"])
+                config = config.model_copy(update={"method": entry(method, config).method})
                 folder = arguments.out / f"{run_file.stem}_{method}_{space}"
                 resume = (folder / "config.yaml").exists()
-                known = records[0] if records else None
+                known = records[0].scores if records else None
                 with ConsoleProgress(console) as progress:
                     records.append(run(config, folder, resume=resume, progress=progress, reference=known))
                 kept = RESULTS / folder.name

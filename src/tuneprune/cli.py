@@ -4,13 +4,15 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+
+from tuneprune.terminal import first_line, is_main_process, print_list, print_sections, show_comparison, show_results
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -56,28 +58,44 @@ def run(
     folder = out or Path("out") / run_file.stem
     with _at_work() as progress:
         record = run_job(config, folder, resume=resume, progress=progress)
-    _show_results([record], folder)
+    show_results([record], folder)
 
 
 @app.command()
 def compare(
     run_file: RunFile,
-    methods: Annotated[str, typer.Option(help="methods, comma separated; the run file's own options apply to its own")],
+    methods: Annotated[
+        str, typer.Option(help="methods, comma separated; options as name:option=value, space=... among them")
+    ],
+    keep: Annotated[str | None, typer.Option(help="shares of all parameters, comma separated")] = None,
     seeds: Annotated[str | None, typer.Option(help="seeds, comma separated; by default the run file's")] = None,
+    against: Annotated[str | None, typer.Option(help="compare with this method; by default with the first")] = None,
+    jobs: Annotated[int, typer.Option(help="runs at a time, each of one thread")] = 1,
     out: Out = None,
     overrides: Set = None,
-    resume: Annotated[bool, typer.Option("--resume", help="continue where it stopped")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="go on, or add methods, budgets and seeds")] = False,
 ) -> None:
-    """Run several methods at the same size, on the same data and steps, beside dense and dense + LoRA."""
+    """Run several methods at the same sizes, on the same data and steps, beside dense and dense + LoRA."""
     from tuneprune.compare import compare as compare_methods
     from tuneprune.config import load_run_file
 
     config = load_run_file(run_file, overrides or ())
     folder = out or Path("out") / run_file.stem
-    chosen = _whole_numbers("--seeds", seeds)
+    keeps = _numbers("--keep", keep, float, "shares separated by commas, such as 0.8,0.6,0.5")
+    chosen = _numbers("--seeds", seeds, int, "whole numbers separated by commas, such as 0,1,2")
     with _at_work() as progress:
-        records = compare_methods(config, methods.split(","), folder, seeds=chosen, resume=resume, progress=progress)
-    _show_results(records, folder)
+        outcome = compare_methods(
+            config,
+            methods.split(","),
+            folder,
+            keeps=keeps,
+            seeds=chosen,
+            against=against,
+            jobs=jobs,
+            resume=resume,
+            progress=progress,
+        )
+    show_comparison(outcome, folder)
 
 
 @app.command()
@@ -86,7 +104,7 @@ def validate(run_file: RunFile, overrides: Set = None) -> None:
     from tuneprune.config import load_run_file
     from tuneprune.job import outlook
 
-    _print(outlook(load_run_file(run_file, overrides or ())))
+    print_sections(outlook(load_run_file(run_file, overrides or ())))
 
 
 @app.command()
@@ -102,7 +120,7 @@ def inspect(
     if as_json:
         typer.echo(json.dumps(report, indent=1))
     else:
-        _print(report)
+        print_sections(report)
 
 
 @app.command()
@@ -160,11 +178,11 @@ def methods(as_json: AsJson = False) -> None:
     """List the methods, and the presets of their options."""
     from tuneprune.methods import presets, registry
 
-    listed = {name: _first_line(method.__doc__) + f"  {method.paper}" for name, method in registry().items()}
+    listed = {name: first_line(method.__doc__) + f"  {method.paper}" for name, method in registry().items()}
     for name, method in presets().items():
         values = ", ".join(f"{key}={value}" for key, value in method.presets[name].items())
         listed[name] = f"Preset of {method.name}: {values}"
-    _list(listed, as_json)
+    print_list(listed, as_json)
 
 
 @app.command()
@@ -172,7 +190,7 @@ def families(as_json: AsJson = False) -> None:
     """List the model families."""
     from tuneprune.families import registry
 
-    _list({name: _first_line(family.__doc__) for name, family in registry().items()}, as_json)
+    print_list({name: first_line(family.__doc__) for name, family in registry().items()}, as_json)
 
 
 @app.command()
@@ -180,7 +198,7 @@ def spaces(as_json: AsJson = False) -> None:
     """List the pruning spaces."""
     from tuneprune.structure.spaces import SPACES
 
-    _list({name: _first_line(space.__doc__) for name, space in SPACES.items()}, as_json)
+    print_list({name: first_line(space.__doc__) for name, space in SPACES.items()}, as_json)
 
 
 @app.command()
@@ -188,7 +206,9 @@ def suites(as_json: AsJson = False) -> None:
     """List the evaluation suites."""
     from tuneprune.data import SUITES
 
-    _list({name: ", ".join(f"{t.name} ({t.metrics[0]})" for t in tasks) for name, tasks in SUITES.items()}, as_json)
+    print_list(
+        {name: ", ".join(f"{t.name} ({t.metrics[0]})" for t in tasks) for name, tasks in SUITES.items()}, as_json
+    )
 
 
 def main() -> None:
@@ -211,14 +231,9 @@ def main() -> None:
 
 
 def _leave(message: str, status: int) -> NoReturn:
-    if _is_main_process():
+    if is_main_process():
         typer.echo(f"tuneprune: {message}", err=True)
     sys.exit(status)
-
-
-def _is_main_process() -> bool:
-    """Whether this is the process that speaks, under `accelerate launch` or torchrun."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _end_processes() -> None:
@@ -239,56 +254,18 @@ def _at_work() -> Iterator[Any]:
 
     logging.disable_progress_bar()
     with on_signals(stop_now):
-        if not _is_main_process():
+        if not is_main_process():
             yield Progress()
             return
         with ConsoleProgress(Console(stderr=True)) as progress:
             yield progress
 
 
-def _whole_numbers(option: str, text: str | None) -> list[int]:
-    """Comma-separated whole numbers; none where the option was not given."""
+def _numbers(option: str, text: str | None, kind: Callable[[str], Any], form: str) -> list[Any]:
+    """Comma-separated numbers; none where the option was not given."""
     from tuneprune.errors import ConfigError
 
-    parts = text.split(",") if text else []
-    if not all(part.strip().isdigit() for part in parts):
-        raise ConfigError(f"{option} {text}: write whole numbers separated by commas, such as 0,1,2.")
-    return [int(part) for part in parts]
-
-
-def _show_results(records: list[Any], folder: Path) -> None:
-    from rich.console import Console
-
-    from tuneprune.report import rich_table
-
-    if not _is_main_process():
-        return
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)  # a file or a pipe has no width of its own
-    console.print(rich_table(records))
-    typer.echo(f"report: {folder / 'report.html'}")
-    if (folder / "model").exists():
-        typer.echo(f"model:  {folder / 'model'}")
-
-
-def _print(content: Mapping[str, Any], indent: str = "") -> None:
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            typer.echo(f"{indent}{key}:")
-            _print(value, indent + "  ")
-        else:
-            typer.echo(f"{indent}{key}: {value}")
-
-
-def _list(entries: Mapping[str, str], as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(entries, indent=1))
-        return
-    width = max(map(len, entries))
-    for name, text in entries.items():
-        typer.echo(f"{name:<{width}}  {text}")
-
-
-def _first_line(docstring: str | None) -> str:
-    return (docstring or "").strip().splitlines()[0]
+    try:
+        return [kind(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise ConfigError(f"{option} {text}: write {form}.") from None

@@ -1,82 +1,137 @@
-"""Several methods on the same model, data, steps and size, beside the dense model and the dense model tuned alike."""
+"""Several methods on the same model, data, steps and sizes, beside the dense model and the dense model tuned alike."""
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from tuneprune import methods
+from tuneprune.cells import Cell, Entry, cells_of, check_cells, entries, finished, perform, references, remember
 from tuneprune.config import RunConfig
 from tuneprune.errors import ConfigError
-from tuneprune.job import check, claim, processes
+from tuneprune.job import claim, processes
 from tuneprune.progress import Progress
-from tuneprune.recording import read_metrics
-from tuneprune.report import RunRecord, markdown_table, write_atomically, write_report
-from tuneprune.run import run
+from tuneprune.report import ComparisonRecord, write_comparison
+from tuneprune.workers import Crew
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a comparison found: None where no cell is complete, and one sentence for every cell that failed."""
+
+    comparison: ComparisonRecord | None
+    failed: dict[str, str]
 
 
 def compare(
     config: RunConfig,
-    names: Sequence[str],
+    methods: Sequence[str],
     out: Path,
     *,
+    keeps: Sequence[float] = (),
     seeds: Sequence[int] = (),
+    against: str | None = None,
+    jobs: int = 1,
     resume: bool = False,
     progress: Progress | None = None,
-) -> list[RunRecord]:
-    """One run a method and seed, each in `out/<method>` (`out/<method>-seed<n>` where there are several seeds).
+) -> Outcome:
+    """One run a method, budget and seed, each in `out/<method>-keep<share>-seed<n>`; `docs/compare.md` has the rules.
 
-    The dense references are tuned and evaluated once, with the first seed.
+    A cell that fails leaves the others alone. Resuming may name other methods, budgets and seeds: what is complete
+    stays, and the tables show all of it.
 
-    Writes `report.html`, which shows the first method's run beside the others, and `table.md`.
+    Args:
+        methods: `name` or `name:option=value:...`; the first is what the others are compared with.
+        keeps: shares of all parameters to keep; by default the run file's.
+        seeds: by default the run file's.
+        against: the method that differences are taken to, if not the first.
+        jobs: cells at a time, each in a process of one thread.
 
     Raises:
-        ConfigError: an unknown method, one named twice, or one that does not support the space.
+        ConfigError: anything wrong with any cell, before the first one starts.
+        Stopped: a signal ended it after the states of all cells were saved; call again with `resume`.
     """
     progress = progress or Progress()
-    if len(set(names)) < len(names):
-        raise ConfigError(f"--methods {','.join(names)}: name every method once.")
-    seeds = seeds or (config.seed,)
+    chosen = entries(methods, config)
+    keeps, seeds = tuple(keeps) or (config.budget.keep,), tuple(seeds) or (config.seed,)
+    against = check_options(config, chosen, keeps, seeds, against, jobs)
+    announce(chosen, config, progress)
+    cells = cells_of(config, chosen, keeps, seeds)
+    check_cells(cells, config, out)
+    if processes_launched() > 1:
+        failed, is_writer = _together(cells, config, out, resume=resume, progress=progress)
+    else:
+        claim(out, config, resume=resume)
+        remember(cells, out)
+        failed, is_writer = Crew(cells, out, jobs, progress).work(), True
+    records = finished(out)
+    if not records:
+        return Outcome(None, failed)
+    comparison = ComparisonRecord.of(records, references(out), against, failed)
+    if is_writer:
+        write_comparison(comparison, config.to_yaml(), out)
+    return Outcome(comparison, failed)
+
+
+def check_options(
+    config: RunConfig,
+    chosen: Sequence[Entry],
+    keeps: Sequence[float],
+    seeds: Sequence[int],
+    against: str | None,
+    jobs: int,
+) -> str:
+    """The label that differences are taken to.
+
+    Raises:
+        ConfigError: values that make no comparison, or no fair one.
+    """
     if len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise ConfigError(f"--seeds {','.join(map(str, seeds))}: name different whole numbers from 0 up.")
-    config = config.model_copy(update={"seed": seeds[0]})
-    configs = {
-        name if len(seeds) == 1 else f"{name}-seed{seed}": with_method(config, name).model_copy(update={"seed": seed})
-        for name in names
-        for seed in seeds
-    }
-    check(config)
+    if len(set(keeps)) < len(keeps) or not all(0 < keep <= 1 for keep in keeps):
+        listed = ",".join(f"{keep:g}" for keep in keeps)
+        raise ConfigError(f"--keep {listed}: name different shares above 0, and 1 at most.")
+    if jobs < 1 or (jobs > 1 and processes_launched() > 1):
+        raise ConfigError(f"--jobs {jobs}: use 1 or more, and 1 where several processes were launched.")
+    if config.budget.of != "total":
+        raise ConfigError(
+            "compare gives every method the same share of all parameters, but the run file counts the prunable ones,"
+            " which differ from space to space. Use budget.of=total."
+        )
+    if config.recover is not None:
+        raise ConfigError(
+            "compare gives every method the same optimiser steps, which `recover` would add to some methods only."
+            " Leave recover out, and raise tune.steps instead."
+        )
+    labels = [one.label for one in chosen]
+    if against is not None and against not in labels:
+        raise ConfigError(f"--against {against}: name one of --methods: {', '.join(labels)}.")
+    return against or labels[0]
+
+
+def announce(chosen: Sequence[Entry], config: RunConfig, progress: Progress) -> None:
+    """Say which methods prune another space than the run file's."""
+    for one in chosen:
+        if one.space != config.space:
+            progress.stage(f"{one.label} prunes space `{one.space}`, not the run file's `{config.space}`")
+
+
+def processes_launched() -> int:
+    """How many processes `accelerate launch` or torchrun started for this comparison."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _together(
+    cells: Sequence[Cell], config: RunConfig, out: Path, *, resume: bool, progress: Progress
+) -> tuple[dict[str, str], bool]:
+    """All launched processes work on one cell after the other; the first failure ends the comparison."""
     accelerator = processes(config, out)
     if accelerator.is_main_process:
         claim(out, config, resume=resume)
+        remember(cells, out)
     accelerator.wait_for_everyone()
-    records: list[RunRecord] = []
-    for name, single in configs.items():
-        folder = out / name
-        progress.stage(f"== {name}")
-        if (folder / "record.json").exists():
-            records.append(RunRecord.load(folder / "record.json"))
-            continue
-        known = records[0] if records else None
-        resumed = (folder / "config.yaml").exists()
-        records.append(run(single, folder, resume=resumed, progress=progress, reference=known))
-    if accelerator.is_main_process:
-        first = out / next(iter(configs))
-        metrics, reference = (read_metrics(first / part) for part in ("metrics.jsonl", "reference/metrics.jsonl"))
-        write_report(records[0], None, metrics, config.to_yaml(), out, others=records, reference=reference)
-        write_atomically(out / "table.md", markdown_table(records))
-    return records
-
-
-def with_method(config: RunConfig, name: str) -> RunConfig:
-    """The same run by another method; the run file's hyper-parameters stay with the method they were written for.
-
-    Raises:
-        ConfigError: an unknown method, or one that does not support the space.
-    """
-    if name == config.method.title:
-        return config
-    method = methods.build({"name": name})
-    if config.space not in method.spaces:
-        raise ConfigError(
-            f"method `{name}` does not support space `{config.space}`; it supports {', '.join(method.spaces)}."
-        )
-    return config.model_copy(update={"method": method})
+    todo = [cell for cell in cells if not cell.result(out).exists()]
+    accelerator.wait_for_everyone()  # nobody may finish a cell that another still has to look for
+    for cell in todo:
+        progress.stage(f"== {cell.name}")
+        perform(cell, out, progress)
+    return {}, accelerator.is_main_process

@@ -1,7 +1,7 @@
 """Errors a user can fix; the command line turns each into one sentence and exit status 2."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class TunePruneError(ValueError):
@@ -34,6 +34,17 @@ class PlanMismatch(TunePruneError):
 
 class TrainingDiverged(TunePruneError):
     """Too many steps in a row with a non-finite loss or gradient."""
+
+
+class CellsFailed(TunePruneError):
+    """Some runs of a comparison failed, while the others are complete."""
+
+    def __init__(self, failed: Mapping[str, str], folder: object) -> None:
+        runs = "1 run" if len(failed) == 1 else f"{len(failed)} runs"
+        listed = "\n".join(f"  {name}: {sentence}" for name, sentence in failed.items())
+        super().__init__(
+            f"{runs} of the comparison failed; logs are in {folder}/logs, and --resume tries again.\n{listed}"
+        )
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

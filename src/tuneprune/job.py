@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tuneprune import evaluate, export, families
 from tuneprune.checks import check_answers, check_lengths, check_shares, check_tokens, check_trackers
@@ -123,14 +123,11 @@ def check(config: RunConfig) -> Checked:
         TunePruneError: what is wrong with the run file, the model, the data or the budget.
     """
     hf_config = load_config(config.model.base)
-    architecture = families.describe_config(hf_config)
     if config.model.adapter is not None:
         check_adapter(config.model.adapter)
     check_lengths(config, hf_config.max_position_embeddings)
     check_trackers(config.tune.trackers)
-    space = spaces.build(config.space, architecture, skeleton(hf_config))
-    check_budget(space, config.budget)
-    export.check(config.export, space, config.budget)
+    architecture, space = check_shape(config, hf_config)
     tokenizer = load_tokenizer(config.model.base)
     tasks = evaluate.load_tasks(config.evaluate, tokenizer)
     check_answers(tasks, min(config.evaluate.max_length, hf_config.max_position_embeddings))
@@ -138,6 +135,19 @@ def check(config: RunConfig) -> Checked:
     data = load(config.data, tokenizer, config.tune.max_length, test)
     check_tokens(tokenizer, data, test, hf_config.vocab_size)
     return Checked(config, tokenizer, data, tasks, architecture, space, stored_dtype(hf_config))
+
+
+def check_shape(config: RunConfig, hf_config: PretrainedConfig) -> tuple[Architecture, PruningSpace]:
+    """The checks that need no data: whether the space offers what the budget and the export ask for.
+
+    Raises:
+        TunePruneError: what is wrong with the space, the budget or the export.
+    """
+    architecture = families.describe_config(hf_config)
+    space = spaces.build(config.space, architecture, skeleton(hf_config))
+    check_budget(space, config.budget)
+    export.check(config.export, space, config.budget)
+    return architecture, space
 
 
 def prepare(config: RunConfig, out: Path, *, resume: bool, progress: Progress, store: Path | None = None) -> Job:

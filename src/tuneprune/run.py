@@ -14,7 +14,7 @@ from tuneprune.job import Job, Scores, prepare
 from tuneprune.methods.base import Search, Subject
 from tuneprune.progress import Progress
 from tuneprune.recording import make_proof, make_record, write_results
-from tuneprune.report import RunRecord
+from tuneprune.report import RunRecord, ScoreRecord
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.plan import Plan
 from tuneprune.train import Tuner, inject_lora, merge_lora
@@ -26,14 +26,14 @@ def run(
     *,
     resume: bool = False,
     progress: Progress | None = None,
-    reference: RunRecord | None = None,
+    reference: ScoreRecord | None = None,
     store: Path | None = None,
 ) -> RunRecord:
     """One run from base model and data to a smaller, proven model; `docs/files.md` says what it leaves in `out`.
 
     Args:
         out: a new folder, or with `resume` that of the same run.
-        reference: a finished run on the same model, data and tuning, whose dense scores are taken over.
+        reference: scores of the dense model and of the dense model tuned alike that are known already.
         store: a folder that runs of other budgets share, for unit scores that depend on the dense model alone.
 
     Raises:
@@ -61,12 +61,13 @@ def run(
     return RunRecord.load(out / "record.json")
 
 
-def reference_scores(job: Job, known: RunRecord | None) -> tuple[Scores, Scores | None]:
+def reference_scores(job: Job, known: ScoreRecord | None) -> tuple[Scores, Scores | None]:
     """Scores of the dense model, and of the dense model tuned alike: what relative performance is relative to."""
-    if known is not None and known.scores.dense:
-        return known.scores.dense, known.scores.dense_tuned
+    known = known or ScoreRecord()
+    if known.dense and (known.dense_tuned or not job.config.reference):
+        return known.dense, known.dense_tuned
     model = job.dense()
-    dense = job.score(model, "dense")
+    dense = known.dense or job.score(model, "dense")
     if not job.config.reference:
         return dense, None
     job.progress.stage("tune the dense reference")

@@ -94,23 +94,6 @@ def test_report_again(finished, tuneprune):
     assert page.read_bytes() == written
 
 
-def test_compare(tmp_path, model_folder, tuneprune, server, capsys):
-    run_file = tiny_runs.write_run(tmp_path, model_folder, tune={"steps": 3}, budget={"keep": 0.6})
-    out = tmp_path / "out"
-    arguments = ("compare", run_file, "--methods", "atp,magnitude,random", "--out", out)
-    assert server.run(*arguments, log=tmp_path / "log") == 0, (tmp_path / "log").read_text()
-    records = [json.loads((out / name / "record.json").read_text()) for name in ("atp", "magnitude", "random")]
-    assert len({json.dumps(record["scores"]["dense_tuned"]) for record in records}) == 1
-    assert not (out / "magnitude" / "reference").exists()  # tuned once
-    assert {record["parameters"]["dense_total"] for record in records} == {19616}
-    assert (out / "report.html").exists()
-    table = (out / "table.md").read_text()
-    assert "magnitude" in table
-    assert "random" in table
-    assert tuneprune(*arguments, "--resume") == 0
-    assert (out / "table.md").read_text() == table
-
-
 def test_plan_of_a_one_shot_method_is_the_one_its_run_cuts_by(tmp_path, model_folder, tuneprune, server, capsys):
     run_file = tiny_runs.write_run(tmp_path, model_folder, tune={"steps": 2}, reference=False)
     options = ("--set", "method=magnitude", "--out")
@@ -124,17 +107,6 @@ def test_plan_of_a_one_shot_method_is_the_one_its_run_cuts_by(tmp_path, model_fo
     assert tuneprune("plan", run_file, "--set", "method=atp", "--out", tmp_path / "other") == 2
     assert "magnitude, random" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
-
-
-def test_compare_over_seeds(tmp_path, model_folder, tuneprune, server):
-    run_file = tiny_runs.write_run(tmp_path, model_folder, tune={"steps": 2}, budget={"keep": 0.6}, reference=False)
-    out = tmp_path / "out"
-    arguments = ("compare", run_file, "--methods", "random", "--seeds", "0,3", "--out", out)
-    assert server.run(*arguments, log=tmp_path / "log") == 0, (tmp_path / "log").read_text()
-    records = [json.loads((out / f"random-seed{seed}" / "record.json").read_text()) for seed in (0, 3)]
-    assert [record["seed"] for record in records] == [0, 3]
-    assert records[0]["scores"]["dense"] == records[1]["scores"]["dense"]
-    assert records[0]["scores"]["pruned"] != records[1]["scores"]["pruned"]
 
 
 def test_output_is_clean_when_piped(uninterrupted):

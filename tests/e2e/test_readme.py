@@ -78,7 +78,8 @@ def test_commands_work_in_their_order(model, tmp_path, monkeypatch):
             continue
         assert program == "tuneprune"
         invoke(*arguments)
-    assert {path.name for path in Path("out/compared").iterdir()} >= {"atp", "magnitude", "random", "table.md"}
+    compared = {f"{method}-keep0.6-seed0" for method in ("atp", "magnitude", "random")}
+    assert {path.name for path in Path("out/compared").iterdir()} >= {*compared, "table.md"}
     assert RunRecord.load(Path("out/mine/record.json")).proof.is_ok
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
     subprocess.run([sys.executable, "-c", block("load")], env=environment, check=True, capture_output=True)

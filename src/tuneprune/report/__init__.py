@@ -1,6 +1,9 @@
 """What a run says about itself: typed record and proof, comparison tables, model card and page."""
 
 from tuneprune.report.card import model_card
+from tuneprune.report.compared import CellRecord, ComparisonRecord, RowRecord
+from tuneprune.report.compared_page import write_comparison
+from tuneprune.report.compared_tables import comparison_markdown, comparison_rich
 from tuneprune.report.page import write_report
 from tuneprune.report.proof import (
     BytesOnDisk,
@@ -18,6 +21,7 @@ from tuneprune.report.record import (
     MemoryRecord,
     MethodRecord,
     ModelRecord,
+    ReferenceRecord,
     RelativePerformance,
     RunRecord,
     ScoreRecord,
@@ -31,7 +35,9 @@ from tuneprune.report.tables import html_table, markdown_table, rich_table
 __all__ = [
     "BudgetRecord",
     "BytesOnDisk",
+    "CellRecord",
     "Check",
+    "ComparisonRecord",
     "EnvironmentRecord",
     "Generation",
     "Loader",
@@ -42,16 +48,21 @@ __all__ = [
     "ModelRecord",
     "Parameters",
     "Proof",
+    "ReferenceRecord",
     "RelativePerformance",
+    "RowRecord",
     "RunRecord",
     "ScoreRecord",
     "SpeedRecord",
     "TrainingRecord",
     "Width",
+    "comparison_markdown",
+    "comparison_rich",
     "html_table",
     "markdown_table",
     "model_card",
     "rich_table",
     "write_atomically",
+    "write_comparison",
     "write_report",
 ]

@@ -75,7 +75,7 @@ def line_chart(chart: Chart) -> Markup:
         lines=lines,
         size=(WIDTH, HEIGHT),
         frame=(LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM),
-        x_ticks=[Tick(at_x(x), f"{x:g}") for x in _ticks(x_low, x_high, 6) if x_low <= x <= x_high],
+        x_ticks=[Tick(at_x(x), f"{x:g}") for x in ticks(x_low, x_high, 6) if x_low <= x <= x_high],
         y_ticks=[
             Tick(at_y(y), _label(y, is_share=chart.is_share)) for y in _y_ticks(y_low, y_high, is_log=chart.is_log)
         ],
@@ -119,7 +119,7 @@ def _path(points: Sequence[Point], at_x: Callable[[float], float], at_y: Callabl
     return "M" + "L".join(f"{at_x(x):.1f},{at_y(y):.1f}" for x, y in points)
 
 
-def _ticks(low: float, high: float, count: int) -> list[float]:
+def ticks(low: float, high: float, count: int) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten) inside the range, at most about `count`."""
     raw = (high - low) / max(count, 1)
     power = 10 ** math.floor(math.log10(raw))
@@ -132,7 +132,7 @@ def _ticks(low: float, high: float, count: int) -> list[float]:
 def _y_ticks(low: float, high: float, *, is_log: bool) -> list[float]:
     """Tick values in data units; `low` and `high` are exponents on a log axis."""
     if not is_log:
-        return _ticks(low, high, 5)
+        return ticks(low, high, 5)
     factors = (1,) if high - low > 2 else (1, 2, 5)
     decades = range(math.floor(low), math.ceil(high) + 1)
     values = [factor * 10.0**decade for decade in decades for factor in factors]

@@ -137,6 +137,18 @@ class TrainingRecord(OpenSection):
     lora_residue: LoraResidue | None = None
 
 
+class ReferenceRecord(Stored):
+    """The dense model, and the dense model tuned alike with one seed: what runs with that seed are relative to."""
+
+    what: ClassVar[str] = "reference record"
+
+    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
+    seed: int
+    scores: ScoreRecord
+    time: dict[str, float] = Field(default_factory=dict, description="seconds by stage")
+    memory: MemoryRecord = MemoryRecord()
+
+
 class RunRecord(Stored):
     """One run: what was asked, what was kept, what it scores, what it took."""
 

@@ -1,0 +1,267 @@
+"""`comparison.json`: all cells of a comparison and what they say together; enough for its tables and its page."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from tuneprune.report.comparison import Column, headline_metric, relative_to
+from tuneprune.report.intervals import Estimate, paired
+from tuneprune.report.record import (
+    EnvironmentRecord,
+    MethodRecord,
+    ModelRecord,
+    ReferenceRecord,
+    RelativePerformance,
+    RunRecord,
+    Scores,
+)
+from tuneprune.report.stored import SCHEMA, Section, Stored
+
+Role = Literal["dense", "dense_tuned", "pruned"]
+BEFORE_TRAINING = ("begin_s", "plan_s", "reused_s")
+
+
+class CellRecord(Section):
+    """One run of a comparison in brief."""
+
+    name: str = Field(description="the folder of the run")
+    label: str = Field(description="the method as it was named, options included")
+    method: MethodRecord
+    space: str
+    keep: float
+    seed: int
+    steps: int = Field(description="optimiser steps before and after the cut")
+    kept_parameters: int
+    kept_share: float = Field(description="of all parameters")
+    scores: Scores
+    relative: RelativePerformance | None
+    decide_s: float = Field(description="seconds beside the training steps; with scores of another budget as computed")
+    train_s: float
+    peak_bytes: int | None
+    bytes_on_disk: int | None
+    speed: dict[str, float] = Field(description="pruned over dense, by phase and batch size; above 1 = faster")
+
+    @classmethod
+    def of(cls, name: str, record: RunRecord) -> "CellRecord":
+        """What the record of the run in the folder `name` says."""
+        time, speed = record.time, record.speed
+        return cls(
+            name=name,
+            label=record.label or record.method.name,
+            method=record.method,
+            space=record.space,
+            keep=record.budget.keep,
+            seed=record.seed,
+            steps=record.training.steps + record.training.recover_steps,
+            kept_parameters=record.parameters.kept_total,
+            kept_share=record.parameters.share_total,
+            scores=record.scores.pruned or {},
+            relative=record.relative_performance,
+            decide_s=sum(time.get(key, 0.0) for key in BEFORE_TRAINING),
+            train_s=time.get("tune_s", 0.0) + time.get("recover_s", 0.0),
+            peak_bytes=record.memory.peak_bytes,
+            bytes_on_disk=record.proof.bytes_on_disk.pruned if record.proof else None,
+            speed={f"{s.phase}, batch {s.batch_size}": s.ratio.median for s in speed.settings} if speed else {},
+        )
+
+
+class RowRecord(Section):
+    """One method at one budget over all its seeds; or a dense reference."""
+
+    label: str
+    role: Role
+    space: str | None = None
+    keep: float = 1.0
+    seeds: tuple[int, ...]
+    steps: int | None = None
+    kept_share: Estimate
+    kept_parameters: int
+    scores: dict[str, dict[str, Estimate]]
+    relative: Estimate | None
+    difference: Estimate | None = Field(default=None, description="of relative performance to the reference method")
+    task_differences: dict[str, Estimate] = Field(default_factory=dict, description="of its share of each task")
+    decide_s: float | None = None
+    train_s: float | None = None
+    peak_bytes: int | None = None
+    bytes_on_disk: int | None = None
+    speed: dict[str, float] = Field(default_factory=dict)
+
+
+class ComparisonRecord(Stored):
+    """All cells, and a row for every method at every budget."""
+
+    what: ClassVar[str] = "comparison record"
+
+    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
+    created: str
+    model: ModelRecord
+    against: str = Field(description="the method that differences are taken to")
+    references: list[ReferenceRecord]
+    cells: list[CellRecord]
+    rows: list[RowRecord]
+    failed: dict[str, str] = Field(default_factory=dict, description="one sentence for every cell that failed")
+    environment: EnvironmentRecord = EnvironmentRecord()
+    environments: int = Field(default=1, description="how many different machines or versions made the cells")
+
+    @property
+    def keeps(self) -> list[float]:
+        """The budgets, largest first."""
+        return sorted({row.keep for row in self.rows if row.role == "pruned"}, reverse=True)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Every seed that some row has."""
+        return sorted({seed for row in self.rows for seed in row.seeds})
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The tasks with their headline metrics."""
+        scores = self.rows[-1].scores if self.rows else {}
+        pairs = ((task, headline_metric(metrics)) for task, metrics in scores.items())
+        return tuple(Column(task, metric) for task, metric in pairs if metric is not None)
+
+    def at(self, keep: float) -> list[RowRecord]:
+        """The rows of one budget, the dense references first."""
+        return [row for row in self.rows if row.role != "pruned" or row.keep == keep]
+
+    @classmethod
+    def of(
+        cls,
+        records: Mapping[str, RunRecord],
+        references: Sequence[ReferenceRecord],
+        against: str,
+        failed: Mapping[str, str],
+    ) -> "ComparisonRecord":
+        """The comparison of complete runs, by the names of their folders; there must be one at least.
+
+        Rows keep the order in which methods and budgets first appear.
+        """
+        cells = [CellRecord.of(name, record) for name, record in records.items()]
+        first = next(iter(records.values()))
+        groups: dict[tuple[str, float], dict[int, CellRecord]] = {}
+        for cell in cells:
+            groups.setdefault((cell.label, cell.keep), {})[cell.seed] = cell
+        rows = _reference_rows(references, first)
+        rows += [
+            _row(group, groups.get((against, keep)) if label != against else None)
+            for (label, keep), group in groups.items()
+        ]
+        environments = {_machine(record.environment) for record in records.values()}
+        return cls(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            model=first.model.model_copy(update={"path": None}),
+            against=against,
+            references=list(references),
+            cells=cells,
+            rows=rows,
+            failed=dict(failed),
+            environment=first.environment,
+            environments=len(environments),
+        )
+
+
+def _machine(environment: EnvironmentRecord) -> str:
+    """What has to be equal for two runs to have been made alike; the commit of the checkout is not part of it."""
+    return environment.model_copy(update={"commit": None}).model_dump_json()
+
+
+def _reference_rows(references: Sequence[ReferenceRecord], record: RunRecord) -> list[RowRecord]:
+    dense = next((one.scores.dense for one in references if one.scores.dense), None)
+    tuned = {one.seed: one.scores.dense_tuned for one in references if one.scores.dense_tuned}
+    whole = {"kept_share": Estimate(mean=1.0), "kept_parameters": record.parameters.dense_total}
+    rows = []
+    if dense:
+        relatives = [relative_to(dense, scores) for scores in tuned.values()]
+        rows.append(
+            RowRecord(
+                label="dense",
+                role="dense",
+                seeds=tuple(tuned) or (references[0].seed,),
+                scores=_estimates([dense]),
+                relative=_over(relatives),
+                **whole,
+            )
+        )
+    if tuned:
+        found = [one for one in references if one.seed in tuned]
+        peaks = [one.memory.peak_bytes for one in found if one.memory.peak_bytes is not None]
+        rows.append(
+            RowRecord(
+                label="dense + LoRA",
+                role="dense_tuned",
+                seeds=tuple(tuned),
+                scores=_estimates(list(tuned.values())),
+                relative=Estimate(mean=1.0),
+                train_s=_mean([one.time["reference_s"] for one in found if "reference_s" in one.time]),
+                peak_bytes=max(peaks, default=None),
+                **whole,
+            )
+        )
+    return rows
+
+
+def _row(group: Mapping[int, CellRecord], others: Mapping[int, CellRecord] | None) -> RowRecord:
+    cells = [group[seed] for seed in sorted(group)]
+    first = cells[0]
+    disk = [cell.bytes_on_disk for cell in cells if cell.bytes_on_disk is not None]
+    return RowRecord(
+        label=first.label,
+        role="pruned",
+        space=first.space,
+        keep=first.keep,
+        seeds=tuple(sorted(group)),
+        steps=first.steps,
+        kept_share=Estimate.over([cell.kept_share for cell in cells]),
+        kept_parameters=round(sum(cell.kept_parameters for cell in cells) / len(cells)),
+        scores=_estimates([cell.scores for cell in cells]),
+        relative=_over([cell.relative.mean if cell.relative else None for cell in cells]),
+        difference=paired(_values(group, _mean_share), _values(others, _mean_share)) if others else None,
+        task_differences=_task_differences(group, others) if others else {},
+        decide_s=_mean([cell.decide_s for cell in cells]),
+        train_s=_mean([cell.train_s for cell in cells]),
+        peak_bytes=max((cell.peak_bytes for cell in cells if cell.peak_bytes is not None), default=None),
+        bytes_on_disk=round(sum(disk) / len(disk)) if disk else None,
+        speed={key: _mean([cell.speed[key] for cell in cells if key in cell.speed]) or 0.0 for key in first.speed},
+    )
+
+
+def _task_differences(group: Mapping[int, CellRecord], others: Mapping[int, CellRecord]) -> dict[str, Estimate]:
+    found = {}
+    for task in next(iter(group.values())).scores:
+
+        def share(cell: CellRecord, task: str = task) -> float | None:
+            return cell.relative.tasks.get(task) if cell.relative else None
+
+        difference = paired(_values(group, share), _values(others, share))
+        if difference is not None:
+            found[task] = difference
+    return found
+
+
+def _mean_share(cell: CellRecord) -> float | None:
+    return cell.relative.mean if cell.relative else None
+
+
+def _values(group: Mapping[int, CellRecord], of: Callable[[CellRecord], float | None]) -> dict[int, float]:
+    found = {seed: of(cell) for seed, cell in group.items()}
+    return {seed: value for seed, value in found.items() if value is not None}
+
+
+def _estimates(found: Sequence[Scores]) -> dict[str, dict[str, Estimate]]:
+    return {
+        task: {metric: Estimate.over([scores[task][metric] for scores in found]) for metric in metrics}
+        for task, metrics in found[0].items()
+    }
+
+
+def _over(values: Sequence[float | None]) -> Estimate | None:
+    """The estimate from `values`; None when a seed has none, since a mean over the rest would flatter."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return Estimate.over(known) if known and len(known) == len(values) else None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,89 @@
+"""What a comparison leaves: `comparison.json`, `table.md`, `quality.svg` and `report.html`."""
+
+from pathlib import Path
+
+from markupsafe import Markup
+
+from tuneprune.report.compared import ComparisonRecord, RowRecord
+from tuneprune.report.compared_tables import (
+    TextTable,
+    comparison_markdown,
+    cost_table,
+    difference_text,
+    note,
+    quality_table,
+)
+from tuneprune.report.numbers import MISSING, percent_text
+from tuneprune.report.quality import quality_picture
+from tuneprune.report.stored import write_atomically
+from tuneprune.report.summary import flat
+from tuneprune.report.templates import render, source
+
+
+def write_comparison(comparison: ComparisonRecord, config_yaml: str, out: Path) -> Path:
+    """The path of the page; everything else is beside it in the folder `out`."""
+    comparison.save(out / "comparison.json")
+    write_atomically(out / "table.md", comparison_markdown(comparison))
+    picture = quality_picture(comparison, standalone=True)
+    if picture:
+        write_atomically(out / "quality.svg", str(picture))
+    return write_atomically(out / "report.html", str(render_comparison(comparison, config_yaml)))
+
+
+def render_comparison(comparison: ComparisonRecord, config_yaml: str) -> Markup:
+    """The page as HTML, readable without a network or a script."""
+    steps = {row.steps for row in comparison.rows if row.role == "pruned"}
+    return render(
+        "comparison.html.j2",
+        comparison=comparison,
+        style=source("style.css"),
+        labels=list(dict.fromkeys(cell.label for cell in comparison.cells)),
+        verdict=verdict(comparison),
+        note=note(comparison),
+        picture=quality_picture(comparison),
+        steps=steps.pop() if len(steps) == 1 else None,
+        budgets=[
+            (quality_table(comparison, keep), cost_table(comparison, keep), task_table(comparison, keep))
+            for keep in comparison.keeps
+        ],
+        config=config_yaml.strip(),
+        environment=flat(comparison.environment.model_dump()),
+    )
+
+
+def verdict(comparison: ComparisonRecord) -> str:
+    """Who is ahead at each budget and whether the seeds can tell it from luck."""
+    return " ".join(_verdict_at(comparison, keep) for keep in comparison.keeps)
+
+
+def task_table(comparison: ComparisonRecord, keep: float) -> TextTable:
+    """Differences to the reference method by task, in points of relative performance."""
+    rows = [row for row in comparison.at(keep) if row.task_differences]
+    tasks = [column.task for column in comparison.columns]
+    cells = [(row.label, *(_difference(row, task, comparison.against) for task in tasks)) for row in rows]
+    title = f"Points to {comparison.against} by task"
+    return TextTable(title, ("method", *tasks), tuple(cells), tuple(row.role for row in rows))
+
+
+def _difference(row: RowRecord, task: str, against: str) -> str:
+    found = row.task_differences.get(task)
+    return MISSING if found is None else difference_text(row.model_copy(update={"difference": found}), against)
+
+
+def _verdict_at(comparison: ComparisonRecord, keep: float) -> str:
+    rows = [row for row in comparison.at(keep) if row.role == "pruned" and row.relative is not None]
+    place = f"At keep {percent_text(keep, 0)}"
+    if not rows:
+        return f"{place} there is nothing to be relative to."
+    ranked = sorted(rows, key=lambda row: row.relative.mean if row.relative else 0.0, reverse=True)
+    best = ranked[0]
+    assert best.relative is not None
+    text = f"{place} {best.label} keeps most: {percent_text(best.relative.mean)} of dense + LoRA"
+    if best.label == comparison.against:
+        rivals = [row for row in ranked[1:] if row.difference is not None]
+        if not rivals:
+            return f"{text}."
+        return f"{text}; {rivals[0].label} is next at {difference_text(rivals[0], comparison.against)} points."
+    if best.difference is None:
+        return f"{text}."
+    return f"{text}, {difference_text(best, comparison.against)} points to {comparison.against}."

@@ -1,0 +1,141 @@
+"""The tables of a comparison for the terminal, for Markdown and for the page: one set of cells, three renderings."""
+
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from tuneprune.report.compared import ComparisonRecord, RowRecord
+from tuneprune.report.intervals import Estimate
+from tuneprune.report.numbers import MISSING, bytes_text, count_text, percent_text, score_text, seconds_text
+from tuneprune.report.tables import escape_markdown
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table as text: the first column names the row."""
+
+    title: str
+    headers: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    roles: tuple[str, ...]
+
+
+def quality_table(comparison: ComparisonRecord, keep: float) -> TextTable:
+    """Scores of every task at one budget, the relative performance, and its difference to the reference method."""
+    columns = comparison.columns
+    tasks = [f"{column.task} {column.metric} {column.arrow}" for column in columns]
+    rows = comparison.at(keep)
+    most = max((len(row.seeds) for row in rows if row.role == "pruned"), default=1)
+    cells = []
+    for row in rows:
+        scores = [row.scores.get(column.task, {}).get(column.metric) for column in columns]
+        texts = [score_text(c.metric, score.mean if score else None) for c, score in zip(columns, scores, strict=True)]
+        relative, difference = share_text(row.relative), difference_text(row, comparison.against)
+        name = _name(row, most)
+        cells.append((name, row.space or MISSING, percent_text(row.kept_share.mean), *texts, relative, difference))
+    headers = ("method", "space", "kept of total", *tasks, "relative performance", f"points to {comparison.against}")
+    return TextTable(_title(comparison, keep), headers, tuple(cells), tuple(row.role for row in rows))
+
+
+def cost_table(comparison: ComparisonRecord, keep: float) -> TextTable:
+    """What each method takes, and what its result costs to keep and to run."""
+    rows = [row for row in comparison.at(keep) if row.role != "dense"]
+    settings = list(dict.fromkeys(key for row in rows for key in row.speed))
+    headers = ("method", "decision", "training", "peak memory", "parameters", "weight files")
+    cells = [
+        (
+            row.label,
+            seconds_text(row.decide_s),
+            seconds_text(row.train_s),
+            bytes_text(row.peak_bytes),
+            count_text(row.kept_parameters),
+            bytes_text(row.bytes_on_disk),
+            *(f"{row.speed[key]:.2f} ×" if key in row.speed else MISSING for key in settings),
+        )
+        for row in rows
+    ]
+    headers += tuple(f"speed, {key}" for key in settings)
+    return TextTable(_title(comparison, keep), headers, tuple(cells), tuple(row.role for row in rows))
+
+
+def comparison_markdown(comparison: ComparisonRecord, *, with_costs: bool = True) -> str:
+    """One quality table for every budget and, if wanted, the costs below it; says how many seeds are behind it."""
+    parts = []
+    for keep in comparison.keeps:
+        table = quality_table(comparison, keep)
+        parts += [f"**{escape_markdown(table.title)}**", "", *_markdown(table), ""]
+        if with_costs:
+            parts += [*_markdown(cost_table(comparison, keep)), ""]
+    parts += [note(comparison), ""]
+    parts += [f"Failed: {escape_markdown(name)}: {escape_markdown(text)}" for name, text in comparison.failed.items()]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def comparison_rich(comparison: ComparisonRecord) -> list[Table]:
+    """The quality tables for a terminal."""
+    tables = []
+    for keep in comparison.keeps:
+        text = quality_table(comparison, keep)
+        table = Table(title=_plain(text.title), title_justify="left")
+        for index, header in enumerate(text.headers):
+            table.add_column(_plain(header), justify="right" if index > 1 else "left")
+        for cells in text.rows:
+            table.add_row(*map(_plain, cells))
+        tables.append(table)
+    return tables
+
+
+def note(comparison: ComparisonRecord) -> str:
+    """What the numbers rest on, said plainly."""
+    counts = {len(row.seeds) for row in comparison.rows if row.role == "pruned"}
+    if counts == {1}:
+        return "One seed: no intervals, and differences may be luck."
+    seeds = ", ".join(map(str, comparison.seeds))
+    return (
+        f"Means over seeds {seeds}; ± is half of a 95 % Student-t interval. The last column is the difference in"
+        f" relative performance to {comparison.against}, paired by seed, with its 95 % interval; * where it excludes 0."
+    )
+
+
+def share_text(estimate: Estimate | None) -> str:
+    """A share in percent with half the width of its interval."""
+    if estimate is None:
+        return MISSING
+    text = percent_text(estimate.mean)
+    return text if not estimate.reach else f"{text.removesuffix(' %')} ± {100 * estimate.reach:.1f} %"
+
+
+def difference_text(row: RowRecord, against: str) -> str:
+    """A difference in percentage points with its interval; a star where it excludes 0."""
+    difference = row.difference
+    if row.role == "pruned" and row.label == against:
+        return "reference"
+    if difference is None:
+        return MISSING
+    text = f"{100 * difference.mean:+.1f}"
+    if difference.low is None or difference.high is None:
+        return text
+    star = " *" if difference.excludes_zero else ""
+    return f"{text} ({100 * difference.low:+.1f} to {100 * difference.high:+.1f}){star}"
+
+
+def _name(row: RowRecord, most: int) -> str:
+    """The label, with the number of seeds where some are missing."""
+    few = row.role == "pruned" and len(row.seeds) < most
+    return f"{row.label} ({len(row.seeds)} of {most} seeds)" if few else row.label
+
+
+def _title(comparison: ComparisonRecord, keep: float) -> str:
+    size = count_text(comparison.model.parameters)
+    return f"{comparison.model.short_name} ({size} parameters), keep {percent_text(keep, 0)}"
+
+
+def _markdown(table: TextTable) -> list[str]:
+    lines = ["| " + " | ".join(map(escape_markdown, table.headers)) + " |"]
+    lines.append("| :--- | :--- |" + " ---: |" * (len(table.headers) - 2))
+    lines += ["| " + " | ".join(map(escape_markdown, cells)) + " |" for cells in table.rows]
+    return lines
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", "\\[")

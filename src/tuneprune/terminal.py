@@ -1,0 +1,77 @@
+"""What the commands print: tables, sections, lists."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that speaks, under `accelerate launch` or torchrun."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def show_comparison(outcome: Any, folder: Path) -> None:  # noqa: ANN401  (imported only when a command runs)
+    """The tables of a comparison and where its page is.
+
+    Raises:
+        CellsFailed: runs that failed, after everything else was shown.
+    """
+    from tuneprune.errors import CellsFailed
+    from tuneprune.report import comparison_rich
+
+    if is_main_process() and outcome.comparison is not None:
+        console = _console()
+        for table in comparison_rich(outcome.comparison):
+            console.print(table)
+        typer.echo(f"report: {folder / 'report.html'}")
+    if outcome.failed:
+        raise CellsFailed(outcome.failed, folder)
+
+
+def _console() -> Any:  # noqa: ANN401  (imported only when a command runs)
+    """The terminal; a file or a pipe has no width of its own."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+def show_results(records: list[Any], folder: Path) -> None:
+    """The table of a run and where its files are."""
+    from tuneprune.report import rich_table
+
+    if not is_main_process():
+        return
+    _console().print(rich_table(records))
+    typer.echo(f"report: {folder / 'report.html'}")
+    if (folder / "model").exists():
+        typer.echo(f"model:  {folder / 'model'}")
+
+
+def print_sections(content: Mapping[str, Any], indent: str = "") -> None:
+    """Nested values, one a line."""
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            typer.echo(f"{indent}{key}:")
+            print_sections(value, indent + "  ")
+        else:
+            typer.echo(f"{indent}{key}: {value}")
+
+
+def print_list(entries: Mapping[str, str], as_json: bool) -> None:
+    """Names with a line of text each, or as JSON."""
+    if as_json:
+        typer.echo(json.dumps(entries, indent=1))
+        return
+    width = max(map(len, entries))
+    for name, text in entries.items():
+        typer.echo(f"{name:<{width}}  {text}")
+
+
+def first_line(docstring: str | None) -> str:
+    """What a docstring says first."""
+    return (docstring or "").strip().splitlines()[0]
