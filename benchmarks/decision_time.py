@@ -1,0 +1,168 @@
+"""How long each one-shot method takes to decide, beside one forward pass over the same calibration data.
+
+    python benchmarks/decision_time.py --run runs/compare_healthcare.yaml
+
+Writes `benchmarks/results/decision_time.json`. Finds the methods in the registry and times `begin` and `plan` on the
+dense model, beside forward passes over as many calibration batches as the method drew, both in every round, so that a
+busy machine slows both. Also counts what the decision asked of the data: `passes` is how often the tokens drawn went
+through the linear that saw most of them, `backwards` the calls of autograd, `statistics` what the method asked for by
+`subject.scores` (one where it does not say). Ends with status 1 where a method passes more often than once a statistic.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuneprune import methods
+from tuneprune.cells import entry
+from tuneprune.config import RunConfig, load_run_file
+from tuneprune.errors import TunePruneError
+from tuneprune.job import Job, prepare
+from tuneprune.progress import Progress
+from tuneprune.run import subject_of
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Count:
+    """What a decision asked of the model and the data; stands in for the store of a comparison and keeps nothing."""
+
+    batches: list[Any] = field(default_factory=list)
+    statistics: list[str] = field(default_factory=list)
+    tokens: Counter[str] = field(default_factory=Counter)
+    backwards: int = 0
+
+    def get(self, statistic: str, options: Any, compute: Any, calibration: Any) -> Any:  # noqa: ANN401, ARG002
+        """Note the statistic and compute it."""
+        self.statistics.append(statistic)
+        return compute()
+
+    @property
+    def passes(self) -> float:
+        """How often the tokens that were drawn went through the linear that saw most."""
+        drawn = sum(batch["input_ids"].numel() for batch in self.batches)
+        return max(self.tokens.values(), default=0) / drawn if drawn else 0.0
+
+
+@contextmanager
+def counting(model: torch.nn.Module, count: Count) -> Iterator[None]:
+    """Count the tokens that reach each linear, and calls of autograd."""
+
+    def watched(name: str) -> Any:  # noqa: ANN401
+        def forward(_: Any, inputs: tuple[Any, ...], __: Any) -> None:  # noqa: ANN401
+            count.tokens[name] += inputs[0].numel() // inputs[0].shape[-1]
+
+        return forward
+
+    def counted(call: Any) -> Any:  # noqa: ANN401
+        def backward(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401
+            count.backwards += 1
+            return call(*arguments, **options)
+
+        return backward
+
+    linears = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    handles = [module.register_forward_hook(watched(name)) for name, module in linears]
+    kept = torch.autograd.backward, torch.autograd.grad
+    torch.autograd.backward, torch.autograd.grad = map(counted, kept)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        torch.autograd.backward, torch.autograd.grad = kept
+
+
+def decision(job: Job, config: RunConfig) -> tuple[float, float, Count]:
+    """Seconds of the decision, seconds of forward passes over the batches it drew, and what it asked for."""
+    model, count = job.dense(), Count()
+    subject = subject_of(job, model, job.tuner(model, config.tune, job.out))
+
+    def calibration() -> Any:  # noqa: ANN401
+        count.batches.append(subject.calibration())
+        return count.batches[-1]
+
+    watched = replace(subject, calibration=calibration, store=count)
+    started = time.perf_counter()
+    with counting(model, count):
+        config.method.begin(watched, config.budget).plan()
+    seconds = time.perf_counter() - started
+    model = job.dense()
+    started = time.perf_counter()
+    with torch.no_grad():
+        for batch in count.batches:
+            model(input_ids=batch["input_ids"], use_cache=False)
+    return seconds, time.perf_counter() - started, count
+
+
+def measure(config: RunConfig, rounds: int, folder: Path) -> dict[str, Any]:
+    """One method: medians over rounds."""
+    job = prepare(config, folder, resume=False, progress=Progress())
+    found = [decision(job, config) for _ in range(rounds)]
+    count = found[0][2]
+    return {
+        "space": config.space,
+        "decision_s": spread([one[0] for one in found]),
+        "forward_s": spread([one[1] for one in found]) if count.batches else None,
+        "over_forward": spread([one[0] / one[1] for one in found]) if count.batches else None,
+        "batches": len(count.batches),
+        "passes": round(count.passes, 3),
+        "backwards": count.backwards,
+        "statistics": count.statistics,
+        "is_one_pass": count.passes <= max(len(count.statistics), 1),
+    }
+
+
+def spread(numbers: list[float]) -> dict[str, float]:
+    """Median and extremes."""
+    return {"median": statistics.median(numbers), "low": min(numbers), "high": max(numbers)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=ROOT / "runs" / "compare_healthcare.yaml")
+    parser.add_argument("--methods", help="by default every one-shot method; options as in tuneprune compare")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--set", action="append", default=[], help="key.path=value")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "decision_time.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    base = load_run_file(arguments.run, [*arguments.set, "reference=false", "evaluate.limit=1"])
+    one_shot = [name for name, method in methods.registry().items() if method.one_shot]
+    rows: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for index, text in enumerate(arguments.methods.split(",") if arguments.methods else one_shot):
+            one = entry(text, base)
+            config = base.model_copy(update={"method": one.method, "space": one.space})
+            try:
+                rows[one.label] = measure(config, arguments.rounds, Path(folder) / str(index))
+            except TunePruneError as error:
+                rows[one.label] = {"refused": str(error)}
+            print(f"{one.label}: {json.dumps(rows[one.label])}")
+    rows_of = {"batch_size": base.tune.batch_size, "max_length": base.tune.max_length}
+    content = {
+        "settings": {"run": arguments.run.name, "rounds": arguments.rounds, **rows_of, "keep": base.budget.keep},
+        "load_average_after": os.getloadavg()[0],
+        "threads": torch.get_num_threads(),
+        "methods": rows,
+    }
+    arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf8")
+    print(arguments.out)
+    sys.exit(any(row.get("is_one_pass") is False for row in rows.values()))
+
+
+if __name__ == "__main__":
+    main()
