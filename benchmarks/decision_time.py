@@ -31,6 +31,7 @@ from tuneprune.config import RunConfig, load_run_file
 from tuneprune.errors import TunePruneError
 from tuneprune.job import Job, prepare
 from tuneprune.progress import Progress
+from tuneprune.recording import environment
 from tuneprune.run import subject_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,9 +109,8 @@ def decision(job: Job, config: RunConfig) -> tuple[float, float, Count]:
     return seconds, time.perf_counter() - started, count
 
 
-def measure(config: RunConfig, rounds: int, folder: Path) -> dict[str, Any]:
+def measure(job: Job, config: RunConfig, rounds: int) -> dict[str, Any]:
     """One method: medians over rounds."""
-    job = prepare(config, folder, resume=False, progress=Progress())
     found = [decision(job, config) for _ in range(rounds)]
     count = found[0][2]
     return {
@@ -143,12 +143,15 @@ def main() -> None:
     base = load_run_file(arguments.run, [*arguments.set, "reference=false", "evaluate.limit=1"])
     one_shot = [name for name, method in methods.registry().items() if method.one_shot]
     rows: dict[str, Any] = {}
+    machine: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for index, text in enumerate(arguments.methods.split(",") if arguments.methods else one_shot):
             one = entry(text, base)
             config = base.model_copy(update={"method": one.method, "space": one.space})
             try:
-                rows[one.label] = measure(config, arguments.rounds, Path(folder) / str(index))
+                job = prepare(config, Path(folder) / str(index), resume=False, progress=Progress())
+                rows[one.label] = measure(job, config, arguments.rounds)
+                machine = environment(job)
             except TunePruneError as error:
                 rows[one.label] = {"refused": str(error)}
             print(f"{one.label}: {json.dumps(rows[one.label])}")
@@ -156,7 +159,7 @@ def main() -> None:
     content = {
         "settings": {"run": arguments.run.name, "rounds": arguments.rounds, **rows_of, "keep": base.budget.keep},
         "load_average_after": os.getloadavg()[0],
-        "threads": torch.get_num_threads(),
+        "environment": machine,
         "methods": rows,
     }
     arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf8")

@@ -1,14 +1,16 @@
-"""Write the README's result table from the committed records: `python benchmarks/readme_table.py [--check]`."""
+"""Write the README's result tables from the committed records: `python benchmarks/readme_table.py [--check]`."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from tuneprune.report import RunRecord, markdown_table
+from tuneprune.report import ComparisonRecord, RunRecord, markdown_table
+from tuneprune.report.compared_tables import markdown_lines, note, quality_table, summary_table
 
 ROOT = Path(__file__).resolve().parent.parent
-START, END = "<!-- table -->", "<!-- /table -->"
 NOTHING = "No results are committed yet."
+DETAIL = 0.6
+"""The budget whose scores the README shows task by task."""
 
 
 def load_records(results: Path) -> list[RunRecord]:
@@ -16,14 +18,35 @@ def load_records(results: Path) -> list[RunRecord]:
     return [RunRecord.load(path) for path in sorted(results.glob("*/record.json"))]
 
 
+def load_comparisons(results: Path) -> dict[str, ComparisonRecord]:
+    """The comparisons under `results`, by suite."""
+    return {path.stem: ComparisonRecord.load(path) for path in sorted((results / "comparison").glob("*.json"))}
+
+
 def with_table(readme: str, records: list[RunRecord]) -> str:
     """The README with the table of these records between its markers."""
-    before, _, rest = readme.partition(START)
-    _, marker, after = rest.partition(END)
+    return between(readme, "table", markdown_table(records))
+
+
+def with_comparisons(readme: str, comparisons: dict[str, ComparisonRecord]) -> str:
+    """The README with a summary of these comparisons, and the scores of one budget, between its markers."""
+    parts: list[str] = []
+    for suite, comparison in comparisons.items():
+        parts += [f"### {suite.capitalize()}", "", *markdown_lines(summary_table(comparison)), "", note(comparison), ""]
+        if DETAIL in comparison.keeps:
+            table = quality_table(comparison, DETAIL)
+            parts += [f"{table.title}:", "", *markdown_lines(table), ""]
+    return between(readme, "comparison", "\n".join(parts))
+
+
+def between(readme: str, name: str, text: str) -> str:
+    """The README with `text` between the markers `name`."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, _, rest = readme.partition(start)
+    _, marker, after = rest.partition(end)
     if not marker:
-        raise SystemExit(f"README.md has no {START} ... {END}.")
-    table = markdown_table(records).strip() or NOTHING
-    return f"{before}{START}\n{table}\n{END}{after}"
+        raise SystemExit(f"README.md has no {start} ... {end}.")
+    return f"{before}{start}\n{text.strip() or NOTHING}\n{end}{after}"
 
 
 def main() -> None:
@@ -32,7 +55,8 @@ def main() -> None:
     arguments = parser.parse_args()
     path = ROOT / "README.md"
     readme = path.read_text(encoding="utf8")
-    current = with_table(readme, load_records(ROOT / "benchmarks" / "results"))
+    results = ROOT / "benchmarks" / "results"
+    current = with_comparisons(with_table(readme, load_records(results)), load_comparisons(results))
     if arguments.check:
         sys.exit(readme != current)
     path.write_text(current, encoding="utf8")

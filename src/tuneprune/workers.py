@@ -34,18 +34,19 @@ class Relay(Progress):
 
     def stage(self, name: str) -> None:
         """Send it on."""
-        self._send("stage", name)
+        self.send("stage", name)
 
     def step(self, metrics: Mapping[str, Any]) -> None:
         """Send it on."""
-        self._send("step", dict(metrics))
+        self.send("step", dict(metrics))
 
     def item(self, task: str, done: int, total: int) -> None:
         """Send it on."""
-        self._send("item", task, done, total)
+        self.send("item", task, done, total)
 
-    def _send(self, *message: object) -> None:
-        with suppress(OSError):  # nobody listens any more: the signal to stop is on its way
+    def send(self, *message: object) -> None:
+        """A message of whatever kind; lost where nobody listens."""
+        with suppress(OSError):  # the signal to stop is on its way
             self.connection.send(message)
 
 
@@ -57,6 +58,7 @@ class Worker:
     process: Any
     connection: Connection
     started: float = field(default_factory=time.monotonic)
+    cpu_seconds: float | None = None
     failure: str | None = None
 
 
@@ -120,6 +122,8 @@ class Crew:
                 continue
             if kind == "failure":
                 worker.failure = rest[0]
+            elif kind == "cpu":
+                worker.cpu_seconds = rest[0]
             elif self.jobs == 1:
                 getattr(self.progress, kind)(*rest)
 
@@ -130,7 +134,7 @@ class Crew:
         name, status = worker.cell.name, worker.process.exitcode
         if status == 0 and worker.cell.result(self.out).exists():
             took = seconds_text(time.monotonic() - worker.started)
-            self._say(f"{name}: done in {took}")
+            self._say(f"{name}: done in {took}, {seconds_text(worker.cpu_seconds)} of CPU time")
         elif status == STOPPED:
             raise Stopped(f"{name} was stopped. Everything finished so far is saved; run again with --resume.")
         else:
@@ -164,14 +168,16 @@ def work_on(cell: Cell, out: Path, log: Path, threads: int | None, connection: C
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # for processes started from here
         torch.set_num_threads(threads)
-    status = _guarded(lambda: perform(cell, out, Relay(connection)), connection)
+    relay = Relay(connection)
+    status = _guarded(lambda: perform(cell, out, relay), relay)
+    relay.send("cpu", time.process_time())
     connection.close()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # threads of libraries must not keep a finished cell alive
 
 
-def _guarded(act: Callable[[], None], connection: Connection) -> int:
+def _guarded(act: Callable[[], None], relay: Relay) -> int:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -181,12 +187,12 @@ def _guarded(act: Callable[[], None], connection: Connection) -> int:
     except Stopped:
         return STOPPED
     except TunePruneError as error:
-        connection.send(("failure", str(error)))
+        relay.send("failure", str(error))
         return 2
     except Exception as error:  # any bug of one cell: the others go on
         traceback.print_exc()
         text = next(iter(str(error).strip().splitlines()), "")
-        connection.send(("failure", f"{type(error).__name__}: {text} (the log has the traceback)."))
+        relay.send("failure", f"{type(error).__name__}: {text} (the log has the traceback).")
         return 1
     return 0
 

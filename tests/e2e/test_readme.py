@@ -115,9 +115,11 @@ def test_make_test_runs_the_tests():
     assert "-m pytest" in dry_run("test")
 
 
-def test_table_is_what_the_records_say():
+def test_tables_are_what_the_records_say():
     path = ROOT / "benchmarks" / "readme_table.py"
     specification = importlib.util.spec_from_file_location("readme_table", path)
     script = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(script)
-    assert script.with_table(README, script.load_records(ROOT / "benchmarks" / "results")) == README
+    results = ROOT / "benchmarks" / "results"
+    assert script.with_table(README, script.load_records(results)) == README
+    assert script.with_comparisons(README, script.load_comparisons(results)) == README

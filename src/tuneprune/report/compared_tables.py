@@ -37,6 +37,24 @@ def quality_table(comparison: ComparisonRecord, keep: float) -> TextTable:
     return TextTable(_title(comparison, keep), headers, tuple(cells), tuple(row.role for row in rows))
 
 
+def summary_table(comparison: ComparisonRecord) -> TextTable:
+    """One row a method: relative performance and difference at every budget."""
+    pruned = [row for row in comparison.rows if row.role == "pruned"]
+    by_place = {(row.label, row.keep): row for row in pruned}
+    headers = ["method", "space"]
+    for keep in comparison.keeps:
+        headers += [f"keep {percent_text(keep, 0)}", f"points to {comparison.against}"]
+    cells = []
+    for label, space in dict.fromkeys((row.label, row.space) for row in pruned):
+        texts = [label, space or MISSING]
+        for keep in comparison.keeps:
+            row = by_place.get((label, keep))
+            texts += [share_text(row.relative), difference_text(row, comparison.against)] if row else [MISSING] * 2
+        cells.append(tuple(texts))
+    title = f"{comparison.model.short_name}: relative performance, mean over tasks and seeds"
+    return TextTable(title, tuple(headers), tuple(cells), ("pruned",) * len(cells))
+
+
 def cost_table(comparison: ComparisonRecord, keep: float) -> TextTable:
     """What each method takes, and what its result costs to keep and to run."""
     rows = [row for row in comparison.at(keep) if row.role != "dense"]
@@ -63,9 +81,9 @@ def comparison_markdown(comparison: ComparisonRecord, *, with_costs: bool = True
     parts = []
     for keep in comparison.keeps:
         table = quality_table(comparison, keep)
-        parts += [f"**{escape_markdown(table.title)}**", "", *_markdown(table), ""]
+        parts += [f"**{escape_markdown(table.title)}**", "", *markdown_lines(table), ""]
         if with_costs:
-            parts += [*_markdown(cost_table(comparison, keep)), ""]
+            parts += [*markdown_lines(cost_table(comparison, keep)), ""]
     parts += [note(comparison), ""]
     parts += [f"Failed: {escape_markdown(name)}: {escape_markdown(text)}" for name, text in comparison.failed.items()]
     return "\n".join(parts).rstrip() + "\n"
@@ -130,7 +148,8 @@ def _title(comparison: ComparisonRecord, keep: float) -> str:
     return f"{comparison.model.short_name} ({size} parameters), keep {percent_text(keep, 0)}"
 
 
-def _markdown(table: TextTable) -> list[str]:
+def markdown_lines(table: TextTable) -> list[str]:
+    """The table's header, rule and rows."""
     lines = ["| " + " | ".join(map(escape_markdown, table.headers)) + " |"]
     lines.append("| :--- | :--- |" + " ---: |" * (len(table.headers) - 2))
     lines += ["| " + " | ".join(map(escape_markdown, cells)) + " |" for cells in table.rows]

@@ -1,0 +1,87 @@
+"""Compare all methods on the shipped suites and keep the results: the evidence behind the README's comparison.
+
+    python benchmarks/comparison.py runs/compare_healthcare.yaml runs/compare_legal.yaml --jobs 2
+
+Every run file goes to `<out>/<suite>`, and its `comparison.json` (one cell a line) to
+`benchmarks/results/comparison/<suite>.json`. A stopped call goes on where it was, and one with more methods, budgets
+or seeds adds them. `--methods` names all methods of the registry by default; they are compared with ATP, the first.
+Ends with status 1 where runs failed.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import transformers
+from rich.console import Console
+
+from tuneprune import methods
+from tuneprune.compare import compare
+from tuneprune.config import load_run_file
+from tuneprune.console import ConsoleProgress
+from tuneprune.report import ComparisonRecord, comparison_rich, write_atomically
+from tuneprune.signals import on_signals, stop_now
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "comparison"
+SHIPPED = ("runs/compare_healthcare.yaml", "runs/compare_legal.yaml")
+AGAINST = "atp"
+
+
+def all_methods() -> str:
+    """Every method of the registry, the one that the others are compared with first."""
+    return ",".join([AGAINST, *(name for name in methods.registry() if name != AGAINST)])
+
+
+def compact(comparison: ComparisonRecord) -> str:
+    """The record as JSON with one line for every cell and row, so that a change of one shows as one."""
+    content = comparison.model_dump(mode="json", by_alias=True, exclude_none=True)
+    parts = []
+    for key, value in content.items():
+        if isinstance(value, list) and value:
+            lines = ",\n".join(json.dumps(item) for item in value)
+            parts.append(f"{json.dumps(key)}: [\n{lines}\n]")
+        else:
+            parts.append(f"{json.dumps(key)}: {json.dumps(value)}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_files", type=Path, nargs="*", default=[ROOT / name for name in SHIPPED])
+    parser.add_argument("--methods", default=all_methods())
+    parser.add_argument("--keep", default="0.8,0.6,0.5")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--set", action="append", default=[], help="key.path=value, for every run")
+    parser.add_argument("--out", type=Path, default=Path("out/comparison"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    transformers.utils.logging.disable_progress_bar()
+    console, failed = Console(stderr=True), {}
+    for run_file in arguments.run_files:
+        suite = run_file.stem.removeprefix("compare_")
+        folder = arguments.out / suite
+        console.rule(suite)
+        with on_signals(stop_now), ConsoleProgress(console) as progress:
+            outcome = compare(
+                load_run_file(run_file, arguments.set),
+                arguments.methods.split(","),
+                folder,
+                keeps=[float(keep) for keep in arguments.keep.split(",")],
+                seeds=[int(seed) for seed in arguments.seeds.split(",")],
+                jobs=arguments.jobs,
+                resume=(folder / "config.yaml").exists(),
+                progress=progress,
+            )
+        failed |= outcome.failed
+        if outcome.comparison is not None:
+            write_atomically(arguments.results / f"{suite}.json", compact(outcome.comparison))
+            for table in comparison_rich(outcome.comparison):
+                console.print(table)
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()
