@@ -83,7 +83,18 @@ def _verdict_at(comparison: ComparisonRecord, keep: float) -> str:
         rivals = [row for row in ranked[1:] if row.difference is not None]
         if not rivals:
             return f"{text}."
-        return f"{text}; {rivals[0].label} is next at {difference_text(rivals[0], comparison.against)} points."
+        return f"{text}; {rivals[0].label} is next, {_distance(rivals[0], comparison.against)}."
     if best.difference is None:
         return f"{text}."
-    return f"{text}, {difference_text(best, comparison.against)} points to {comparison.against}."
+    return f"{text}, {_distance(best, comparison.against)}."
+
+
+def _distance(row: RowRecord, against: str) -> str:
+    """A difference in words, and whether the seeds can tell it from none."""
+    difference = row.difference
+    assert difference is not None
+    points = f"{abs(100 * difference.mean):.1f} points {'behind' if difference.mean < 0 else 'ahead of'} {against}"
+    if difference.low is None or difference.high is None:
+        return f"{points} with one seed"
+    interval = f"95 % interval {100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
+    return f"{points} ({interval})" if difference.excludes_zero else f"{points}, which may be luck ({interval})"
