@@ -90,3 +90,16 @@ def test_torchrun(tmp_path, model_folder):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("report:") == 1
     assert json.loads((tmp_path / "out" / "record.json").read_text())["environment"]["processes"] == 2
+
+
+def test_comparison_by_two_processes(tmp_path, model_folder, server):
+    run_file = tiny_runs.write_run(tmp_path, model_folder, tune={"steps": 2})
+    arguments = ("compare", run_file, "--methods", "magnitude", "--out", tmp_path / "out")
+    port, logs = free_port(), [tmp_path / "log0", tmp_path / "log1"]
+    pids = [server.start(*arguments, log=logs[rank], **environment(rank, port)) for rank in range(2)]
+    assert [server.wait(pid) for pid in pids] == [0, 0], "\n".join(path.read_text() for path in logs)
+    assert "magnitude" in (tmp_path / "out" / "table.md").read_text()
+    assert logs[1].read_text() == ""
+    refused = server.start(*arguments, "--resume", "--jobs", 2, log=tmp_path / "log", **environment(0, port))
+    assert server.wait(refused) == 2
+    assert "--jobs 2" in (tmp_path / "log").read_text()
