@@ -5,7 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
+import test_compared
+import tiny_runs
 import yaml
+
+from tuneprune.config import load_run_file
+from tuneprune.job import prepare
+from tuneprune.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,6 +42,43 @@ def test_overhead_compares_within_a_round():
 def test_table_markers_are_required():
     with pytest.raises(SystemExit, match="table"):
         script("benchmarks/readme_table.py").with_table("no markers", [])
+
+
+def test_kept_comparison_reads_back_and_makes_the_readme(tmp_path):
+    kept = script("benchmarks/comparison.py")
+    assert kept.all_methods().startswith("atp,")
+    found = test_compared.comparison(keeps=(0.8, 0.6))
+    text = kept.compact(found.model_copy(update={"failed": {"a": "out of memory"}}))
+    assert len(text.splitlines()) < 60
+    (tmp_path / "comparison").mkdir()
+    (tmp_path / "comparison" / "healthcare.json").write_text(text)
+    tables = script("benchmarks/readme_table.py")
+    comparisons = tables.load_comparisons(tmp_path)
+    assert comparisons["healthcare"].rows == found.rows
+    readme = tables.with_comparisons("a\n<!-- comparison -->\nold\n<!-- /comparison -->\nb\n", comparisons)
+    assert readme.startswith("a\n<!-- comparison -->\n### Healthcare")
+    assert "| magnitude | width | 89.0 ± " in readme
+    assert "clinic_text perplexity" in readme
+    assert "old" not in readme
+    assert tables.with_comparisons(readme, comparisons) == readme
+
+
+def test_decisions_are_counted(tmp_path, model_folder):
+    times = script("benchmarks/decision_time.py")
+    run_file = tiny_runs.write_run(tmp_path, model_folder, method="magnitude", reference=False)
+    config = load_run_file(run_file)
+    job = prepare(config, tmp_path / "out", resume=False, progress=Progress())
+    found = times.measure(job, config, 1)
+    assert (found["statistics"], found["batches"], found["passes"], found["is_one_pass"]) == (["magnitude"], 0, 0, True)
+    model, count = job.dense(), times.Count()
+    batch = job.data.stream(job.data.calibration_part, seed=0, batch_size=2).next()
+    count.batches.append(batch)
+    with times.counting(model, count):
+        for _ in range(2):
+            model(input_ids=batch["input_ids"]).logits.sum().backward()
+    assert count.passes == 2
+    assert model(input_ids=batch["input_ids"]).logits is not None
+    assert count.passes == 2  # no hook is left behind
 
 
 def test_card_of_the_embedded_model(tmp_path, monkeypatch):

@@ -37,11 +37,11 @@ class CellRecord(Section):
     kept_parameters: int
     kept_share: float = Field(description="of all parameters")
     scores: Scores
-    relative: RelativePerformance | None
+    relative: RelativePerformance | None = None
     decide_s: float = Field(description="seconds beside the training steps; with scores of another budget as computed")
     train_s: float
-    peak_bytes: int | None
-    bytes_on_disk: int | None
+    peak_bytes: int | None = None
+    bytes_on_disk: int | None = None
     speed: dict[str, float] = Field(description="pruned over dense, by phase and batch size; above 1 = faster")
 
     @classmethod
@@ -80,7 +80,7 @@ class RowRecord(Section):
     kept_share: Estimate
     kept_parameters: int
     scores: dict[str, dict[str, Estimate]]
-    relative: Estimate | None
+    relative: Estimate | None = None
     difference: Estimate | None = Field(default=None, description="of relative performance to the reference method")
     task_differences: dict[str, Estimate] = Field(default_factory=dict, description="of its share of each task")
     decide_s: float | None = None
