@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from tuneprune import families
+from tuneprune.compress.biases import new_biases, with_new_biases
 from tuneprune.compress.modeling_pruned import epsilon_name, resize, resize_head
 from tuneprune.compress.rewrite import rewrite
 from tuneprune.structure.architecture import Architecture, Block
@@ -36,12 +37,13 @@ def cut(model: PreTrainedModel, architecture: Architecture, space: PruningSpace,
     Raises:
         PlanMismatch: the plan belongs to another space.
     """
-    cuts = plan.lower(space)
+    added = new_biases(space, plan)
+    cuts = with_new_biases(plan.lower(space), added)
     widths = plan.widths(space)
     tensors = {name: _cut(name, tensor, cuts) for name, tensor in model.state_dict().items()}
     narrowed = _narrowed_norms(architecture, space, widths)
     _widen_norms(architecture, narrowed, tensors)
-    stock = families.uniform_config(model.config, architecture, space, widths)
+    stock = None if added else families.uniform_config(model.config, architecture, space, widths)
     if stock is not None:
         _scale_projections(architecture, narrowed, tensors)
         return _assemble(stock, tensors, model)
@@ -131,11 +133,14 @@ def layout(
 ) -> dict[str, dict[str, Any]]:
     """What `modeling_pruned.resize` needs: the shapes of all modules that differ from the stock model's."""
     widths = plan.widths(space)
+    added = new_biases(space, plan)
     pruned: dict[str, dict[str, Any]] = {"linears": {}, "norms": {}, "attentions": {}, "mlps": {}}
     for path in architecture.linears():
         outputs, inputs = tensors[f"{path}.weight"].shape
         if (outputs, inputs) != space.shapes[f"{path}.weight"]:
             pruned["linears"][path] = [inputs, outputs]
+        if path in added:
+            pruned["linears"][path] = [inputs, outputs, True]
     for block in architecture.blocks:
         attention = attention_shape(block, space, widths)
         if attention:

@@ -224,9 +224,10 @@ def resize(model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]], pref
     """Give a stock model the shapes in `pruned`, in place; weights of resized modules are to be loaded afterwards.
 
     Args:
-        pruned: `linears` {path: [inputs, outputs]}, `norms` {path: [size, epsilon]}, `attentions` and `mlps`
-            {path: shape} for the blocks that the stock classes cannot run, and `stream` (`width`, and in `skips` the
-            paths of the blocks that change its basis) where the residual stream is not the stock model's.
+        pruned: `linears` {path: [inputs, outputs]}, with a third entry where a bias is new, `norms` {path: [size,
+            epsilon]}, `attentions` and `mlps` {path: shape} for the blocks that the stock classes cannot run, and
+            `stream` (`width`, and in `skips` the paths of the blocks that change its basis) where the residual stream
+            is not the stock model's.
         prefix: what to strip from the paths, for a model that is the inner part of the causal LM.
     """
 
@@ -235,10 +236,10 @@ def resize(model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]], pref
         owner = model.get_submodule(parent)
         return owner, name, getattr(owner, name)
 
-    for path, (inputs, outputs) in pruned["linears"].items():
+    for path, (inputs, outputs, *has_new_bias) in pruned["linears"].items():
         owner, name, stock = locate(path)
         like = {"device": stock.weight.device, "dtype": stock.weight.dtype}
-        setattr(owner, name, nn.Linear(inputs, outputs, bias=stock.bias is not None, **like))
+        setattr(owner, name, nn.Linear(inputs, outputs, bias=stock.bias is not None or any(has_new_bias), **like))
     for path, (size, epsilon) in pruned["norms"].items():
         norm = locate(path)[2]
         norm.weight = nn.Parameter(norm.weight.new_ones(size))

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tuneprune.compress.biases import add_biases
 from tuneprune.errors import PlanMismatch
 from tuneprune.structure.architecture import Architecture, NormStyle, Site
-from tuneprune.structure.edits import EVERYWHERE, Rotate
+from tuneprune.structure.edits import EVERYWHERE, Bias, Rotate
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.space import PruningSpace
 
@@ -24,6 +25,7 @@ def rewrite(model: PreTrainedModel, architecture: Architecture, space: PruningSp
         PlanMismatch: the plan belongs to another space, or its bases do not fit the model.
     """
     plan.check(space)
+    add_biases(model, plan.of_kind(Bias))  # in the dense basis, so before any rotation
     rotations = {edit.at: edit.basis for edit in plan.of_kind(Rotate)}
     if rotations:
         _rotate(model, architecture, rotations)
