@@ -1,8 +1,8 @@
 """What a method is: frozen hyper-parameters that begin a search, and a search that ends in a plan."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from tuneprune.methods.store import ScoreStore
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.budget import Budget
+from tuneprune.structure.edits import Edit
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.space import Masks, PruningSpace
 
@@ -177,8 +178,8 @@ class Method(BaseModel):
         raise NotImplementedError
 
 
-def decide(masks: Masks, subject: Subject, budget: Budget, method: Method) -> Plan:
-    """The plan of hard masks, signed with who decided."""
+def decide(masks: Masks, subject: Subject, budget: Budget, method: Method, extra: Sequence[Edit] = ()) -> Plan:
+    """The plan of hard masks and of `extra` edits, signed with who decided."""
     provenance = {
         "method": {"name": method.title, **method.model_dump(mode="json")},
         "budget": budget.model_dump(mode="json"),
@@ -186,7 +187,8 @@ def decide(masks: Masks, subject: Subject, budget: Budget, method: Method) -> Pl
         "space": subject.space.name,
         "family": subject.architecture.family,
     }
-    return Plan.from_masks(masks, subject.space, provenance)
+    plan = Plan.from_masks(masks, subject.space, provenance)
+    return replace(plan, edits=(*plan.edits, *extra))
 
 
 def churn(before: Masks, after: Masks) -> float:

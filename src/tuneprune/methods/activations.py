@@ -1,0 +1,80 @@
+"""Scores from what the linears read on calibration data, shared by methods: larger is more worth keeping."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tuneprune.methods.base import Batch, Subject
+from tuneprune.structure import statistics
+from tuneprune.structure.space import Gate, Group
+from tuneprune.structure.statistics import Statistics
+from tuneprune.structure.weights import effective_weight
+
+
+def consumer(group: Group) -> Gate:
+    """Where the group's units are read: the input of attention's output projection, or of the MLP's last linear."""
+    return next(gate for gate in group.gates if gate.side == "input")
+
+
+def input_statistics(subject: Subject, batches: int) -> dict[str, Statistics]:
+    """Of the input of every group's consumer in the dense model, over the next `batches` calibration batches.
+
+    One forward pass, no gradients. In a comparison all methods and budgets with the same number of batches share it.
+    """
+
+    def compute() -> dict[str, Tensor]:
+        found = gather(subject, [subject.calibration() for _ in range(batches)])
+        return {f"{path}/{name}": value for path, one in found.items() for name, value in one.tensors().items()}
+
+    sums: dict[str, dict[str, Tensor]] = {}
+    for key, value in subject.scores("inputs", compute, batches=batches).items():
+        path, _, name = key.rpartition("/")
+        sums.setdefault(path, {})[name] = value
+    return {path: Statistics(**mine) for path, mine in sums.items()}
+
+
+def gather(subject: Subject, batches: Sequence[Batch]) -> dict[str, Statistics]:
+    """The statistics of every group's consumer over given batches, on the CPU."""
+    modules = dict.fromkeys(consumer(group).module for group in subject.space.groups)
+    runtime = subject.runtime
+    found = statistics.input_statistics(subject.model, modules, batches, runtime.loss, runtime.average)
+    return {
+        path: Statistics(**{name: value.cpu() for name, value in one.tensors().items()}) for path, one in found.items()
+    }
+
+
+def per_unit(features: Float[Tensor, " inputs"], group: Group) -> Float[Tensor, "units features"]:
+    """Values of a consumer's input features, sorted by the unit that they belong to.
+
+    For KV groups those of all query heads that read the group (FLAP's and Wanda-sp's code take one head for a unit, and
+    so are only right where every head has its own keys and values).
+    """
+    segment = consumer(group).segment
+    values = features.narrow(0, segment.start, segment.extent)
+    return values.view(segment.view).movedim(segment.axis, 0).reshape(group.size, -1)
+
+
+def consumer_weight(subject: Subject, group: Group) -> Float[Tensor, "outputs inputs"]:
+    """The weight that reads the group's units, float64 on the CPU."""
+    return effective_weight(subject.model, f"{consumer(group).module}.weight").detach().double().cpu()
+
+
+def wanda(subject: Subject, group: Group, found: Statistics) -> Float[Tensor, " inputs"]:
+    """Mean over outputs i of |W_ij| ||x_j||_2, of every input feature j of the group's consumer (Wanda)."""
+    return consumer_weight(subject, group).abs().mean(0) * found.norm.cpu()
+
+
+def standardised(values: Tensor) -> Tensor:
+    """With mean 0 and standard deviation 1; zeros where all are equal."""
+    centred = values - values.mean()
+    deviation = centred.pow(2).mean().sqrt()
+    return centred / deviation if deviation > 0 else centred
+
+
+def ranks(scores: Tensor) -> Tensor:
+    """Share of the units that are no better, from 1 for the best down; ties by position, so the first is better."""
+    order = torch.argsort(scores, descending=True, stable=True)
+    places = torch.arange(len(scores), 0, -1, dtype=torch.double) / len(scores)
+    return torch.empty(len(scores), dtype=torch.double).index_copy(0, order.cpu(), places)

@@ -1,0 +1,139 @@
+"""FLAP: remove what fluctuates least around its mean, and put the mean in as a bias.
+
+A KV group or MLP channel whose activation hardly varies over tokens can be replaced by a constant without much harm.
+Fluctuations are standardised per layer and per kind of unit, so that one threshold over the whole model decides how
+much every layer and kind loses. No gradients; one forward pass over the calibration data.
+
+Paper: https://arxiv.org/abs/2312.11983. Changed: the unit of attention is a whole KV group (the released code is right
+for one query head per key/value head only); the budget counts real parameters, the new biases among them; the attention
+score is not squared, which the released code does and the paper does not.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from tuneprune.methods.activations import (
+    consumer,
+    consumer_weight,
+    input_statistics,
+    per_unit,
+    ranks,
+    standardised,
+    wanda,
+)
+from tuneprune.methods.base import Decided, Method, Search, Subject, decide
+from tuneprune.structure.budget import Budget, allocate
+from tuneprune.structure.edits import Bias
+from tuneprune.structure.space import Group, Masks
+from tuneprune.structure.statistics import Statistics
+
+FIRST = 1e6
+"""Added to the score of attention units that `attention_keep` wants kept, taken from the others."""
+
+
+class Flap(Method):
+    """Keep the units whose activation fluctuates most, and replace the others by their mean."""
+
+    name = "flap"
+    paper = "https://arxiv.org/abs/2312.11983"
+    spaces = ("width",)
+    one_shot = True
+
+    score: Literal["wifv", "ifv", "wifn"] = Field(
+        default="wifv",
+        description="weighted fluctuation, plain fluctuation, or weights times the norm of the input (Wanda's)",
+    )
+    structure: Literal["al-am", "al-mm", "ul-mm", "ul-um"] = Field(
+        default="al-am",
+        description="adaptive or uniform over layers, and adaptive, manual (`attention_keep`) or uniform over modules",
+    )
+    attention_keep: float = Field(
+        default=0.75, gt=0, le=1, description="share of the KV groups to keep, for `al-mm` and `ul-mm`"
+    )
+    bias: bool = Field(default=True, description="add the mean of what is removed as a bias")
+    batches: int = Field(default=16, ge=1, description="calibration batches")
+
+    def begin(self, subject: Subject, budget: Budget) -> Search:
+        """Decide at once."""
+        found = input_statistics(subject, self.batches)
+        scores = {group.name: self._score(subject, group, found) for group in subject.space.groups}
+        if self.structure == "ul-um":
+            scores = {name: ranks(score) for name, score in scores.items()}
+        elif self.structure != "al-am":
+            scores = self._manual(subject, scores)
+        masks, biases = self._allocate(subject, budget, scores, found)
+        return Decided(decide(masks, subject, budget, self, biases))
+
+    def _score(self, subject: Subject, group: Group, found: dict[str, Statistics]) -> Tensor:
+        """Standardised over the layer's features of this kind, then averaged over the features of each unit."""
+        features = feature_scores(subject, group, found[consumer(group).module], self.score)
+        return per_unit(standardised(features), group).mean(1)
+
+    def _manual(self, subject: Subject, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Scores that keep a fixed share of attention: of the whole model's (`al-mm`) or of every layer's (`ul-mm`)."""
+        attention = [group.name for group in subject.space.groups if group.kind == "kv_group"]
+        lots = [attention] if self.structure == "al-mm" else [[name] for name in attention]
+        if self.structure == "ul-mm":
+            scores = {name: ranks(score) for name, score in scores.items()}
+        for names in lots:
+            places = ranks(torch.cat([scores[name] for name in names]))
+            kept = max(1, round(self.attention_keep * len(places)))
+            fixed = places + torch.where(places * len(places) > len(places) - kept + 0.5, FIRST, -FIRST)
+            scores |= dict(zip(names, fixed.split([len(scores[name]) for name in names]), strict=True))
+        return scores
+
+    def _allocate(
+        self, subject: Subject, budget: Budget, scores: dict[str, Tensor], found: dict[str, Statistics]
+    ) -> tuple[dict[str, Tensor], list[Bias]]:
+        """The decision, with the biases it needs paid for by the budget.
+
+        The first try pays for a bias in every module; the second only for those that the first one uses.
+        """
+        space = subject.space
+        if not self.bias:
+            return allocate(scores, space, budget), []
+        outputs = {
+            consumer(group).module: space.shapes[f"{consumer(group).module}.weight"][0] for group in space.groups
+        }
+        new = {module: size for module, size in outputs.items() if f"{module}.bias" not in space.shapes}
+        masks = allocate(scores, space, budget, reserved=sum(new.values()))
+        needed = sum(new.get(module, 0) for module in touched(subject, masks))
+        more = allocate(scores, space, budget, reserved=needed)
+        if sum(new.get(module, 0) for module in touched(subject, more)) <= needed:
+            masks = more
+        return masks, compensating_biases(subject, masks, found)
+
+
+def feature_scores(
+    subject: Subject, group: Group, found: Statistics, score: Literal["wifv", "ifv", "wifn"] = "wifv"
+) -> Tensor:
+    """FLAP's metric of every input feature j: Var(x_j) ||W_:j||^2, Var(x_j), or mean_i |W_ij| ||x_j||."""
+    if score == "wifn":
+        return wanda(subject, group, found)
+    if score == "ifv":
+        return found.variance
+    return found.variance * consumer_weight(subject, group).pow(2).sum(0)
+
+
+def touched(subject: Subject, masks: Masks) -> list[str]:
+    """The linears that lose some of what they read."""
+    return [consumer(group).module for group in subject.space.groups if not masks[group.name].all()]
+
+
+def compensating_biases(subject: Subject, masks: Masks, found: dict[str, Statistics]) -> list[Bias]:
+    """W_R mu_R of every linear that loses the input features R: its mean output over the calibration data stays."""
+    edits: list[Bias] = []
+    for group in subject.space.groups:
+        if masks[group.name].all():
+            continue
+        gate = consumer(group)
+        weight = consumer_weight(subject, group)
+        gone = torch.zeros(weight.shape[1], dtype=torch.double)
+        start, extent = gate.segment.start, gate.segment.extent
+        gone[start : start + extent] = 1 - gate.segment.spread(masks[group.name].double())
+        stored = torch.promote_types(subject.model.dtype, torch.float32)
+        edits.append(Bias(gate.module, (weight @ (gone * found[gate.module].mean)).to(stored)))
+    return edits
