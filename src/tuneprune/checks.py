@@ -4,9 +4,11 @@ from accelerate.tracking import get_available_trackers
 from transformers import PreTrainedTokenizerBase
 
 from tuneprune import evaluate
+from tuneprune.compress.compensate import KINDS as COMPENSATED
 from tuneprune.config import RunConfig
 from tuneprune.data import Data, Example
 from tuneprune.errors import ConfigError
+from tuneprune.structure.space import PruningSpace
 
 
 def check_lengths(config: RunConfig, context: int) -> None:
@@ -19,6 +21,19 @@ def check_lengths(config: RunConfig, context: int) -> None:
         raise ConfigError(
             f"tune.max_length={config.tune.max_length} is longer than the model's context of {context} tokens;"
             f" use at most {context}."
+        )
+
+
+def check_compensation(config: RunConfig, space: PruningSpace) -> None:
+    """Refuse to compensate where no linear loses only inputs.
+
+    Raises:
+        ConfigError: names spaces where some do.
+    """
+    if config.compensate.name != "none" and not any(group.kind in COMPENSATED for group in space.groups):
+        raise ConfigError(
+            f"compensate={config.compensate.name} needs linears that lose inputs and nothing else, and space"
+            f" `{space.name}` has none. Use compensate: none, or space width, head_dim or disp."
         )
 
 

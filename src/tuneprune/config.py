@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
@@ -24,6 +24,16 @@ class BaseWithAdapter(BaseModel, frozen=True, extra="forbid"):
     adapter: str | None = None
 
 
+class Compensation(BaseModel, frozen=True, extra="forbid"):
+    """What the kept columns of a pruned linear take over from the removed ones, before the cut."""
+
+    name: Literal["none", "obs"] = Field(
+        default="none", description="`obs`: the least-squares answer on calibration data, for any method's decision"
+    )
+    batches: int = Field(default=16, ge=1, description="calibration batches")
+    damping: float = Field(default=1e-4, ge=0, description="ridge, in units of the kept inputs' mean square")
+
+
 class RunConfig(BaseModel, frozen=True, extra="forbid"):
     """One run: which model, what to keep, how to decide, what to tune and evaluate on."""
 
@@ -32,6 +42,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     budget: Budget = Budget()
     method: SerializeAsAny[Method] = Field(description="{name, ...hyper-parameters}")
     data: DataConfig
+    compensate: Compensation = Field(default=Compensation(), description="none, obs, or {name, batches, damping}")
     tune: TuneConfig = TuneConfig()
     recover: TuneConfig | None = Field(
         default=None,
@@ -56,6 +67,11 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     @classmethod
     def _plain_model(cls, value: Any) -> Any:  # noqa: ANN401  (raw YAML)
         return {"base": str(value)} if isinstance(value, str | Path) else value
+
+    @field_validator("compensate", mode="before")
+    @classmethod
+    def _named_compensation(cls, value: Any) -> Any:  # noqa: ANN401  (raw YAML)
+        return {"name": value} if isinstance(value, str) else value
 
     @field_validator("method", mode="before")
     @classmethod
@@ -173,7 +189,7 @@ def _override(content: dict[str, Any], override: str) -> None:
     *parents, leaf = path.split(".")
     for parent in parents:
         inner = content.setdefault(parent, {})
-        if parent in ("model", "method") and isinstance(inner, str):
+        if parent in ("model", "method", "compensate") and isinstance(inner, str):
             inner = content[parent] = {"base" if parent == "model" else "name": inner}
         if inner is None:
             inner = content[parent] = {}

@@ -14,7 +14,14 @@ from accelerate.utils import InitProcessGroupKwargs
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tuneprune import evaluate, export, families
-from tuneprune.checks import check_answers, check_lengths, check_shares, check_tokens, check_trackers
+from tuneprune.checks import (
+    check_answers,
+    check_compensation,
+    check_lengths,
+    check_shares,
+    check_tokens,
+    check_trackers,
+)
 from tuneprune.config import RunConfig
 from tuneprune.data import Data, load
 from tuneprune.errors import ConfigError
@@ -145,6 +152,7 @@ def check_shape(config: RunConfig, hf_config: PretrainedConfig) -> tuple[Archite
     """
     architecture = families.describe_config(hf_config)
     space = spaces.build(config.space, architecture, skeleton(hf_config))
+    check_compensation(config, space)
     check_budget(space, config.budget)
     export.check(config.export, space, config.budget)
     return architecture, space

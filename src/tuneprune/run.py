@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from tuneprune import evaluate, export
 from tuneprune.compress import cut, rewrite
+from tuneprune.compress.compensate import compensate_plan
 from tuneprune.config import RunConfig
 from tuneprune.job import Job, Scores, prepare
 from tuneprune.methods.base import Search, Subject
@@ -80,7 +81,7 @@ def reference_scores(job: Job, known: ScoreRecord | None) -> tuple[Scores, Score
 
 
 def tune_and_prune(job: Job) -> tuple[PreTrainedModel, Plan]:
-    """The decision, and the model in its dense shape: LoRA merged, and rewritten as the plan says.
+    """The decision, and the model in its dense shape: LoRA merged, compensated, and rewritten as the plan says.
 
     One-shot methods have not tuned yet.
     """
@@ -102,6 +103,7 @@ def tune_and_prune(job: Job) -> tuple[PreTrainedModel, Plan]:
     merge_lora(model, job.architecture)
     if job.accelerator.is_main_process:
         plan.save(job.out / "plan")
+    compensate(job, model, plan, tuner)
     model = rewrite(model, job.architecture, job.space, plan)
     return round_weights(model, job.dtype), plan
 
@@ -112,6 +114,16 @@ def subject_of(job: Job, model: PreTrainedModel, tuner: Tuner) -> Subject:
     calibration = tuner.next_calibration if store is None else store.counted(tuner.next_calibration)
     steps, seed = job.config.tune.steps, job.config.seed
     return Subject(model, job.architecture, job.space, tuner, calibration, steps, seed, store)
+
+
+def compensate(job: Job, model: PreTrainedModel, plan: Plan, tuner: Tuner) -> None:
+    """Let kept columns of the merged model take over from those that the plan removes, where the run file says so."""
+    options = job.config.compensate
+    if options.name == "none":
+        return
+    job.progress.stage("compensate")
+    batches = [tuner.next_calibration() for _ in range(options.batches)]
+    compensate_plan(model, job.space, plan, batches, tuner.loss, tuner.average, damping=options.damping)
 
 
 def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tuneprune import evaluate, export, families
 from tuneprune.compress import compress
-from tuneprune.config import RunConfig, explain
+from tuneprune.config import Compensation, RunConfig, explain
 from tuneprune.errors import ConfigError
 from tuneprune.evaluate import EvaluateConfig
 from tuneprune.job import prepare
@@ -62,6 +62,7 @@ def plan_model(config: RunConfig, out: Path, progress: Progress) -> Plan:
             f"method `{config.method.title}` decides while it tunes, so it has no plan of its own: use `tuneprune run`,"
             f" which writes one too. Methods that decide at once are {one_shot}."
         )
+    config = config.model_copy(update={"compensate": Compensation()})  # it changes weights, and a plan has none
     return tune_and_prune(prepare(config, out, resume=False, progress=progress))[1]
 
 

@@ -44,6 +44,7 @@ CASES = [
     ("phi3", "atp", "disp", {}),
     ("phi3", "magnitude", "width", {}),
     ("llama", "random", "disp", {}),
+    ("llama", "flap", "width", {}),
 ]
 
 
@@ -78,6 +79,25 @@ def test_run(tmp_path, tuneprune, capsys, variant, method, space, budget):
     assert str(out / "report.html") in captured.out
     assert "Loading weights" not in captured.err
     assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize("method", ["flap", "atp"])
+def test_compensation_changes_the_weights_and_not_the_decision(tmp_path, tuneprune, method):
+    model = tiny_runs.save_model(tmp_path / "base")
+    options = tiny_runs.METHOD if method == "atp" else {"name": method, "batches": 2}
+    found = {}
+    for name in ("none", "obs"):
+        sections = {"compensate": {"name": name, "batches": 2}, "reference": False}
+        run_file = tiny_runs.write_run(tmp_path, model, **sections)
+        content = yaml.safe_load(run_file.read_text())
+        run_file.write_text(yaml.safe_dump(content | {"method": options}))
+        out = tmp_path / name
+        assert tuneprune("run", run_file, "--out", out) == 0
+        proof, _ = result_of(out)
+        assert proof["logits"]["max_rel_diff"] < 1e-5
+        found[name] = [(out / file).read_bytes() for file in ("plan/plan.safetensors", "model/model.safetensors")]
+    assert found["none"][0] == found["obs"][0]
+    assert found["none"][1] != found["obs"][1]
 
 
 def load(folder, loader):

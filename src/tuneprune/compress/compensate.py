@@ -101,6 +101,8 @@ def compensate_plan(
     batches: Sequence[Batch],
     forward: Callable[[Batch], object],
     average: Callable[[Iterable[Tensor]], None],
+    *,
+    damping: float = 1e-4,
 ) -> list[str]:
     """Compensate for what `plan` removes from the merged dense `model`, in place; the linears that were changed.
 
@@ -112,7 +114,7 @@ def compensate_plan(
     changes: dict[str, Tensor] = {}
     for modules in _portions(space, list(kept_inputs(space, masks))):
         found = input_statistics(model, modules, batches, forward, average, gram=True)
-        part = corrections(model, space, masks, found, biases)
+        part = corrections(model, space, masks, found, biases, damping=damping)
         changes |= {name: change.to(base_weight(model, f"{name}.weight").dtype) for name, change in part.items()}
     add(model, changes)
     return list(changes)
