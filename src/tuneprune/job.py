@@ -154,6 +154,7 @@ def check_shape(config: RunConfig, hf_config: PretrainedConfig) -> tuple[Archite
     space = spaces.build(config.space, architecture, skeleton(hf_config))
     check_compensation(config, space)
     check_budget(space, config.budget)
+    config.method.check(space, config.budget)
     export.check(config.export, space, config.budget)
     return architecture, space
 

@@ -1,8 +1,7 @@
 """Scores from what the linears read on calibration data, shared by methods: larger is more worth keeping."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -35,9 +34,10 @@ def input_statistics(subject: Subject, batches: int) -> dict[str, Statistics]:
     return {path: Statistics(**mine) for path, mine in sums.items()}
 
 
-def gather(subject: Subject, batches: Sequence[Batch]) -> dict[str, Statistics]:
+def gather(subject: Subject, batches: Iterable[Batch]) -> dict[str, Statistics]:
     """The statistics of every group's consumer over given batches, on the CPU."""
-    modules = dict.fromkeys(consumer(group).module for group in subject.space.groups)
+    gates = (gate for group in subject.space.groups for gate in group.gates)
+    modules = dict.fromkeys(gate.module for gate in gates if gate.side == "input")
     runtime = subject.runtime
     found = statistics.input_statistics(subject.model, modules, batches, runtime.loss, runtime.average)
     return {
@@ -71,10 +71,3 @@ def standardised(values: Tensor) -> Tensor:
     centred = values - values.mean()
     deviation = centred.pow(2).mean().sqrt()
     return centred / deviation if deviation > 0 else centred
-
-
-def ranks(scores: Tensor) -> Tensor:
-    """Share of the units that are no better, from 1 for the best down; ties by position, so the first is better."""
-    order = torch.argsort(scores, descending=True, stable=True)
-    places = torch.arange(len(scores), 0, -1, dtype=torch.double) / len(scores)
-    return torch.empty(len(scores), dtype=torch.double).index_copy(0, order.cpu(), places)

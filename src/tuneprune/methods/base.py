@@ -173,6 +173,13 @@ class Method(BaseModel):
         method._preset = name
         return method
 
+    def check(self, space: PruningSpace, budget: Budget) -> None:
+        """Refuse what this method cannot do on a space that it supports: asked before any training.
+
+        Raises:
+            TunePruneError: what is possible instead.
+        """
+
     def begin(self, subject: Subject, budget: Budget) -> Search:
         """Start a search."""
         raise NotImplementedError

@@ -20,12 +20,11 @@ from tuneprune.methods.activations import (
     consumer_weight,
     input_statistics,
     per_unit,
-    ranks,
     standardised,
     wanda,
 )
 from tuneprune.methods.base import Decided, Method, Search, Subject, decide
-from tuneprune.structure.budget import Budget, allocate
+from tuneprune.structure.budget import Budget, allocate, fractional_ranks
 from tuneprune.structure.edits import Bias
 from tuneprune.structure.space import Group, Masks
 from tuneprune.structure.statistics import Statistics
@@ -61,7 +60,7 @@ class Flap(Method):
         found = input_statistics(subject, self.batches)
         scores = {group.name: self._score(subject, group, found) for group in subject.space.groups}
         if self.structure == "ul-um":
-            scores = {name: ranks(score) for name, score in scores.items()}
+            scores = {name: fractional_ranks(score) for name, score in scores.items()}
         elif self.structure != "al-am":
             scores = self._manual(subject, scores)
         masks, biases = self._allocate(subject, budget, scores, found)
@@ -77,11 +76,11 @@ class Flap(Method):
         attention = [group.name for group in subject.space.groups if group.kind == "kv_group"]
         lots = [attention] if self.structure == "al-mm" else [[name] for name in attention]
         if self.structure == "ul-mm":
-            scores = {name: ranks(score) for name, score in scores.items()}
+            scores = {name: fractional_ranks(score) for name, score in scores.items()}
         for names in lots:
-            places = ranks(torch.cat([scores[name] for name in names]))
+            places = fractional_ranks(torch.cat([scores[name] for name in names]))
             kept = max(1, round(self.attention_keep * len(places)))
-            fixed = places + torch.where(places * len(places) > len(places) - kept + 0.5, FIRST, -FIRST)
+            fixed = places + torch.where(places * len(places) > len(places) - kept - 0.5, FIRST, -FIRST)
             scores |= dict(zip(names, fixed.split([len(scores[name]) for name in names]), strict=True))
         return scores
 

@@ -7,7 +7,7 @@ from tiny_tuning import setting
 
 from tuneprune import methods
 from tuneprune.compress import rewrite
-from tuneprune.methods.activations import consumer, gather, input_statistics, per_unit, ranks, standardised, wanda
+from tuneprune.methods.activations import consumer, gather, input_statistics, per_unit, standardised, wanda
 from tuneprune.methods.flap import feature_scores
 from tuneprune.structure.budget import Budget
 from tuneprune.structure.edits import Bias
@@ -57,10 +57,9 @@ def test_features_of_a_kv_group_are_those_of_all_its_query_heads(tmp_path):
     assert units.tolist() == [list(range(16)), list(range(16, 32))]
 
 
-def test_standardised_and_ranks_by_hand():
+def test_standardised_by_hand():
     assert standardised(torch.tensor([1.0, 3])).tolist() == [-1, 1]
     assert standardised(torch.ones(3)).tolist() == [0, 0, 0]
-    assert ranks(torch.tensor([5.0, 9, 5, 1])).tolist() == [0.75, 1, 0.5, 0.25]
 
 
 def test_the_statistics_of_the_consumers_come_from_one_pass(tmp_path):

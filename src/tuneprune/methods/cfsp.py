@@ -1,0 +1,175 @@
+"""CFSP: coarse to fine: how much every layer's MLP keeps, then which of its channels.
+
+Layers that turn the residual stream by a larger angle keep more channels. Within a layer a channel counts by its
+share of the weights around it and by the norm of its activation. Attention stays whole. No gradients; both statistics
+come from one forward pass over the calibration data.
+
+Paper: https://arxiv.org/abs/2409.13199. Changed: the angle is a mean over tokens instead of a sum, so that the layers'
+shares do not depend on how much calibration data there is; the budget is met exactly. The released code normalises the
+weights over the axis that it then averages, so they cancel; `score: literal` does so too, `intended` does not.
+"""
+
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from tuneprune.errors import UnreachableBudget
+from tuneprune.methods.activations import consumer, gather
+from tuneprune.methods.base import Batch, Decided, Method, Search, Subject, decide
+from tuneprune.structure.budget import Budget, allocate, fractional_ranks, units_per_step
+from tuneprune.structure.space import Group, PruningSpace
+from tuneprune.structure.statistics import real_tokens
+from tuneprune.structure.weights import by_unit, effective_weight
+
+SHARPNESS = 128 * 2048 / 1e4
+"""The paper's 1 / 1e4 on a sum over 128 x 2048 tokens, for a mean over tokens."""
+MARGIN = 1.05
+"""The largest layer keeps this much less than all it could, where the shares have to shrink (the code's divisor)."""
+
+
+class Cfsp(Method):
+    """Keep MLP channels by angular block influence and by their share of weights and activations."""
+
+    name = "cfsp"
+    paper = "https://arxiv.org/abs/2409.13199"
+    spaces = ("width", "head_dim")
+    one_shot = True
+
+    score: Literal["intended", "literal"] = Field(
+        default="intended",
+        description="weights as shares over channels, or, as in the released code, within a channel, where they cancel",
+    )
+    sharpness: float = Field(
+        default=1.0, ge=0, description="how far the layers' shares follow their influence; 0 gives all the same"
+    )
+    weight_exponent: float = Field(default=1.0, ge=0, description="of the activation's norm beside the weights")
+    activation_exponent: float = Field(default=1.0, ge=0, description="of the activation's norm as a factor")
+    batches: int = Field(default=16, ge=1, description="calibration batches")
+
+    def check(self, space: PruningSpace, budget: Budget) -> None:
+        """Refuse budgets below what is left without MLPs.
+
+        Raises:
+            UnreachableBudget: with the smallest `keep` that can be reached.
+        """
+        floors = {
+            group.name: units_per_step(group, budget.multiple_of) if is_mlp(group) else group.size
+            for group in space.groups
+        }
+        low = space.count(floors)
+        if budget.target(space) < low:
+            whole = space.num_parameters if budget.of == "total" else space.num_prunable
+            lowest = math.ceil((low - space.num_parameters + whole) / whole * 1e4) / 1e4
+            raise UnreachableBudget(
+                f"method `{self.name}` removes MLP channels only, so it cannot reach budget.keep={budget.keep} of"
+                f" {budget.of} parameters: it keeps {lowest:.4f} of this model at least. Raise budget.keep, or choose a"
+                " method that removes attention too."
+            )
+
+    def begin(self, subject: Subject, budget: Budget) -> Search:
+        """Decide at once."""
+        self.check(subject.space, budget)
+        found = subject.scores("cfsp", lambda: self._observe(subject), **self.model_dump(exclude={"sharpness"}))
+        mlps = [group for group in subject.space.groups if is_mlp(group)]
+        keeps = layer_shares(found["influence"], mean_share(subject.space, budget), self.sharpness * SHARPNESS)
+        scores = {group.name: torch.ones(group.size) for group in subject.space.groups}  # above every MLP channel
+        for group, keep in zip(mlps, keeps.tolist(), strict=True):
+            scores[group.name] = -(1 - fractional_ranks(found[group.name])) / keep
+        return Decided(decide(allocate(scores, subject.space, budget), subject, budget, self))
+
+    def _observe(self, subject: Subject) -> dict[str, Tensor]:
+        """The influence of every layer, and the score of every MLP channel within its layer."""
+        batches = [subject.calibration() for _ in range(self.batches)]
+        with block_angles(subject, batches) as (watched, influence):
+            inputs = gather(subject, watched)
+        found = {"influence": influence()}
+        for group in subject.space.groups:
+            if is_mlp(group):
+                found[group.name] = self._channels(subject, group, inputs[consumer(group).module].norm)
+        return found
+
+    def _channels(self, subject: Subject, group: Group, norm: Tensor) -> Float[Tensor, " units"]:
+        """The fine score: mean over hidden features i of the weights' shares, times the activation's norm."""
+        axis = 0 if self.score == "intended" else 1
+        total: Tensor | float = 0.0
+        for piece in group.slices:
+            if piece.param.endswith(".bias"):
+                continue
+            weights = effective_weight(subject.model, piece.param).detach().double().cpu()
+            magnitudes = by_unit(weights, piece, group.size).abs()  # [units, hidden]
+            if piece.dim == 1:
+                magnitudes = magnitudes * norm.pow(self.weight_exponent).unsqueeze(1)
+            total = total + magnitudes / magnitudes.sum(axis, keepdim=True).clamp(min=1e-30)
+        assert isinstance(total, Tensor)
+        return total.mean(1) * norm.pow(self.activation_exponent)
+
+
+def is_mlp(group: Group) -> bool:
+    """Whether the group holds the channels of an MLP."""
+    return group.kind == "mlp_channel"
+
+
+def mean_share(space: PruningSpace, budget: Budget) -> float:
+    """Share of all MLP channels to keep for the budget, were they the same in every layer."""
+    empty = space.count({group.name: 0 if is_mlp(group) else group.size for group in space.groups})
+    return min(1.0, (budget.target(space) - empty) / (space.num_parameters - empty))
+
+
+def layer_shares(influence: Float[Tensor, " layers"], keep: float, sharpness: float) -> Float[Tensor, " layers"]:
+    """The share of channels that every layer keeps: `keep` on average, more where the influence is large.
+
+    keep_l = keep u_l / mean(u) with u_l = sigmoid(sharpness (I_l - mean I)); where one would reach 1, all deviations
+    shrink by one factor that leaves the largest layer just below.
+    """
+    weights = torch.sigmoid(sharpness * (influence - influence.mean()))
+    shares = keep * weights / weights.mean()
+    if shares.max() >= 1:
+        deviations = shares - keep
+        shares = keep + deviations * (1 - keep) / (MARGIN * deviations.max()).clamp(min=1e-12)
+    return shares
+
+
+@contextmanager
+def block_angles(
+    subject: Subject, batches: Sequence[Batch]
+) -> Generator[tuple[Iterator[Batch], Callable[[], Tensor]], None, None]:
+    """Watch how far every decoder layer turns the residual stream; gives the batches to run and what was found.
+
+    The influence of a layer is the mean over real tokens of arccos(cos(x_in, x_out)) / pi.
+    """
+    blocks = [block.path for block in subject.architecture.blocks]
+    totals = torch.zeros(len(blocks) + 1, dtype=torch.double)  # angles by layer, and tokens
+    tokens = torch.zeros(0)
+
+    def watched() -> Iterator[Batch]:
+        nonlocal tokens
+        for batch in batches:
+            tokens = real_tokens(batch)
+            totals[-1] += tokens.sum().cpu()
+            yield batch
+
+    def hook(index: int) -> Callable[..., None]:
+        def measure(_: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:  # noqa: ANN401  (a layer's)
+            before = inputs[0] if inputs else keywords["hidden_states"]
+            after = output if isinstance(output, Tensor) else output[0]
+            here = tokens.to(before.device)
+            cosine = torch.cosine_similarity(before[here].double(), after[here].double(), dim=-1)
+            totals[index] += (cosine.clamp(-1, 1).arccos() / math.pi).sum().cpu()
+
+        return measure
+
+    def influence() -> Tensor:
+        subject.runtime.average([totals])
+        return totals[:-1] / totals[-1].clamp(min=1e-12)
+
+    with ExitStack() as hooks:
+        for index, path in enumerate(blocks):
+            module = subject.model.get_submodule(path)
+            hooks.callback(module.register_forward_hook(hook(index), with_kwargs=True).remove)
+        yield watched(), influence
