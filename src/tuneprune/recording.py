@@ -15,7 +15,7 @@ import torch
 from tuneprune import evaluate
 from tuneprune.job import Job, Scores
 from tuneprune.report import Proof, RunRecord, model_card, write_atomically, write_report
-from tuneprune.structure.budget import units_per_step
+from tuneprune.structure.budget import Budget, units_per_step
 from tuneprune.structure.plan import Plan
 
 
@@ -30,7 +30,8 @@ def make_proof(job: Job, plan: Plan, found: dict[str, Any]) -> Proof:
 
 def parameter_counts(job: Job, plan: Plan) -> dict[str, Any]:
     """Parameters before and after under both denominators, and those of the largest unit a decision moves at once."""
-    space, budget = job.space, job.config.budget
+    space = job.space
+    budget = Budget.model_validate(plan.provenance.get("budget", job.config.budget))  # a method may be stricter
     widths = plan.widths(space)
     kept = space.count(widths) + plan.added(space)
     fixed = space.num_parameters - space.num_prunable

@@ -1,0 +1,97 @@
+"""Minitron: keep the heads and MLP channels with the largest activations, the same number in every layer.
+
+The importance of a unit is the size of its activation on a small calibration set: averaged over each sequence, then
+joined over sequences by an L2 norm. Units are ranked within their layer, and every layer keeps equally many, so that a
+stock class holds the result. No gradients; one forward pass over the calibration data.
+
+Paper: https://arxiv.org/abs/2407.14679. Changed: the unit of attention is a whole KV group; heads and channels lose the
+same share, where the paper searches over candidate shapes; the MLP's activation is read behind the gate. Left out:
+embedding channels, layers, and distillation from the dense model.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from tuneprune.methods.activations import consumer
+from tuneprune.methods.base import Decided, Method, Search, Subject, decide
+from tuneprune.structure.budget import Budget, allocate, reachable
+from tuneprune.structure.space import PruningSpace
+from tuneprune.structure.statistics import reading, real_tokens
+
+Join = Literal["mean", "l2"]
+
+
+class Minitron(Method):
+    """Keep the units of largest activation, equally many in every layer."""
+
+    name = "minitron"
+    paper = "https://arxiv.org/abs/2407.14679"
+    spaces = ("width",)
+    one_shot = True
+
+    over_sequence: Join = Field(default="mean", description="how sizes are joined over the tokens of a row")
+    over_batch: Join = Field(default="l2", description="how rows are joined")
+    uniform: bool = Field(
+        default=True, description="equal widths in all layers, whatever `budget.per_layer` says; false leaves it to it"
+    )
+    batches: int = Field(default=16, ge=1, description="calibration batches")
+
+    def check(self, space: PruningSpace, budget: Budget) -> None:
+        """Refuse models whose layers differ, where all are to become equal.
+
+        Raises:
+            ConfigError: the layers have different widths.
+        """
+        reachable(space, self._effective(budget))
+
+    def begin(self, subject: Subject, budget: Budget) -> Search:
+        """Decide at once."""
+        budget = self._effective(budget)
+        options = self.model_dump(exclude={"uniform"})
+        scores = subject.scores("minitron", lambda: importance(subject, **options), **options)
+        return Decided(decide(allocate(scores, subject.space, budget, "local"), subject, budget, self))
+
+    def _effective(self, budget: Budget) -> Budget:
+        return budget.model_copy(update={"per_layer": "uniform"}) if self.uniform else budget
+
+
+@torch.no_grad()
+def importance(subject: Subject, batches: int, over_sequence: Join, over_batch: Join) -> dict[str, Tensor]:
+    """The joined size of every unit's activation: per token |x| of a channel, ||x||_2 over a KV group's features.
+
+    A sequence is a row of the calibration data, which may hold several short documents; padding does not count.
+    """
+    groups = {consumer(group).module: group for group in subject.space.groups}
+    sums = {group.name: torch.zeros(group.size, dtype=torch.double) for group in subject.space.groups}
+    counted = torch.zeros(0)
+    num_rows = torch.zeros(1, dtype=torch.double)
+
+    def see(module: str, states: Tensor) -> None:
+        group = groups[module]
+        squares = states.double().pow(2)
+        segment = consumer(group).segment
+        parts = squares.narrow(-1, segment.start, segment.extent).unflatten(-1, segment.view)
+        axes = [axis for axis in range(2, parts.ndim) if axis != 2 + segment.axis]
+        sizes = (parts.sum(axes) if axes else parts).sqrt()  # [rows, length, units]
+        real = counted.to(sizes).unsqueeze(-1)
+        rows = joined(sizes * real, real.sum(1).clamp(min=1), over_sequence)
+        sums[group.name] += (rows if over_batch == "mean" else rows.pow(2)).sum(0).cpu()
+
+    with reading(subject.model, groups, see):
+        for _ in range(batches):
+            batch = subject.calibration()
+            counted = real_tokens(batch)
+            num_rows += counted.any(1).sum().cpu()
+            subject.runtime.loss(batch)
+    subject.runtime.average([*sums.values(), num_rows])
+    if over_batch == "mean":
+        return {name: total / num_rows.clamp(min=1) for name, total in sums.items()}
+    return {name: total.sqrt() for name, total in sums.items()}
+
+
+def joined(sizes: Tensor, tokens: Tensor, how: Join) -> Tensor:
+    """Sizes [rows, length, units] joined over the `tokens` of each row that count; the others are zero."""
+    return sizes.sum(1) / tokens if how == "mean" else sizes.pow(2).sum(1).sqrt()
