@@ -105,7 +105,7 @@ REFUSED = {
     *((variant, "residual") for variant in ("gemma2", "gemma3", "olmo2", "starcoder2", "phi", "gpt_neox")),
 }
 """What a family cannot do in a space; a law checks that it says so."""
-SPACES = ("width", "head_dim", "disp", "residual")
+SPACES = ("width", "head_dim", "disp", "residual", "depth")
 NO_NARROW_HEADS = {"gpt_neox"}
 """Families whose stock class has one head size for every head count, so that fewer heads need the shipped file."""
 ROUNDED = {("qwen3", "head_dim"), ("gemma3", "head_dim"), ("olmo2", "width"), ("olmo2", "head_dim")}
@@ -113,10 +113,18 @@ ROUNDED = {("qwen3", "head_dim"), ("gemma3", "head_dim"), ("olmo2", "width"), ("
 CASES = [(variant, space) for variant in VARIANTS for space in SPACES if (variant, space) not in REFUSED]
 
 
+def layers_for(space_name: str) -> dict:
+    """Whole layers are few units: four leave a budget more than one choice."""
+    return {"num_hidden_layers": 4} if space_name == "depth" else {}
+
+
 def tiny_model(variant: str, *, seed: int = 0, dtype: torch.dtype = torch.float64, **changes) -> PreTrainedModel:
     config_class, model_class, settings = VARIANTS[variant]
     torch.manual_seed(seed)
-    model = model_class(config_class(**COMMON | settings | changes)).to(dtype).eval()
+    settings = COMMON | settings
+    for name in {"layer_types", "no_rope_layers"} & settings.keys():  # as many as there are layers
+        settings[name] = settings[name] * (changes.get("num_hidden_layers", 2) // 2)
+    model = model_class(config_class(**settings | changes)).to(dtype).eval()
     for module in model.modules():
         if hasattr(module, "scalar_embed_scale"):  # a buffer that loading makes in the precision of the model
             module.embed_scale.fill_(module.scalar_embed_scale)
@@ -153,13 +161,18 @@ def logits(model: PreTrainedModel, **inputs) -> torch.Tensor:
 
 
 def random_masks(space, *, seed: int = 1, uniform: bool = False) -> dict[str, torch.Tensor]:
-    """Half of every group on average, at least one unit; equal counts over layers where `uniform`."""
+    """Half of every group on average, at least one unit; equal counts over layers where `uniform`.
+
+    Of whole layers, one goes.
+    """
     generator = torch.Generator().manual_seed(seed)
     masks = {}
     for group in space.groups:
         low = group.size // 2 if uniform else 1
         kept = low if uniform else int(torch.randint(low, group.size + 1, (), generator=generator))
         mask = torch.zeros(group.size)
+        if group.kind == "block":
+            kept = int(group.layer != seed % len(space.groups))
         mask[torch.randperm(group.size, generator=generator)[:kept]] = 1
         masks[group.name] = mask
     return masks

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from tiny import tiny_model
+from tiny import layers_for, tiny_model
 
 from tuneprune import families, methods
 from tuneprune.data import Encoded, Stream
@@ -44,7 +44,7 @@ class Setting:
 
 
 def setting(folder, *, variant="llama", space_name="width", lora=True, rank=2, dropout=0.0, seed=0, **options):
-    model = tiny_model(variant, dtype=torch.float32)
+    model = tiny_model(variant, dtype=torch.float32, **layers_for(space_name))
     architecture = families.describe(model)
     space = spaces.build(space_name, architecture, model)
     if lora:

@@ -218,7 +218,7 @@ def outlook(config: RunConfig) -> dict[str, Any]:
     """What a checked run would do: sizes before and after, data, and how the result will load."""
     checked = check(config)
     space, budget = checked.space, config.budget
-    stock = space.name == "residual" or (space.name == "width" and budget.per_layer == "uniform")
+    stock = export.is_always_stock(space, budget)
     target = budget.target(space)
     return {
         "model": f"{config.model.base} ({checked.architecture.family}, {space.num_parameters:,} parameters)",

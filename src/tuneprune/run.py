@@ -16,6 +16,7 @@ from tuneprune.methods.base import Search, Subject
 from tuneprune.progress import Progress
 from tuneprune.recording import make_proof, make_record, write_results
 from tuneprune.report import RunRecord, ScoreRecord
+from tuneprune.structure.edits import Drop
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.plan import Plan
 from tuneprune.train import Tuner, inject_lora, merge_lora
@@ -49,7 +50,7 @@ def run(
     model, plan = tune_and_prune(job)  # still in its dense shape, LoRA merged
     probe = masked_probe(job, model, plan)  # what it says under the plan's masks
     small = cut(model, job.architecture, job.space, plan)
-    small, probe = recover(job, small, probe)  # one-shot methods tune here
+    small, probe = recover(job, small, probe, plan)  # one-shot methods tune here
 
     if job.accelerator.is_main_process:
         job.progress.stage("export and prove")
@@ -147,18 +148,19 @@ def take_probe(job: Job, model: PreTrainedModel) -> export.Probe:
     return export.take_probe(model, job.tokenizer, texts)
 
 
-def recover(job: Job, small: PreTrainedModel, probe: export.Probe) -> tuple[PreTrainedModel, export.Probe]:
+def recover(job: Job, small: PreTrainedModel, probe: export.Probe, plan: Plan) -> tuple[PreTrainedModel, export.Probe]:
     """The smaller model after its second tuning, where the run has one; the proof is then about the tuned weights."""
     options = job.config.recover or (job.config.tune if job.config.method.one_shot else None)
     if options is None:
         return small, probe
     job.progress.stage("recover")
-    inject_lora(small, job.architecture, options.lora, job.config.seed)
+    architecture = job.architecture.without([edit.block for edit in plan.of_kind(Drop)])
+    inject_lora(small, architecture, options.lora, job.config.seed)
     tuner = job.tuner(small, options, job.out if job.config.method.one_shot else job.out / "recover")
     search = Search()
     search.phase = "recover"
     job.results["recover"] = tuner.run(search, fingerprint=job.fingerprint("recover"), resume=job.resume)
-    merge_lora(small, job.architecture)
+    merge_lora(small, architecture)
     small = round_weights(small, job.dtype)
     return small, take_probe(job, small)
 

@@ -62,7 +62,9 @@ def test_masked_lora_equals_merged_and_compressed(tuned):
 def test_open_lora_differs_from_masked_until_it_is_projected(tuned):
     model, architecture, space, masks = tuned
     expected = masked_logits(model, space, masks)
-    assert (masked_logits(model, space, masks, "open") - expected).abs().max() > 1e-4
+    linears = set(architecture.linears())
+    if any(gate.module in linears for group in space.groups for gate in group.tuning_gates):  # a norm leaves none open
+        assert (masked_logits(model, space, masks, "open") - expected).abs().max() > 1e-4
     project(model, space, masks)
     close = {"rtol": 1e-9, "atol": 1e-9}
     torch.testing.assert_close(masked_logits(model, space, masks), expected, **close)  # the cut loses nothing

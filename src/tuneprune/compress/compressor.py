@@ -13,7 +13,7 @@ from tuneprune.compress.biases import new_biases, with_new_biases
 from tuneprune.compress.modeling_pruned import epsilon_name, resize, resize_head
 from tuneprune.compress.rewrite import rewrite
 from tuneprune.structure.architecture import Architecture, Block
-from tuneprune.structure.edits import Keep
+from tuneprune.structure.edits import Drop, Keep
 from tuneprune.structure.plan import Cuts, Plan
 from tuneprune.structure.space import PruningSpace
 
@@ -40,13 +40,15 @@ def cut(model: PreTrainedModel, architecture: Architecture, space: PruningSpace,
     added = new_biases(space, plan)
     cuts = with_new_biases(plan.lower(space), added)
     widths = plan.widths(space)
-    tensors = {name: _cut(name, tensor, cuts) for name, tensor in model.state_dict().items()}
+    left = _layers_left(model.state_dict(), architecture, {edit.block for edit in plan.of_kind(Drop)})
+    tensors = {name: _cut(old, tensor, cuts) for name, (old, tensor) in left.items()}
     narrowed = _narrowed_norms(architecture, space, widths)
     _widen_norms(architecture, narrowed, tensors)
     stock = None if added else families.uniform_config(model.config, architecture, space, widths)
     if stock is not None:
         _scale_projections(architecture, narrowed, tensors)
         return _assemble(stock, tensors, model)
+    assert not plan.of_kind(Drop), "a model that loses layers keeps all other widths, so a stock class holds it"
     pruned = layout(architecture, space, plan, tensors)
     pruned["norms"] = _norm_shapes(narrowed, tensors, model)
     tensors |= _indices(architecture, space, plan)
@@ -70,6 +72,21 @@ def _assemble(config: PretrainedConfig, tensors: dict[str, Tensor], model: PreTr
     return small.train(model.training)
 
 
+def _layers_left(
+    tensors: dict[str, Tensor], architecture: Architecture, dropped: set[str]
+) -> dict[str, tuple[str, Tensor]]:
+    """Old name and tensor of all that is outside of the dropped blocks, by its name when the others are renumbered."""
+    moves = architecture.moves(dropped)
+    left: dict[str, tuple[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        block = next((block.path for block in architecture.blocks if name.startswith(f"{block.path}.")), None)
+        if block is None:
+            left[name] = (name, tensor)
+        elif block in moves:
+            left[moves[block] + name.removeprefix(block)] = (name, tensor)
+    return left
+
+
 def _cut(name: str, tensor: Tensor, cuts: Cuts) -> Tensor:
     for dim in range(tensor.ndim):
         if (name, dim) in cuts:
@@ -78,7 +95,7 @@ def _cut(name: str, tensor: Tensor, cuts: Cuts) -> Tensor:
 
 
 def _narrowed_norms(architecture: Architecture, space: PruningSpace, widths: dict[str, int]) -> dict[str, float]:
-    """The norms that lose features, each with d / d': the features it had over those it keeps.
+    """The norms that lose some features, each with d / d': the features it had over those it keeps.
 
     An RMSNorm over the d' kept features equals the one over d of which the others are masked, where its weight grows
     by sqrt(d / d') and its epsilon by d / d'.
@@ -89,7 +106,7 @@ def _narrowed_norms(architecture: Architecture, space: PruningSpace, widths: dic
         piece.param.removesuffix(".weight"): group.size / widths[group.name]
         for group in space.groups
         for piece in group.slices
-        if piece.param.removesuffix(".weight") in norms and widths[group.name] < group.size
+        if piece.param.removesuffix(".weight") in norms and 0 < widths[group.name] < group.size
     }
 
 

@@ -8,7 +8,7 @@ from tuneprune.export.proof import Probe, prove, take_probe
 from tuneprune.structure.budget import Budget
 from tuneprune.structure.space import PruningSpace
 
-__all__ = ["Loader", "Probe", "check", "prove", "take_probe", "weight_bytes", "write"]
+__all__ = ["Loader", "Probe", "check", "is_always_stock", "prove", "take_probe", "weight_bytes", "write"]
 
 TARGETS = ("hf",)
 PLANNED = ("gguf", "vllm")
@@ -28,10 +28,16 @@ def check(targets: Sequence[str], space: PruningSpace, budget: Budget) -> None:
             raise UnsupportedExport(f"Unknown export `{target}`; known exports are {known}.{suggest(target, TARGETS)}")
 
 
+def is_always_stock(space: PruningSpace, budget: Budget) -> bool:
+    """Whether a stock class holds every decision within the budget; for other settings some plans may be lucky."""
+    kinds = {group.kind for group in space.groups}
+    return kinds in ({"block"}, {"hidden"}) or (kinds <= {"kv_group", "mlp_channel"} and budget.per_layer == "uniform")
+
+
 def _way_out(space: PruningSpace, budget: Budget) -> str:
     """What works instead, given whether the result is a stock model."""
-    if space.name == "residual" or (space.name == "width" and budget.per_layer == "uniform"):
-        return "Use export: [hf]; with equal widths it is a stock model, which other tools can convert."
+    if is_always_stock(space, budget):
+        return "Use export: [hf]; the result is a stock model, which other tools can convert."
     return (
         "Use export: [hf]; with space `width` and budget.per_layer=uniform it is a stock model, which other"
         " tools can convert."

@@ -82,12 +82,13 @@ def uniform_config(
     """The config of the stock class that holds these widths, or None where no stock class does.
 
     That takes one KV-group count and one MLP width for all layers, one width of the residual stream, and every other
-    kind of group kept whole.
+    kind of group kept whole. Layers may be missing.
     """
     by_kind: dict[str, set[int]] = {}
+    dropped = {group.name for group in space.groups if group.kind == "block" and not widths[group.name]}
     for group in space.groups:
         kept = widths[group.name]
-        if group.kind not in ("kv_group", "mlp_channel", "hidden") and kept < group.size:
+        if group.kind not in ("kv_group", "mlp_channel", "hidden", "block") and kept < group.size:
             return None
         by_kind.setdefault(group.kind, set()).add(kept)
     if any(len(by_kind.get(kind, ())) > 1 for kind in ("kv_group", "mlp_channel")):
@@ -99,7 +100,7 @@ def uniform_config(
         num_kv_heads=groups,
         mlp_width=next(iter(by_kind.get("mlp_channel", {mlp.width}))),
         hidden_size=next(iter(by_kind.get("hidden", {architecture.hidden}))),
-        kept_layers=tuple(range(len(architecture.blocks))),
+        kept_layers=tuple(index for index, block in enumerate(architecture.blocks) if block.path not in dropped),
     )
     return registry()[config.model_type].uniform(config, shape)
 
@@ -139,7 +140,7 @@ def plain_attention(config: Any, path: str, *, out: str = "o_proj", **facts: Any
 
 
 def reshaped(config: PretrainedConfig, shape: StockShape) -> PretrainedConfig:
-    """The config with this shape under the usual names; every kept layer keeps its head size and its type."""
+    """The config with this shape under the usual names; every kept layer keeps its head size and its own settings."""
     changes: dict[str, object] = {
         "head_dim": head_width(config),
         "num_attention_heads": shape.num_heads,
@@ -150,8 +151,10 @@ def reshaped(config: PretrainedConfig, shape: StockShape) -> PretrainedConfig:
     }
     if hasattr(config, "rms_norm_eps"):  # what makes a norm over fewer features equal the one over masked ones
         changes["rms_norm_eps"] = config.rms_norm_eps * (config.hidden_size / shape.hidden_size)
-    if getattr(config, "layer_types", None):
-        changes["layer_types"] = [config.layer_types[layer] for layer in shape.kept_layers]
+    for name in ("layer_types", "mlp_layer_types", "no_rope_layers"):
+        values = getattr(config, name, None)
+        if values is not None:
+            changes[name] = [values[layer] for layer in shape.kept_layers]
     config = deepcopy(config)
     for name, value in changes.items():
         setattr(config, name, value)

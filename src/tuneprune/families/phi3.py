@@ -1,11 +1,10 @@
 """Phi-3 and Phi-4-mini: q, k, v share one linear, gate and up another."""
 
-from copy import deepcopy
 from typing import Any
 
 from transformers import PretrainedConfig
 
-from tuneprune.families import head_width, rotary_width
+from tuneprune.families import head_width, reshaped, rotary_width
 from tuneprune.structure.architecture import Architecture, Attention, Block, Mlp, Projection, StockShape
 
 MODEL_TYPES = ("phi3",)
@@ -59,17 +58,11 @@ def describe(config: Any) -> Architecture:  # noqa: ANN401
 
 
 def uniform(config: PretrainedConfig, shape: StockShape) -> PretrainedConfig | None:
-    """The config with these widths in every layer; head size and RoPE stay, epsilon follows the norms' width.
+    """The config of this shape; head size and RoPE stay, epsilon follows the norms' width.
 
     None for a narrower residual stream under long RoPE: `Phi3Config` takes the number of its factors from the width.
     """
     narrows = shape.hidden_size < config.hidden_size
     if narrows and (config.rope_parameters or {}).get("short_factor") is not None:
         return None
-    config = deepcopy(config)
-    config.head_dim = head_width(config)
-    config.rms_norm_eps *= config.hidden_size / shape.hidden_size
-    config.hidden_size = shape.hidden_size
-    config.num_attention_heads, config.num_key_value_heads = shape.num_heads, shape.num_kv_heads
-    config.intermediate_size = shape.mlp_width
-    return config
+    return reshaped(config, shape)

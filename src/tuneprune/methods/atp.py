@@ -56,7 +56,7 @@ class Atp(Method):
 
     name = "atp"
     paper = "https://arxiv.org/abs/2412.14426"
-    spaces = ("width", "head_dim", "disp", "residual")
+    spaces = ("width", "head_dim", "disp", "residual", "depth")
     presets: ClassVar = {"atp-paper": PAPER}
 
     decision: Literal["dynamic", "static"] = Field(

@@ -1,7 +1,8 @@
 """What a model is: pure data that a family file reads off a Hugging Face config."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,28 @@ class Architecture:
             yield Site(block.mlp_norm, block.mlp.inputs, writer if block.parallel else block.attention_output)
             writer = block.mlp_output
         yield Site(self.final_norm, (self.head,), writer)
+
+    def moves(self, dropped: Collection[str]) -> dict[str, str]:
+        """The path that every block left has among those left, by its path here, when the `dropped` blocks go."""
+        left = [block.path for block in self.blocks if block.path not in dropped]
+        return dict(zip(left, [block.path for block in self.blocks], strict=False))
+
+    def without(self, dropped: Collection[str]) -> "Architecture":
+        """The model without the blocks at these paths, the others renumbered."""
+        moves = self.moves(dropped)
+        blocks = tuple(_moved(block, block.path, moves[block.path]) for block in self.blocks if block.path in moves)
+        return replace(self, blocks=blocks)
+
+
+def _moved(part: Any, old: str, new: str) -> Any:  # noqa: ANN401  (a block, and whatever it is made of)
+    """The description `part` with every path under `old` moved to `new`."""
+    if isinstance(part, str):
+        return new + part[len(old) :] if part == old or part.startswith(f"{old}.") else part
+    if isinstance(part, tuple):
+        return tuple(_moved(item, old, new) for item in part)  # pyright: ignore[reportUnknownVariableType]
+    if is_dataclass(part) and not isinstance(part, type):
+        return replace(part, **{field.name: _moved(getattr(part, field.name), old, new) for field in fields(part)})
+    return part
 
 
 @dataclass(frozen=True)

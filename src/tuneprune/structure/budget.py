@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -23,7 +23,11 @@ class Budget(BaseModel, frozen=True, extra="forbid"):
     of: Literal["total", "prunable"] = Field(
         default="total", description="count all parameters, or only those of the tensors the space reaches"
     )
-    multiple_of: int = Field(default=1, ge=1, description="every kept width is a multiple of this many features")
+    multiple_of: int = Field(
+        default=1,
+        ge=1,
+        description="every kept width is a multiple of this many features; a dropped layer changes no width",
+    )
     per_layer: Literal["free", "uniform"] = Field(
         default="free",
         description="`uniform` gives every layer the same widths, so that the stock class loads the result",
@@ -41,12 +45,13 @@ class Chain:
     """The units of one group (for uniform widths: of all groups of one place), best first, in steps.
 
     A step is the fewest units that respect `multiple_of`; step i keeps `orders[name][i * size : (i + 1) *
-    size]` of every group in the chain. Every chain keeps at least its first step.
+    size]` of every group in the chain. Every chain keeps at least its first `floor` steps.
     """
 
     orders: Mapping[str, Tensor]
     size: int
     scores: Tensor
+    floor: int = 1
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -58,8 +63,11 @@ def reachable(space: PruningSpace, budget: Budget) -> tuple[int, int]:
     Raises:
         ConfigError: `multiple_of` is larger than a width of the model.
     """
-    chains = _chains({group.name: torch.zeros(group.size) for group in space.groups}, space, budget)
-    return _count(space, chains, [1] * len(chains)), _count(space, chains, [len(chain) for chain in chains])
+    # Whichever layer a decision keeps at least, it is not larger than the one that this keeps.
+    sizes = {group.name: torch.full((group.size,), float(_block_size(space, group))) for group in space.groups}
+    chains = _chains(sizes, space, budget)
+    floors, whole = [chain.floor for chain in chains], [len(chain) for chain in chains]
+    return _count(space, chains, floors), _count(space, chains, whole)
 
 
 def check(space: PruningSpace, budget: Budget, reserved: int = 0) -> None:
@@ -93,12 +101,13 @@ def allocate(
     """Hard masks that keep the highest scores within the budget.
 
     At most the budgeted number of parameters is kept, and no removed step of units would still fit. Every
-    group keeps at least one step. Ties are broken by position, so the decision is deterministic. A larger
-    `keep` never keeps fewer parameters.
+    group keeps at least one step; of whole layers only the best one has to stay. Ties are broken by position,
+    so the decision is deterministic. A larger `keep` never keeps fewer parameters.
 
     Args:
         scope: `global` ranks all units of the model in one list, so scores must be comparable over groups;
-            `local` removes the same share from every group.
+            `local` removes the same share from every group. Layers, groups of one unit, are ranked in one
+            list under both.
         reserved: parameters the plan adds elsewhere (biases, routers, skip matrices), which the budget also pays.
 
     Raises:
@@ -109,19 +118,23 @@ def allocate(
     check(space, budget, reserved)
     _refuse_nan(scores)
     if scope == "local":
-        scores = {name: fractional_ranks(score) for name, score in scores.items()}
+        scores = {
+            name: scores[name] if group.kind == "block" else fractional_ranks(scores[name])
+            for name, group in space.by_name.items()
+        }
     chains = _chains(scores, space, budget)
     target = budget.target(space) - reserved
-    ids = torch.cat([torch.full((len(chain) - 1,), index) for index, chain in enumerate(chains)])
-    ranked = ids[torch.argsort(torch.cat([chain.scores[1:] for chain in chains]), descending=True, stable=True)]
+    ids = torch.cat([torch.full((len(chain) - chain.floor,), index) for index, chain in enumerate(chains)])
+    values = torch.cat([chain.scores[chain.floor :] for chain in chains])
+    ranked = ids[torch.argsort(values, descending=True, stable=True)]
     low, high = 0, len(ranked)  # the longest prefix of the ranking within the target
     while low < high:
         middle = (low + high + 1) // 2
-        if _count(space, chains, _steps_kept(ranked[:middle], len(chains))) <= target:
+        if _count(space, chains, _steps_kept(ranked[:middle], chains)) <= target:
             low = middle
         else:
             high = middle - 1
-    steps = _fill(space, chains, _steps_kept(ranked[:low], len(chains)), _integers(ranked[low:]), target)
+    steps = _fill(space, chains, _steps_kept(ranked[:low], chains), _integers(ranked[low:]), target)
     masks = {group.name: torch.zeros(group.size) for group in space.groups}
     for chain, count in zip(chains, steps, strict=True):
         for name, order in chain.orders.items():
@@ -143,8 +156,9 @@ def _refuse_nan(scores: Scores) -> None:
             )
 
 
-def _steps_kept(prefix: Tensor, num_chains: int) -> list[int]:
-    return _integers(torch.bincount(prefix, minlength=num_chains) + 1)
+def _steps_kept(prefix: Tensor, chains: Sequence[Chain]) -> list[int]:
+    floors = torch.tensor([chain.floor for chain in chains])
+    return _integers(torch.bincount(prefix, minlength=len(chains)) + floors)
 
 
 def _integers(tensor: Tensor) -> list[int]:
@@ -179,6 +193,11 @@ def _count(space: PruningSpace, chains: Sequence[Chain], steps: Sequence[int]) -
     )
 
 
+def _block_size(space: PruningSpace, group: Group) -> int:
+    """Parameters of a whole layer; 0 for other groups, of which some always stays."""
+    return sum(math.prod(space.shapes[piece.param]) for piece in group.slices) if group.kind == "block" else 0
+
+
 def _chains(scores: Scores, space: PruningSpace, budget: Budget) -> list[Chain]:
     bundles = [[group] for group in space.groups] if budget.per_layer == "free" else _bundles(space)
     chains: list[Chain] = []
@@ -188,26 +207,32 @@ def _chains(scores: Scores, space: PruningSpace, budget: Budget) -> list[Chain]:
         values = {group.name: scores[group.name].detach().cpu().double() for group in bundle}
         orders = {name: torch.argsort(value, descending=True, stable=True) for name, value in values.items()}
         best = [values[name][order][: num_steps * size].view(num_steps, size).mean(1) for name, order in orders.items()]
-        chains.append(Chain(orders, size, torch.stack(best).mean(0)))
+        floor = 0 if bundle[0].kind == "block" else 1
+        chains.append(Chain(orders, size, torch.stack(best).mean(0), floor))
+    layers = [index for index, chain in enumerate(chains) if not chain.floor]
+    if layers:  # a model without any layer is none
+        best_layer = max(layers, key=lambda index: chains[index].scores[0].item())
+        chains[best_layer] = replace(chains[best_layer], floor=1)
     return chains
 
 
 def _bundles(space: PruningSpace) -> list[list[Group]]:
-    """Groups that must end with equal widths: those at the same place of every block.
+    """Groups that must end with equal widths: those at the same place of every block; a whole layer has none.
 
     Raises:
         ConfigError: the layers of the model differ already.
     """
     per_layer: dict[int, list[Group]] = {}
     for group in space.groups:
-        per_layer.setdefault(group.layer, []).append(group)
+        if group.kind != "block":
+            per_layer.setdefault(group.layer, []).append(group)
     bundles = [list(bundle) for bundle in zip(*per_layer.values(), strict=True)]
     if any(len({(group.kind, group.size) for group in bundle}) > 1 for bundle in bundles):
         raise ConfigError(
             "budget.per_layer=uniform needs layers of equal width, but this model's differ already."
             " Use budget.per_layer=free."
         )
-    return bundles
+    return bundles + [[group] for group in space.groups if group.kind == "block"]
 
 
 def units_per_step(group: Group, multiple_of: int) -> int:

@@ -64,11 +64,11 @@ class Gates:
         return module.register_forward_hook(lambda _, __, output: output * vector.to(output))
 
 
-def _features(module: Any, side: str) -> int:  # noqa: ANN401  (a linear of any kind, or an embedding)
+def _features(module: Any, side: str) -> int:  # noqa: ANN401  (a linear of any kind, a norm, or an embedding)
     """Width of what goes into a module, or comes out of it."""
     if isinstance(module, nn.Embedding):
         return module.embedding_dim
-    return module.in_features if side == "input" else module.out_features
+    return module.weight.shape[-1 if side == "input" else 0]
 
 
 def _sites(space: PruningSpace, mode: Mode, present: set[str]) -> dict[Site, list[tuple[Gate, Group]]]:

@@ -77,7 +77,7 @@ class Group:
 
     `gates` simulate the removal exactly; `tuning_gates` are those of ATP's LoRA-aware tuning forward, which
     mask the frozen producers only. `features` is how many features of the exported width one unit is (2 for a
-    rotary pair).
+    rotary pair, 0 for a layer, which has no width).
     """
 
     name: str

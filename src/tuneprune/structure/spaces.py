@@ -139,11 +139,34 @@ def disp(layer: int, block: Block, architecture: Architecture, shapes: Shapes) -
     )
 
 
+def depth(layer: int, block: Block, architecture: Architecture, shapes: Shapes) -> tuple[Group, ...]:
+    """Whole decoder layers: one unit, everything under the block's path (ShortGPT, arXiv 2403.03853).
+
+    Gated where attention and MLP join the residual stream, so that a removed layer hands its input on. A norm at that
+    place would blow up what LoRA alone sends through it, so there the tuning gates mask LoRA too.
+    """
+    stream = Segment((1, architecture.hidden), 0)
+    sites, linears = (block.attention_output, block.mlp_output), (block.attention.out, block.mlp.down)
+    inside = {param: shape for param, shape in shapes.items() if param.startswith(f"{block.path}.")}
+    group = Group(
+        name=block.path,
+        layer=layer,
+        kind="block",
+        size=1,
+        slices=tuple(WeightSlice(param, 0, Segment((1, shape[0]), 0)) for param, shape in inside.items()),
+        gates=tuple(Gate(site, "output", stream) for site in sites),
+        tuning_gates=tuple(Gate(site, "output", stream, base_only=site in linears) for site in sites),
+        features=0,
+    )
+    return (group,)
+
+
 SPACES: dict[str, Callable[[int, Block, Architecture, Shapes], tuple[Group, ...]]] = {
     "width": width,
     "head_dim": head_dim,
     "disp": disp,
     "residual": residual,
+    "depth": depth,
 }
 
 

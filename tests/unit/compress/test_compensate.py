@@ -108,7 +108,7 @@ def test_every_linear_that_loses_inputs_is_compensated(variant, space_name):
     kept = compensate.kept_inputs(space, masks)
     changes = compensate.corrections(model, space, masks, found)
     assert changes.keys() == kept.keys()
-    assert kept
+    assert kept or space_name == "depth"  # a layer goes with all its inputs
     for module, change in changes.items():
         gram, flags = found[module].gram, kept[module]
         weight = model.get_parameter(f"{module}.weight").data

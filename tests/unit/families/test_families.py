@@ -17,6 +17,7 @@ from tuneprune import families
 from tuneprune.compress import compress
 from tuneprune.errors import UnsupportedModel
 from tuneprune.structure import spaces
+from tuneprune.structure.masks import Gates
 from tuneprune.structure.plan import Plan
 
 PACKED = ("phi3", "gpt_neox")
@@ -170,7 +171,7 @@ def test_a_model_without_its_language_modelling_head_is_refused():
         families.describe(LlamaModel(config))
 
 
-@pytest.mark.parametrize("name", ["width", "head_dim", "disp"])
+@pytest.mark.parametrize("name", ["width", "head_dim", "disp"])  # the others leave a stock model
 def test_a_model_already_cut_to_its_own_widths_is_refused(name):
     model = tiny_model("llama")
     architecture = families.describe(model)
@@ -235,8 +236,38 @@ def test_stock_widths_need_equal_layers_and_whole_other_groups(variant):
             if group.kind == "hidden" and variant != "llama_mha_biased":
                 assert config.hidden_size == 31
                 assert config.rms_norm_eps == pytest.approx(model.config.rms_norm_eps * 32 / 31)
+            elif name == "depth":
+                assert config.num_hidden_layers == 1
             else:
                 assert config is None
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_dropped_layers_leave_the_description_of_the_smaller_model(variant):
+    model = tiny_model(variant, num_hidden_layers=4)
+    architecture = families.describe(model)
+    space = spaces.build("depth", architecture, model)
+    dropped = [architecture.blocks[layer].path for layer in (0, 2)]
+    masks = space.ones() | {path: torch.zeros(1) for path in dropped}
+    small = compress(model, architecture, space, Plan.from_masks(masks, space))
+    attentions = [module for module in small.modules() if hasattr(module, "layer_idx") and hasattr(module, "scaling")]
+    assert [attention.layer_idx for attention in attentions] == [0, 1]
+    assert small.config.num_hidden_layers == 2
+    assert families.describe(small) == architecture.without(dropped)
+    assert architecture.without([]) == architecture
+
+
+def test_settings_of_single_layers_follow_their_layers():
+    kinds = ["full_attention", "sliding_attention"] * 2
+    model = tiny_model("qwen2", num_hidden_layers=4, layer_types=kinds, use_sliding_window=True, sliding_window=4)
+    architecture = families.describe(model)
+    space = spaces.build("depth", architecture, model)
+    masks = space.ones() | {"model.layers.0": torch.zeros(1)}
+    with Gates(model, space)(masks):
+        expected = logits(model)
+    small = compress(model, architecture, space, Plan.from_masks(masks, space))
+    assert small.config.layer_types == kinds[1:]
+    assert torch.equal(logits(small), expected)
 
 
 def test_describing_does_not_need_weights_in_memory():

@@ -43,7 +43,8 @@ def test_ends_in_a_plan_within_the_budget_and_leaves_nothing_behind(tmp_path, na
         plan.check(made.space)
         masks = plan.masks(made.space)
         assert count_parameters(made.space, masks) + plan.added(made.space) <= budget.target(made.space)
-        assert all(mask.sum() >= 1 for mask in masks.values())
+        widths = [int(mask.sum()) for mask in masks.values()]
+        assert any(widths) if space_name == "depth" else all(widths)
         assert {path for path, _ in made.model.named_modules()} == modules
         assert hooks_of(made.model) == 0
         assert all(torch.equal(value, made.model.get_parameter(path)) for path, value in before.items())

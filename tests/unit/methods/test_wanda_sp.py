@@ -17,9 +17,7 @@ def test_a_kv_group_counts_all_features_of_its_query_heads(tmp_path):
     group = next(group for group in made.space.groups if group.kind == "kv_group")
     weight = made.model.get_parameter(f"{consumer(group).module}.weight").data
     weight.zero_()
-    weight[:2, 15:17] = torch.tensor(
-        [[1.0, 2], [-3, 4]]
-    )  # the last of the first group, the first of the second
+    weight[:2, 15:17] = torch.tensor([[1.0, 2], [-3, 4]])  # the last of the first group, the first of the second
     squares = torch.zeros(32)
     squares[15:17] = torch.tensor([4.0, 9])
     found = {consumer(group).module: Statistics(torch.tensor(1.0), torch.zeros(32), squares)}

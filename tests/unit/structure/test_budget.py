@@ -53,7 +53,7 @@ def kept(masks):
 
 def bundles(space, budget):
     """Names of the groups that must grow together."""
-    if budget.per_layer == "free":
+    if budget.per_layer == "free" or space.name == "depth":  # a layer that stays has the width it had
         return [[group.name] for group in space.groups]
     layers = {}
     for group in space.groups:
@@ -83,8 +83,9 @@ def test_widths_respect_the_constraints(case, scope):
     for name, mask in masks.items():
         assert mask.shape == (space.by_name[name].size,)
         assert set(mask.tolist()) <= {0.0, 1.0}
-        assert mask.sum() >= 1
+        assert mask.sum() >= 1 or space.name == "depth"
         assert mask.sum() * space.by_name[name].features % budget.multiple_of == 0
+    assert any(mask.any() for mask in masks.values())
     if budget.per_layer == "uniform":
         for names in bundles(space, budget):
             assert len({int(masks[name].sum()) for name in names}) == 1
@@ -140,6 +141,7 @@ def test_global_scope_keeps_what_scores_higher_up_to_the_step_that_does_not_fit(
 @given(cases(per_layer="free", multiple_of=1))
 def test_local_scope_removes_the_same_share_everywhere_whatever_the_scale_of_the_scores(case):
     space, budget, scores = case
+    assume(space.name != "depth")  # layers are ranked in one list under both
     scaled = {name: score * 10.0**index for index, (name, score) in enumerate(scores.items())}
     masks = allocate(scaled, space, budget, "local")
     assert all(
@@ -168,6 +170,19 @@ def test_of_says_what_keep_is_a_share_of():
     assert Budget(keep=0.5, of="prunable").target(space) == fixed + space.num_prunable // 2
 
 
+def test_whole_layers_go_by_score_whatever_the_scope_and_the_best_one_stays():
+    space = tiny_space(name="depth")
+    layer = (space.num_parameters - space.count(dict.fromkeys(space.by_name, 0))) // 4
+    scores = {name: torch.tensor([score]) for name, score in zip(space.by_name, (0.3, 0.1, 0.4, 0.2), strict=True)}
+    for scope in ("global", "local"):
+        for left, expected in ((3, [1, 0, 1, 1]), (2, [1, 0, 1, 0]), (1, [0, 0, 1, 0])):
+            keep = (space.num_parameters - (4 - left) * layer) / space.num_parameters
+            for constraint in ({}, {"per_layer": "uniform"}, {"multiple_of": 64}):
+                masks = allocate(scores, space, Budget(keep=keep, **constraint), scope)
+                assert [int(mask) for mask in masks.values()] == expected
+    assert reachable(space, Budget()) == (space.num_parameters - 3 * layer, space.num_parameters)
+
+
 def test_reachable_range_is_what_can_be_had():
     space = tiny_space()
     low, high = reachable(space, Budget())
@@ -183,7 +198,7 @@ def test_an_unreachable_budget_names_the_range_and_its_ends_work(name, of):
     with pytest.raises(UnreachableBudget, match=rf"budget\.keep=0\.01 of {of} .* `{name}` .* to 1\.0000\.") as caught:
         allocate(space.ones(), space, Budget(keep=0.01, of=of))
     lowest = float(str(caught.value).split("model: ")[1].split(" to ")[0])
-    floor = space.count({group.name: 1 for group in space.groups})
+    floor = reachable(space, Budget())[0]
     masks = allocate(space.ones(), space, Budget(keep=lowest, of=of))
     assert floor <= count_parameters(space, masks) <= floor + 1e-4 * space.num_parameters
     with pytest.raises(UnreachableBudget):

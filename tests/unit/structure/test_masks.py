@@ -128,6 +128,7 @@ PRODUCERS = {
     "head_dim": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"),
     "disp": ("self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
     "residual": ("self_attn.o_proj", "mlp.down_proj"),
+    "depth": ("self_attn.o_proj", "mlp.down_proj"),
 }
 
 

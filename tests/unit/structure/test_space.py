@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import CASES, SPACES, tiny_model
+from tiny import CASES, SPACES, VARIANTS, tiny_model
 from toy_spaces import tiny_space
 
 from tuneprune import families
@@ -56,7 +56,7 @@ def test_the_slices_of_every_space_stay_inside_their_tensors_and_never_overlap(v
     space = tiny_space(variant, name)
     owners = {}
     for group in space.groups:
-        assert group.size > 1
+        assert group.size > 1 or group.kind == "block"
         for piece in group.slices:
             assert piece.segment.view[piece.segment.axis] == group.size
             positions = piece.segment.positions(torch.arange(group.size)).tolist()
@@ -132,8 +132,18 @@ def test_group_names_say_where_a_group_is():
 
 def test_unknown_space_is_refused_with_a_suggestion():
     model = tiny_model("llama")
-    with pytest.raises(ConfigError, match=r"known spaces are width, head_dim, disp.*Did you mean `width`"):
+    with pytest.raises(ConfigError, match=r"known spaces are width, head_dim, disp, .*Did you mean `width`"):
         spaces.build("widht", families.describe(model), model)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_layer_is_one_unit_of_everything_inside_it(variant):
+    space = tiny_space(variant, "depth")
+    inside = sum(math.prod(shape) for param, shape in space.shapes.items() if ".layers." in param)
+    assert [group.layer for group in space.groups] == [0, 1, 2, 3]
+    assert space.num_prunable == inside
+    gone = dict.fromkeys(space.by_name, 1) | {space.groups[2].name: 0}
+    assert space.num_parameters - space.count(gone) == inside // 4
 
 
 def test_head_dim_refuses_partial_rotary():
