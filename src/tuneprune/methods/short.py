@@ -1,0 +1,139 @@
+"""Short: drop the decoder layers that change the residual stream least.
+
+A layer whose output points where its input points contributes little; block influence says how far it turns the stream
+on average. One forward pass over calibration data scores all layers, and the lowest go; or, as a run of neighbours, the
+layers across which the stream turns least.
+
+Paper: https://arxiv.org/abs/2403.03853 (block influence); https://arxiv.org/abs/2403.17887 (`contiguous`).
+
+Changed: means are over the calibration data's own tokens without padding, and the budget says how many layers go.
+`contiguous` looks at the last token of every document, the last layer may go as well, and nothing is healed but by the
+run's own tuning.
+"""
+
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from tuneprune.methods.base import Batch, Decided, Method, Search, Subject, decide
+from tuneprune.structure.architecture import Architecture
+from tuneprune.structure.budget import Budget, allocate
+from tuneprune.structure.statistics import real_tokens
+
+See = Callable[[int, Tensor, Tensor], None]
+
+
+class Short(Method):
+    """Hyper-parameters of Short."""
+
+    name = "short"
+    paper = "https://arxiv.org/abs/2403.03853"
+    spaces = ("depth",)
+    one_shot = True
+
+    batches: int = Field(default=16, ge=1, description="calibration batches")
+    contiguous: bool = Field(
+        default=False,
+        description="drop neighbouring layers only: those with the smallest angular distance between the stream before"
+        " and behind them",
+    )
+
+    def begin(self, subject: Subject, budget: Budget) -> Search:
+        """Decide at once, after one forward pass over the calibration batches."""
+        space = subject.space
+        if self.contiguous:
+            found = subject.scores("angular", lambda: angular_distances(subject, self.batches), batches=self.batches)
+            num_dropped = sum(not mask.any() for mask in allocate(space.ones(), space, budget).values())
+            first = flattest(found["distances"], num_dropped)
+            run = range(first, first + num_dropped)
+            scores = {group.name: torch.tensor([float(group.layer not in run)]) for group in space.groups}
+        else:
+            found = subject.scores("influence", lambda: block_influence(subject, self.batches), batches=self.batches)
+            scores = {group.name: found[group.name] for group in space.groups}
+        return Decided(decide(allocate(scores, space, budget), subject, budget, self))
+
+
+@torch.no_grad()
+def block_influence(subject: Subject, batches: int) -> dict[str, Float[Tensor, " 1"]]:
+    """BI = 1 - E[cos(x_in, x_out)] of every layer, over the tokens of the calibration data (2403.03853, equation 1)."""
+    blocks = subject.architecture.blocks
+    sums = torch.zeros(len(blocks) + 1, dtype=torch.double)  # of cosines, and the number of tokens
+    chosen = torch.zeros(0, dtype=torch.bool)
+
+    def see(index: int, before: Tensor, after: Tensor) -> None:
+        here = chosen.to(before.device)
+        sums[index] += torch.cosine_similarity(before[here].double(), after[here].double(), dim=-1).sum().cpu()
+
+    with streams(subject.model, subject.architecture, see):
+        for _ in range(batches):
+            batch = subject.calibration()
+            chosen = real_tokens(batch)
+            sums[-1] += chosen.sum().cpu()
+            subject.runtime.loss(batch)
+    subject.runtime.average([sums])
+    return {block.path: 1 - sums[index : index + 1] / sums[-1] for index, block in enumerate(blocks)}
+
+
+@torch.no_grad()
+def angular_distances(subject: Subject, batches: int) -> dict[str, Tensor]:
+    """`distances[i, j]` = E[arccos(cos(x_i, x_j))] / pi between the streams before layers i and j (2403.17887).
+
+    Over the last token of every document; index `layers` is the stream behind the last layer, before the final norm.
+    """
+    num_layers = len(subject.architecture.blocks)
+    sums = torch.zeros(num_layers + 1, num_layers + 1, dtype=torch.double)
+    count = torch.zeros(1, dtype=torch.double)
+    chosen = torch.zeros(0, dtype=torch.bool)
+    seen: list[Tensor] = []
+
+    def see(index: int, before: Tensor, after: Tensor) -> None:
+        here = chosen.to(before.device)
+        seen.extend([before[here].double()] * (index == 0) + [after[here].double()])
+
+    with streams(subject.model, subject.architecture, see):
+        for _ in range(batches):
+            batch = subject.calibration()
+            chosen = last_tokens(batch)
+            seen.clear()
+            subject.runtime.loss(batch)
+            directions = nn.functional.normalize(torch.stack(seen), dim=-1)
+            cosines = torch.einsum("itd,jtd->ijt", directions, directions).clamp(-1, 1)
+            sums += torch.arccos(cosines).sum(-1).cpu() / torch.pi
+            count += chosen.sum().cpu()
+    subject.runtime.average([sums, count])
+    return {"distances": sums / count}
+
+
+def flattest(distances: Float[Tensor, "streams streams"], length: int) -> int:
+    """The first of `length` neighbouring layers across which the stream turns least."""
+    return int(distances.diagonal(length).argmin())
+
+
+def last_tokens(batch: Batch) -> Bool[Tensor, "rows length"]:
+    """The last token of every document: the next one starts another, is padding, or is not there."""
+    real = real_tokens(batch)
+    goes_on = real[:, 1:] & (batch["position_ids"][:, 1:] > 0)
+    return real & ~nn.functional.pad(goes_on, (0, 1))
+
+
+@contextmanager
+def streams(model: nn.Module, architecture: Architecture, see: See) -> Generator[None, None, None]:
+    """Show `see` the residual stream before and behind every layer, by the layer's index, in every forward."""
+
+    def hook(index: int) -> Callable[..., None]:
+        def look(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:  # noqa: ANN401
+            before = inputs[0] if inputs else named["hidden_states"]
+            see(index, before, output[0] if isinstance(output, tuple) else output)
+
+        return look
+
+    with ExitStack() as hooks:
+        for index, block in enumerate(architecture.blocks):
+            layer = model.get_submodule(block.path)
+            hooks.callback(layer.register_forward_hook(hook(index), with_kwargs=True).remove)
+        yield
