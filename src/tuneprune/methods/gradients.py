@@ -1,85 +1,95 @@
-"""True gradients of frozen weights, reduced to sums per unit one matrix at a time, so that memory stays bounded."""
+"""Gradients of the base model's own weights, for methods whose scores need them."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from tuneprune.methods.base import Subject
-from tuneprune.structure.space import Group, WeightSlice
-from tuneprune.structure.weights import base_weight, by_unit, effective_weight
+from tuneprune.errors import UnsupportedModel
+from tuneprune.methods.base import Batch, Subject
+from tuneprune.structure.statistics import real_tokens
+from tuneprune.structure.weights import base_weight
+
+IGNORED = -100
 
 
 @dataclass(frozen=True)
-class UnitGradients:
-    """Per group and unit, over all entries that the unit couples: <w, g>, |g|^2, |w|^2, and the mean of |w|.
+class Gradients:
+    """Mean over samples of the loss's gradient by one weight, and of its square where asked for; float32."""
 
-    `w` is the effective weight, LoRA included; `g` the gradient of the loss by it, which equals that of the frozen one.
+    mean: Tensor
+    squares: Tensor | None
+
+
+def weight_gradients(
+    subject: Subject, params: Iterable[str], samples: Iterable[Batch], *, squares: bool
+) -> dict[str, Gradients]:
+    """Mean gradient of the loss by each of `params` over `samples`, one backward pass each.
+
+    Memory beside the weights: one float32 copy of `params`, two with `squares`, and one weight's gradient at a time.
+
+    Raises:
+        UnsupportedModel: a weight that has no gradient, because it is stored quantised.
     """
+    weights = {param: base_weight(subject.model, param) for param in params}
+    refuse_without_gradients(weights)
+    sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
+    second = {name: torch.zeros_like(total) for name, total in sums.items()} if squares else {}
+    count = 0
 
-    inner: dict[str, Tensor]
-    gradient_squares: dict[str, Tensor]
-    weight_squares: dict[str, Tensor]
-    weight_means: dict[str, Tensor]
-
-
-def unit_gradients(subject: Subject) -> UnitGradients:
-    """Sums over one calibration batch: one forward and one backward, under the gates that are on.
-
-    Every matrix's gradient is reduced and freed as soon as backward has made it.
-    """
-    model, space = subject.model, subject.space
-    sums = [{g.name: torch.zeros(g.size, dtype=torch.double) for g in space.groups} for _ in range(4)]
-    result = UnitGradients(*sums)
-    entries = {group.name: 0 for group in space.groups}
-    pieces: dict[str, list[tuple[Group, WeightSlice]]] = {}
-    for group in space.groups:
-        for piece in group.slices:
-            pieces.setdefault(piece.param, []).append((group, piece))
-
-    def reduce(param: str, gradient: Tensor) -> None:
-        subject.runtime.average([gradient])
-        weight, slope = effective_weight(model, param).detach().float(), gradient.float()
-        for group, piece in pieces[param]:
-            w, g = by_unit(weight, piece, group.size), by_unit(slope, piece, group.size)
-            result.inner[group.name] += (w * g).sum(1).double().cpu()
-            result.gradient_squares[group.name] += g.pow(2).sum(1).double().cpu()
-            result.weight_squares[group.name] += w.pow(2).sum(1).double().cpu()
-            result.weight_means[group.name] += w.abs().sum(1).double().cpu()
-            entries[group.name] += w.shape[1]
-
-    weights = {param: base_weight(model, param) for param in pieces}
-    with torch.enable_grad(), _gradients_of(weights, reduce):
-        subject.runtime.loss(subject.calibration()).backward(inputs=list(weights.values()))
-    for name, count in entries.items():
-        result.weight_means[name] /= max(1, count)
-    return result
-
-
-@contextmanager
-def _gradients_of(weights: dict[str, nn.Parameter], reduce: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Inside, backward hands every weight's gradient to `reduce` and drops it."""
-    required = {param: weight.requires_grad for param, weight in weights.items()}
-
-    def hook(param: str) -> Callable[[Tensor], None]:
-        def take(weight: Tensor) -> None:
+    def take(name: str) -> Callable[[Tensor], None]:
+        def hook(weight: Tensor) -> None:
             assert weight.grad is not None
-            reduce(param, weight.grad)
+            gradient = weight.grad.float()
             weight.grad = None
+            sums[name] += gradient
+            if squares:
+                second[name] += gradient.square()
 
-        return take
+        return hook
 
-    handles: list[RemovableHandle] = []
+    needed = {name: parameter.requires_grad for name, parameter in subject.model.named_parameters()}
+    subject.model.requires_grad_(False)
+    hooks = [w.requires_grad_(True).register_post_accumulate_grad_hook(take(name)) for name, w in weights.items()]
     try:
-        for param, weight in weights.items():
-            weight.requires_grad_(True)
-            handles.append(weight.register_post_accumulate_grad_hook(hook(param)))
-        yield
+        with torch.enable_grad():
+            for sample in samples:
+                subject.runtime.loss(sample).backward()  # pyright: ignore[reportUnknownMemberType]
+                count += 1
     finally:
-        for handle in handles:
-            handle.remove()
-        for param, weight in weights.items():
-            weight.requires_grad_(required[param])
+        for hook in hooks:
+            hook.remove()
+        for name, parameter in subject.model.named_parameters():
+            parameter.requires_grad_(needed[name])
+    subject.runtime.average([*sums.values(), *second.values()])
+    return {name: Gradients(total / count, second[name] / count if squares else None) for name, total in sums.items()}
+
+
+def refuse_without_gradients(weights: Mapping[str, nn.Parameter]) -> None:
+    """Refuse weights that no gradient can be taken of.
+
+    Raises:
+        UnsupportedModel: names one, and the methods that need no such gradients.
+    """
+    from tuneprune.methods import registry  # all methods, of which this is a part
+
+    for name, weight in weights.items():
+        if not weight.is_floating_point():
+            kind = str(weight.dtype).removeprefix("torch.")
+            ways = ", ".join(method.name for method in registry().values() if not method.needs_weight_gradients)
+            raise UnsupportedModel(
+                f"The method needs gradients of the base weights, but `{name}` is stored as {kind}, which has none. Use"
+                f" the unquantised base model, or a method that needs none: {ways}."
+            )
+
+
+def rows_of(batch: Batch) -> list[Batch]:
+    """The rows of a batch as batches of one."""
+    return [{name: tensor[row : row + 1] for name, tensor in batch.items()} for row in range(len(batch["input_ids"]))]
+
+
+def with_prompts(batch: Batch) -> Batch:
+    """The batch with every real token as a label, those of prompts included; not the first of a document."""
+    counts = real_tokens(batch) & (batch["position_ids"] > 0)
+    return {**batch, "labels": torch.where(counts, batch["input_ids"], IGNORED)}

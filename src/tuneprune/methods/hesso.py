@@ -18,9 +18,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from tuneprune.methods.base import Method, Metrics, Search, Subject, churn
-from tuneprune.methods.gradients import UnitGradients, unit_gradients
 from tuneprune.methods.regularise import project, settle
 from tuneprune.methods.removal import partial, shrink
+from tuneprune.methods.unit_gradients import UnitGradients, unit_gradients
 from tuneprune.structure.budget import Budget, allocate
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.plan import Plan

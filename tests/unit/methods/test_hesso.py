@@ -9,8 +9,8 @@ from tiny_tuning import assert_equal, hooks_of, setting, trainable
 from tuneprune import methods
 from tuneprune.errors import ConfigError
 from tuneprune.methods import hesso
-from tuneprune.methods.gradients import UnitGradients, unit_gradients
 from tuneprune.methods.hesso import Hesso, corrected_saliency, period_bounds, probed_saliency, saliency
+from tuneprune.methods.unit_gradients import UnitGradients, unit_gradients
 from tuneprune.structure.budget import Budget, allocate, count_parameters
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.weights import base_weight, effective_weight, lora_norms
