@@ -28,7 +28,8 @@ def inspect(model: str, space_name: str) -> dict[str, Any]:
         groups = [group for group in space.groups if group.kind == kind]
         sizes = sorted({group.size for group in groups})
         each = "/".join(map(str, sizes))
-        kinds[UNIT_NAMES[kind]] = f"{each} in each of {len({g.layer for g in groups})} layers ({len(groups)} groups)"
+        spread = f"{each} in each of {len({g.layer for g in groups})} layers ({len(groups)} groups)"
+        kinds[UNIT_NAMES[kind]] = str(len(groups)) if kind == "block" else spread
     return {
         "model": model,
         "family": architecture.family,

@@ -51,7 +51,7 @@ def test_validate_writes_nothing(tmp_path, model_folder, tuneprune, capsys):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("space", ["width", "head_dim", "disp"])
+@pytest.mark.parametrize("space", ["width", "head_dim", "disp", "depth"])
 def test_inspect(space, model_folder, tuneprune, capsys):
     assert tuneprune("inspect", model_folder, "--space", space, "--json") == 0
     found = json.loads(capsys.readouterr().out)

@@ -5,6 +5,7 @@ import json
 import pytest
 import tiny_runs
 import yaml
+from tiny import layers_for
 from transformers import AutoModelForCausalLM
 
 FILES = {
@@ -45,12 +46,15 @@ CASES = [
     ("phi3", "magnitude", "width", {}),
     ("llama", "random", "disp", {}),
     ("llama", "flap", "width", {}),
+    ("qwen3", "atp", "depth", {}),
+    ("gemma2", "short", "depth", {"of": "prunable"}),
+    ("phi3", "llm_pruner", "width", {}),
 ]
 
 
 @pytest.mark.parametrize(("variant", "method", "space", "budget"), CASES)
 def test_run(tmp_path, tuneprune, capsys, variant, method, space, budget):
-    model = tiny_runs.save_model(tmp_path / "base", variant)
+    model = tiny_runs.save_model(tmp_path / "base", variant, **layers_for(space))
     options = tiny_runs.METHOD if method == "atp" else {}
     run_file = tiny_runs.write_run(tmp_path, model, space=space, budget=budget)
     content = yaml.safe_load(run_file.read_text())
@@ -67,7 +71,7 @@ def test_run(tmp_path, tuneprune, capsys, variant, method, space, budget):
     assert proof["logits"]["max_rel_diff"] < 1e-5
     assert proof["generation"]["cached_equals_uncached"]
     if space != "width" or budget.get("per_layer") == "uniform":  # other widths may be equal by chance
-        assert proof["loader"]["needs_remote_code"] == (space != "width")
+        assert proof["loader"]["needs_remote_code"] == (space not in ("width", "depth"))
     small = load(out / "model", proof["loader"])
     assert sum(p.numel() for p in small.parameters()) == proof["parameters"]["kept_total"]
     assert set(record["scores"]) == {"dense", "dense_tuned", "pruned"}

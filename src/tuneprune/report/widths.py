@@ -43,10 +43,12 @@ class KindRow:
         return sum(bar.width.size for bar in self.bars)
 
     @property
-    def size_text(self) -> str:
-        """Units of one group in the dense model."""
+    def dense_text(self) -> str:
+        """Units of one group in the dense model; of all groups where each is one unit, such as a layer."""
         sizes = sorted({bar.width.size for bar in self.bars})
-        return str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]}–{sizes[-1]}"
+        if sizes == [1]:
+            return f"{len(self.bars)} when dense"
+        return f"{sizes[0]} each when dense" if len(sizes) == 1 else f"{sizes[0]}–{sizes[-1]} each when dense"
 
 
 def kind_rows(widths: Mapping[str, Width]) -> list[KindRow]:

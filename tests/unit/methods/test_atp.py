@@ -6,6 +6,7 @@ from tiny_tuning import assert_equal, hooks_of, setting, trainable
 
 from tuneprune.methods.regularise import lora_residue
 from tuneprune.structure.budget import Budget, count_parameters
+from tuneprune.structure.edits import Drop
 from tuneprune.structure.weights import lora_factors
 
 
@@ -45,6 +46,19 @@ def test_decision_is_frozen_after_the_control_phase_and_on_budget(tmp_path, deci
     assert within_one_unit(made.space, watch.masks[-1], budget)
     plan = search.plan()
     assert same(plan.masks(made.space), watch.masks[-1])
+
+
+@pytest.mark.parametrize("decisions", ["sampled", "on_budget"])
+@pytest.mark.parametrize("lora_aware", [True, False])
+def test_whole_layers_are_decided_and_leave_no_lora(tmp_path, decisions, lora_aware):
+    made = setting(tmp_path, space_name="depth", steps=8)
+    budget = Budget(keep=0.6)
+    search = made.begin(budget, decisions=decisions, lora_aware=lora_aware, control_share=0.5)
+    made.tuner.run(search)
+    assert within_one_unit(made.space, search.masks(), budget)
+    plan = search.plan()
+    assert {type(edit) for edit in plan.edits} == {Drop}
+    assert lora_residue(made.model, made.space, plan.masks(made.space))["before_projection"] == 0
 
 
 def test_on_budget_decisions_approach_the_budget_from_above(tmp_path):

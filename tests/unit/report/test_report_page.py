@@ -209,6 +209,15 @@ def test_widths_are_drawn_for_every_group_in_its_layer():
     assert "MLP channels" in drawing
 
 
+def test_dropped_layers_are_drawn_as_gone():
+    layers = {f"model.layers.{layer}": {"kind": "block", "kept": int(layer != 1), "size": 1} for layer in range(4)}
+    drawing = widths_picture(record(widths=layers).widths)
+    assert "model.layers.1: 0 of 1 kept (0.0 %)" in drawing
+    assert "Layers" in drawing
+    assert "4 when dense" in drawing
+    assert "75.0 %" in drawing
+
+
 def test_two_groups_of_one_kind_in_a_layer_get_rows_of_their_own():
     groups = {
         "model.layers.0.self_attn.read": Width(kind="read", kept=4, size=8),

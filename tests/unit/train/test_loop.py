@@ -73,7 +73,7 @@ def test_micro_batches_equal_the_full_batch(tmp_path, micro_batch_size):
     assert_equal(trainable(whole.model), trainable(parts.model), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("space_name", ["width", "head_dim", "disp"])
+@pytest.mark.parametrize("space_name", ["width", "head_dim", "disp", "depth"])
 @pytest.mark.parametrize("lora_aware", [True, False])
 def test_gradient_checkpointing_gives_the_same_run(tmp_path, space_name, lora_aware):
     weights, plans, forwards = [], [], []
@@ -88,7 +88,7 @@ def test_gradient_checkpointing_gives_the_same_run(tmp_path, space_name, lora_aw
         counter.remove()
         forwards.append(len(calls))
         weights.append(trainable(made.model))
-        plans.append([edit.units.tolist() for edit in search.plan().edits])
+        plans.append({name: mask.tolist() for name, mask in search.plan().masks(made.space).items()})
         assert not any(getattr(module, "gradient_checkpointing", False) for module in made.model.modules())
     assert forwards[1] == 2 * forwards[0]
     assert plans[0] == plans[1]
