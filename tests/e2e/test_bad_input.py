@@ -122,6 +122,14 @@ CASES = {
     "budget above one": (set_to("budget.keep", 1.5), ["`budget.keep`", "less than or equal to 1", "1.5"]),
     "budget that is no number": (set_to("budget.keep", float("nan")), ["`budget.keep`", "nan"]),
     "budget below reach": (set_to("budget.keep", 0.05), ["budget.keep=0.05", "reach", " to "]),
+    "budget below what protected layers leave": (
+        set_to("method", {"name": "llm_pruner", "protect_first": 0.5}),
+        ["budget.keep=0.6", "method.protect_first=0.5", "goes down to", "Protect less"],
+    ),
+    "method on a space that it cannot treat": (
+        set_to("method", {"name": "short"}),
+        ["`short`", "`width`", "supports depth"],
+    ),
     "multiple of too much": (set_to("budget.multiple_of", 1000), ["budget.multiple_of=1000", "Use at most"]),
     "too long for the model": (set_to("tune.max_length", 4096), ["tune.max_length=4096", "context of 128"]),
     "recover of other length": (set_to("recover", {"max_length": 16}), ["recover.max_length=16", "tune.max_length=32"]),
