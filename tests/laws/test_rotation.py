@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from tiny import VARIANTS, exact_norms, logits, tiny_model
+from tiny import VARIANTS, exact_norms, logits, random_masks, tiny_model
 
 from tuneprune import families
-from tuneprune.compress import compress, rewrite
+from tuneprune.compress import compress, cut, rewrite
 from tuneprune.errors import PlanMismatch
 from tuneprune.structure import spaces
-from tuneprune.structure.edits import EVERYWHERE, Rotate
+from tuneprune.structure.edits import EVERYWHERE, Keep, Rotate
+from tuneprune.structure.masks import Gates
 from tuneprune.structure.plan import Plan
 
 ROTATED = [variant for variant in VARIANTS if families.describe(tiny_model(variant)).is_rotatable]
@@ -70,3 +71,37 @@ def test_families_whose_norms_do_not_commute_are_refused(variant):
     plan = Plan((Rotate(EVERYWHERE, random_basis(32, 0)),), space.fingerprint)
     with pytest.raises(PlanMismatch, match=r"it has (LayerNorms|norms of what .*), which do not commute"):
         rewrite(model, architecture, space, plan)
+
+
+def rotated_everywhere(architecture, space, masks):
+    bases = [Rotate(site.norm, random_basis(32, seed)) for seed, site in enumerate(architecture.sites())]
+    return Plan((*bases, *Plan.from_masks(masks, space).edits), space.fingerprint)
+
+
+def test_a_basis_for_every_norm_changes_nothing(model):
+    architecture, space = parts(model, "residual")
+    expected = logits(model)
+    plan = rotated_everywhere(architecture, space, space.ones())
+    small = compress(model, architecture, space, plan)
+    torch.testing.assert_close(logits(small), expected, rtol=1e-9, atol=1e-9)
+    assert sum(p.numel() for p in small.parameters()) == space.num_parameters + plan.added(space)
+
+
+@pytest.mark.parametrize("is_global", [True, False])
+def test_rotated_and_masked_equals_rotated_and_cut(model, is_global):
+    architecture, space = parts(model, "residual")
+    masks = random_masks(space)
+    plan = rotated_everywhere(architecture, space, masks)
+    if is_global:
+        edits = (Rotate(EVERYWHERE, random_basis(32, 0)), *plan.of_kind(Keep))
+        plan = Plan(edits, space.fingerprint)
+    dense = logits(model)
+    model = rewrite(model, architecture, space, plan)
+    with Gates(model, space)(plan.masks(space)):
+        expected = logits(model)
+    assert (expected - dense).abs().max() > 1e-3
+    small = cut(model, architecture, space, plan)
+    torch.testing.assert_close(logits(small), expected, rtol=1e-9, atol=1e-9)
+    counted = space.count(plan.widths(space)) + plan.added(space)
+    assert sum(p.numel() for p in small.parameters()) == counted
+    assert hasattr(small.config, "pruned") == (not is_global or families.describe_config(small.config).hidden == 32)

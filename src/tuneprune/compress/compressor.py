@@ -13,7 +13,7 @@ from tuneprune.compress.biases import new_biases, with_new_biases
 from tuneprune.compress.modeling_pruned import epsilon_name, resize, resize_head
 from tuneprune.compress.rewrite import rewrite
 from tuneprune.structure.architecture import Architecture, Block
-from tuneprune.structure.edits import Drop, Keep
+from tuneprune.structure.edits import EVERYWHERE, Drop, Keep, Rotate
 from tuneprune.structure.plan import Cuts, Plan
 from tuneprune.structure.space import PruningSpace
 
@@ -38,13 +38,14 @@ def cut(model: PreTrainedModel, architecture: Architecture, space: PruningSpace,
         PlanMismatch: the plan belongs to another space.
     """
     added = new_biases(space, plan)
-    cuts = with_new_biases(plan.lower(space), added)
+    cuts = with_new_biases({**plan.lower(space), **_skip_cuts(architecture, space, plan)}, added)
     widths = plan.widths(space)
     left = _layers_left(model.state_dict(), architecture, {edit.block for edit in plan.of_kind(Drop)})
     tensors = {name: _cut(old, tensor, cuts) for name, (old, tensor) in left.items()}
     narrowed = _narrowed_norms(architecture, space, widths)
     _widen_norms(architecture, narrowed, tensors)
-    stock = None if added else families.uniform_config(model.config, architecture, space, widths)
+    is_plain = not (added or _has_skips(plan))
+    stock = families.uniform_config(model.config, architecture, space, widths) if is_plain else None
     if stock is not None:
         _scale_projections(architecture, narrowed, tensors)
         return _assemble(stock, tensors, model)
@@ -166,9 +167,22 @@ def layout(
         if mlp:
             pruned["mlps"][block.mlp.path] = mlp
     width = tensors[f"{architecture.embed}.weight"].shape[1]
-    if width < architecture.hidden:
-        pruned["stream"] = {"width": width, "skips": []}
+    if width < architecture.hidden or _has_skips(plan):
+        skips = [block.path for block in architecture.blocks] if _has_skips(plan) else []
+        pruned["stream"] = {"width": width, "skips": skips}
     return pruned
+
+
+def _has_skips(plan: Plan) -> bool:
+    """Whether the stream changes its basis on the way, which no stock class does."""
+    return any(edit.at != EVERYWHERE for edit in plan.of_kind(Rotate))
+
+
+def _skip_cuts(architecture: Architecture, space: PruningSpace, plan: Plan) -> Cuts:
+    """The positions to keep in the matrices on skip connections: those of the stream, in both dimensions."""
+    streams = [edit.units for edit in plan.of_kind(Keep) if space.by_name[edit.group].kind == "hidden"]
+    skips = [f"{block.path}.{skip}.weight" for block in architecture.blocks for skip in ("attention_skip", "mlp_skip")]
+    return {(skip, dim): units for units in streams for skip in skips for dim in (0, 1)}
 
 
 def attention_shape(block: Block, space: PruningSpace, widths: dict[str, int]) -> dict[str, int]:

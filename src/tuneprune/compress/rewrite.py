@@ -1,6 +1,7 @@
 """Phase one of compressing: a dense model of the same function, written so that the cut can take what a plan names."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tuneprune.compress.biases import add_biases
+from tuneprune.compress.modeling_pruned import RotatedBlock
 from tuneprune.errors import PlanMismatch
 from tuneprune.structure.architecture import Architecture, NormStyle, Site
 from tuneprune.structure.edits import EVERYWHERE, Bias, Rotate
@@ -48,6 +50,19 @@ def _rotate(model: PreTrainedModel, architecture: Architecture, rotations: dict[
             weight = _weight(model, reader)
             weight.copy_((weight.double() * gain.to(weight.device)) @ basis.to(weight.device).double())
         _rotate_writer(model.get_submodule(site.writer), basis)
+    if EVERYWHERE not in rotations:
+        _change_bases(model, architecture, bases)
+
+
+def _change_bases(model: PreTrainedModel, architecture: Architecture, bases: Sequence[Tensor]) -> None:
+    """Carry the stream on every skip connection from the basis before it to the one after: x Q_i^T Q_(i+1)."""
+    for index, block in enumerate(architecture.blocks):
+        parent, _, name = block.path.rpartition(".")
+        rotated = RotatedBlock(model.get_submodule(block.path), architecture.hidden)
+        skips = (rotated.attention_skip, rotated.mlp_skip)
+        for skip, (before, after) in zip(skips, pairwise(bases[2 * index : 2 * index + 3]), strict=True):
+            skip.weight.copy_(after.double().T @ before.double())
+        setattr(model.get_submodule(parent), name, rotated.train(model.training))
 
 
 def _bases(architecture: Architecture, sites: Sequence[Site], rotations: dict[str, Tensor]) -> list[Tensor]:
