@@ -9,13 +9,23 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import CASES, NO_NARROW_HEADS, ROUNDED, SPACES, probe_ids, random_masks, tiny_model
+from tiny import (
+    CASES,
+    NO_NARROW_HEADS,
+    ROUNDED,
+    SPACES,
+    VARIANTS,
+    probe_ids,
+    random_masks,
+    tiny_model,
+)
 from toy_tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
 from tuneprune import export, families
 from tuneprune.compress import compress
 from tuneprune.structure import spaces
+from tuneprune.structure.edits import Rotate
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.plan import Plan
 
@@ -158,6 +168,43 @@ def test_tied_embeddings_are_stored_once(toys):
     for space_name in SPACES:
         folder = toys["llama3", space_name, False]["folder"]
         assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def rotated(tmp_path_factory):
+    """Models with a basis for every norm, exported, with what the child found, by variant."""
+    scratch, found = tmp_path_factory.mktemp("rotated"), {}
+    for variant in VARIANTS:
+        model = tiny_model(variant)
+        architecture = families.describe(model)
+        if not architecture.is_rotatable:
+            continue
+        space = spaces.build("residual", architecture, model)
+        torch.manual_seed(0)
+        bases = [torch.linalg.qr(torch.randn(32, 32, dtype=torch.float64))[0] for _ in architecture.sites()]
+        rotations = [Rotate(site.norm, basis) for site, basis in zip(architecture.sites(), bases, strict=True)]
+        plan = Plan((*rotations, *Plan.from_masks(random_masks(space), space).edits), space.fingerprint)
+        small = compress(model, architecture, space, plan)
+        folder = scratch / variant
+        loader = export.write(small, tiny_tokenizer(), folder)
+        with torch.no_grad():
+            expected = small(input_ids=probe_ids(), use_cache=False).logits
+        save_file({"input_ids": probe_ids(), "logits": expected}, folder.with_suffix(".expected"))
+        found[variant] = {"loader": loader, "parameters": space.count(plan.widths(space)) + plan.added(space)}
+    jobs = [{"folder": str(scratch / variant), "ragged": True, "full": True} for variant in found]
+    heard = run_child(jobs, scratch)
+    return {variant: facts | {"found": heard[str(scratch / variant)]} for variant, facts in found.items()}
+
+
+def test_rotated_models_reload_and_work(rotated):
+    for variant, facts in rotated.items():
+        found = facts["found"]
+        assert "crash" not in found, f"{variant}: {found['crash']}"
+        assert facts["loader"].needs_remote_code
+        assert found["difference"] < 1e-10, variant
+        assert found["parameters"] == facts["parameters"], variant
+        assert {use: found.get(use) for use in USES} == dict.fromkeys(USES, True), variant
+        assert found["warnings"] == [], variant
 
 
 @pytest.fixture(scope="module")

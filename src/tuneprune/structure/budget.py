@@ -1,7 +1,7 @@
 """How much to keep: the only place where a budget becomes a hard mask."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,6 +14,8 @@ from tuneprune.errors import ConfigError, TunePruneError, UnreachableBudget
 from tuneprune.structure.space import Group, Masks, PruningSpace
 
 Scores = Mapping[str, Float[Tensor, " units"]]
+Reserved = int | Callable[[Mapping[str, int]], int]
+"""Parameters that a plan adds to what it keeps: a number, or one that follows from the units kept in every group."""
 
 
 class Budget(BaseModel, frozen=True, extra="forbid"):
@@ -57,8 +59,10 @@ class Chain:
         return len(self.scores)
 
 
-def reachable(space: PruningSpace, budget: Budget) -> tuple[int, int]:
+def reachable(space: PruningSpace, budget: Budget, reserved: Reserved = 0) -> tuple[int, int]:
     """The smallest and largest number of parameters a decision under the budget's constraints can have.
+
+    What is `reserved` counts.
 
     Raises:
         ConfigError: `multiple_of` is larger than a width of the model.
@@ -67,20 +71,19 @@ def reachable(space: PruningSpace, budget: Budget) -> tuple[int, int]:
     sizes = {group.name: torch.full((group.size,), float(_block_size(space, group))) for group in space.groups}
     chains = _chains(sizes, space, budget)
     floors, whole = [chain.floor for chain in chains], [len(chain) for chain in chains]
-    return _count(space, chains, floors), _count(space, chains, whole)
+    return _count(space, chains, floors, reserved), _count(space, chains, whole, reserved)
 
 
-def check(space: PruningSpace, budget: Budget, reserved: int = 0) -> None:
+def check(space: PruningSpace, budget: Budget, reserved: Reserved = 0) -> None:
     """Refuse a budget that the space cannot meet when `reserved` parameters of it are spent on other things.
 
     Raises:
         UnreachableBudget: with the range of `keep` that can be reached.
     """
-    low, high = reachable(space, budget)
-    if budget.target(space) - reserved < low:
+    low, high = reachable(space, budget, reserved)
+    if budget.target(space) < low:
         whole = space.num_parameters if budget.of == "total" else space.num_prunable
         rest = space.num_parameters - whole
-        low, high = low + reserved, high + reserved
         lowest = math.ceil((low - rest) / whole * 1e4) / 1e4
         highest = math.floor((high - rest) / whole * 1e4) / 1e4
         raise UnreachableBudget(
@@ -96,7 +99,7 @@ def allocate(
     budget: Budget,
     scope: Literal["global", "local"] = "global",
     *,
-    reserved: int = 0,
+    reserved: Reserved = 0,
 ) -> dict[str, Tensor]:
     """Hard masks that keep the highest scores within the budget.
 
@@ -108,7 +111,8 @@ def allocate(
         scope: `global` ranks all units of the model in one list, so scores must be comparable over groups;
             `local` removes the same share from every group. Layers, groups of one unit, are ranked in one
             list under both.
-        reserved: parameters the plan adds elsewhere (biases, routers, skip matrices), which the budget also pays.
+        reserved: parameters the plan adds elsewhere (biases, routers, skip matrices), which the budget also pays;
+            they may not shrink when more is kept.
 
     Raises:
         ConfigError: `multiple_of` is larger than a width of the model, or the layers differ under `uniform`.
@@ -123,18 +127,19 @@ def allocate(
             for name, group in space.by_name.items()
         }
     chains = _chains(scores, space, budget)
-    target = budget.target(space) - reserved
+    target = budget.target(space)
     ids = torch.cat([torch.full((len(chain) - chain.floor,), index) for index, chain in enumerate(chains)])
     values = torch.cat([chain.scores[chain.floor :] for chain in chains])
     ranked = ids[torch.argsort(values, descending=True, stable=True)]
     low, high = 0, len(ranked)  # the longest prefix of the ranking within the target
     while low < high:
         middle = (low + high + 1) // 2
-        if _count(space, chains, _steps_kept(ranked[:middle], chains)) <= target:
+        if _count(space, chains, _steps_kept(ranked[:middle], chains), reserved) <= target:
             low = middle
         else:
             high = middle - 1
-    steps = _fill(space, chains, _steps_kept(ranked[:low], chains), _integers(ranked[low:]), target)
+    steps = _steps_kept(ranked[:low], chains)
+    steps = _fill(chains, steps, _integers(ranked[low:]), lambda now: _count(space, chains, now, reserved) <= target)
     masks = {group.name: torch.zeros(group.size) for group in space.groups}
     for chain, count in zip(chains, steps, strict=True):
         for name, order in chain.orders.items():
@@ -166,7 +171,7 @@ def _integers(tensor: Tensor) -> list[int]:
 
 
 def _fill(
-    space: PruningSpace, chains: Sequence[Chain], steps: list[int], rest: Sequence[int], target: int
+    chains: Sequence[Chain], steps: list[int], rest: Sequence[int], fits: Callable[[Sequence[int]], bool]
 ) -> list[int]:
     """Add the best-scored steps that still fit.
 
@@ -179,7 +184,7 @@ def _fill(
         if index in closed:
             continue
         steps[index] += 1
-        if _count(space, chains, steps) > target:
+        if not fits(steps):
             steps[index] -= 1
             closed.add(index)
             if len(closed) == len(chains):
@@ -187,10 +192,9 @@ def _fill(
     return steps
 
 
-def _count(space: PruningSpace, chains: Sequence[Chain], steps: Sequence[int]) -> int:
-    return space.count(
-        {name: count * chain.size for chain, count in zip(chains, steps, strict=True) for name in chain.orders}
-    )
+def _count(space: PruningSpace, chains: Sequence[Chain], steps: Sequence[int], reserved: Reserved) -> int:
+    kept = {name: count * chain.size for chain, count in zip(chains, steps, strict=True) for name in chain.orders}
+    return space.count(kept) + (reserved if isinstance(reserved, int) else reserved(kept))
 
 
 def _block_size(space: PruningSpace, group: Group) -> int:

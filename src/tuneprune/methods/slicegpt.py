@@ -1,0 +1,121 @@
+"""SliceGPT: rotate the residual stream onto its principal axes, then cut the axes of least energy.
+
+An RMSNorm without weight commutes with a rotation, so a decoder computes the same in any basis; in that of a PCA of
+calibration data, most dims carry little. Decides at once, without gradients.
+
+Paper: https://arxiv.org/abs/2401.15024 (symbols, equations, differences: docs/methods/slicegpt.md).
+
+Changed: by default one basis serves the whole model (`variant: stock`), so that the result loads in the stock class and
+pays no matrices on skip connections; `variant: skip` is the paper's method, with a basis for every norm. The width is
+the largest one that meets the budget with everything counted, and there is no final random rotation.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from tuneprune.errors import UnsupportedModel
+from tuneprune.methods.base import Decided, Method, Search, Subject, decide
+from tuneprune.methods.stream import Moments, Walk, epsilon_of, pooled_moments, principal_axes
+from tuneprune.structure.budget import Budget, Reserved, allocate, check
+from tuneprune.structure.edits import EVERYWHERE, Rotate
+from tuneprune.structure.plan import Plan
+from tuneprune.structure.rotation import added_by_rotating
+
+
+class SliceGpt(Method):
+    """Hyper-parameters of SliceGPT."""
+
+    name = "slicegpt"
+    paper = "https://arxiv.org/abs/2401.15024"
+    spaces = ("residual",)
+    one_shot = True
+
+    variant: Literal["stock", "skip"] = Field(
+        default="stock",
+        description="`stock` has one basis for all layers and stays a stock model; `skip` has one for every norm (the"
+        " paper) and a matrix on every skip connection",
+    )
+    batches: int = Field(default=16, ge=1, description="calibration batches")
+    damping: float = Field(
+        default=0.01, ge=0, description="share of the mean second moment that is added to every second moment"
+    )
+
+    def begin(self, subject: Subject, budget: Budget) -> Search:
+        """Decide at once.
+
+        Raises:
+            UnsupportedModel: norms of this family do not commute with a rotation.
+        """
+        if not subject.architecture.is_rotatable:
+            raise UnsupportedModel(
+                f"{subject.architecture.family}: method `slicegpt` needs RMSNorms that stand before attention and MLP"
+                " only, because others do not commute with a rotation. Use another method on space `residual`."
+            )
+        if self.variant == "stock":
+            return Decided(self._stock(subject, budget))
+        return Decided(self._skip(subject, budget))
+
+    def _stock(self, subject: Subject, budget: Budget) -> Plan:
+        """One basis: the principal axes of the stream at all places together, in one pass."""
+        (group,) = subject.space.groups
+        reserved = _reserved(subject, bases=1)
+        check(subject.space, budget, reserved)
+        found = subject.scores("stream_moments", lambda: {"moments": self._moments(subject)}, batches=self.batches)
+        energies, basis = principal_axes(found["moments"], self.damping)
+        masks = allocate({group.name: energies}, subject.space, budget, reserved=reserved)
+        return self._plan({EVERYWHERE: basis}, masks, subject, budget)
+
+    def _moments(self, subject: Subject) -> Tensor:
+        arguments = (subject.model, subject.architecture, self.batches, subject.calibration, subject.runtime)
+        return pooled_moments(*arguments).cpu()
+
+    @torch.no_grad()
+    def _skip(self, subject: Subject, budget: Budget) -> Plan:
+        """A basis for every norm, each from the stream that the layers before leave when they are cut already.
+
+        Layer by layer; every layer runs twice, because the basis before its MLP depends on its cut attention.
+        """
+        (group,) = subject.space.groups
+        model, architecture = subject.model, subject.architecture
+        sites = list(architecture.sites())
+        order = {group.name: -torch.arange(group.size, dtype=torch.double)}
+        masks = allocate(order, subject.space, budget, reserved=_reserved(subject, len(sites)))
+        width = int(masks[group.name].sum())
+        epsilon = epsilon_of(model.get_submodule(sites[0].norm))
+        bases: list[Tensor] = []
+
+        def principal(moments: Moments) -> Tensor:
+            """The next basis; returns the projection on its kept axes."""
+            subject.runtime.average([moments.total])
+            bases.append(principal_axes(moments.total, self.damping)[1])
+            kept = bases[-1][:, :width]
+            return kept @ kept.T
+
+        walk = Walk(model, architecture, [subject.calibration() for _ in range(self.batches)])
+        for index in range(len(architecture.blocks)):
+            before, inside = (Moments(architecture.hidden, model.device, epsilon) for _ in range(2))
+            walk.look(before)
+            walk.project(principal(before))
+            walk.look_inside(index, inside)
+            walk.go_on(index, principal(inside))
+        final = Moments(architecture.hidden, model.device, epsilon)
+        walk.look(final)
+        principal(final)
+        found = {site.norm: basis for site, basis in zip(sites, bases, strict=True)}
+        return self._plan(found, masks, subject, budget)
+
+    def _plan(self, bases: Mapping[str, Tensor], masks: dict[str, Tensor], subject: Subject, budget: Budget) -> Plan:
+        """Rotate, then keep the leading axes."""
+        plan = decide(masks, subject, budget, self)
+        precision = torch.promote_types(subject.model.dtype, torch.float32)
+        rotations = tuple(Rotate(at, basis.cpu().to(precision)) for at, basis in bases.items())
+        return Plan((*rotations, *plan.edits), plan.space, plan.provenance)
+
+
+def _reserved(subject: Subject, bases: int) -> Reserved:
+    """What the bases add to a stream of the kept width."""
+    return lambda kept: added_by_rotating(subject.space, bases, min(kept.values()))

@@ -1,0 +1,151 @@
+"""The residual stream on calibration data: where its energy lies, at every place that reads it."""
+
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tuneprune.methods.base import Batch, Runtime
+from tuneprune.structure.architecture import Architecture
+
+IGNORED = -100
+Watcher = Callable[[Tensor], object]
+
+
+def real_tokens(batch: Batch) -> Bool[Tensor, "rows length"]:
+    """Everything but padding: the tokens up to the last one of each row that has a loss."""
+    has_loss = batch["labels"] != IGNORED
+    return has_loss.flip(1).cumsum(1).flip(1) > 0
+
+
+class Moments:
+    """Sum of x x^T over tokens, of a stream that is normalised as an RMSNorm without weight does; in float64."""
+
+    def __init__(self, size: int, device: torch.device, epsilon: float) -> None:
+        self.total = torch.zeros(size, size, dtype=torch.double, device=device)
+        self.epsilon = epsilon
+
+    def add(self, stream: Float[Tensor, "rows length hidden"], real: Bool[Tensor, "rows length"]) -> None:
+        """Count the real tokens of one batch."""
+        tokens = stream.detach()[real].double()
+        tokens = tokens * torch.rsqrt(tokens.pow(2).mean(1, keepdim=True) + self.epsilon)
+        self.total += tokens.T @ tokens
+
+
+def principal_axes(
+    moments: Float[Tensor, "hidden hidden"], damping: float
+) -> tuple[Float[Tensor, " hidden"], Float[Tensor, "hidden hidden"]]:
+    """Eigenvalues, largest first, and eigenvectors as columns, of moments damped by a share of their mean diagonal.
+
+    A vector's largest entry is positive, so that equal moments give equal signs.
+    """
+    moments = moments.double()
+    damped = moments + damping * moments.diagonal().mean() * torch.eye(len(moments), dtype=torch.double).to(moments)
+    values, vectors = torch.linalg.eigh(damped)
+    values, vectors = values.flip(0), vectors.flip(1)
+    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+    return values, vectors * largest.sign()
+
+
+@torch.no_grad()
+def pooled_moments(
+    model: PreTrainedModel, architecture: Architecture, batches: int, calibration: Callable[[], Batch], runtime: Runtime
+) -> Tensor:
+    """The moments over all places that read the stream together, from one pass over the calibration data."""
+    norms = [model.get_submodule(site.norm) for site in architecture.sites()]
+    moments = Moments(architecture.hidden, model.device, epsilon_of(norms[0]))
+    for _ in range(batches):
+        batch = calibration()
+        real = real_tokens(batch)
+        with watching({norm: lambda stream, real=real: moments.add(stream, real) for norm in norms}):
+            forward(model, batch)
+    runtime.average([moments.total])
+    return moments.total
+
+
+class Walk:
+    """A walk along the layers that holds the stream of all calibration batches where it stands, on the CPU.
+
+    Every place that reads the stream may replace it, and what comes after sees the replacement: a layer runs twice,
+    once to look at the stream between attention and MLP and once to go on from there.
+    """
+
+    def __init__(self, model: PreTrainedModel, architecture: Architecture, batches: list[Batch]) -> None:
+        self.model, self.architecture, self.batches = model, architecture, batches
+        self.final_norm = model.get_submodule(architecture.final_norm)
+        self.streams = [self._run(batch, None, {}) for batch in batches]
+
+    def look(self, moments: Moments) -> None:
+        """Count the stream where the walk stands."""
+        for batch, stream in zip(self.batches, self.streams, strict=True):
+            moments.add(stream.to(moments.total.device), real_tokens(batch))
+
+    def look_inside(self, index: int, moments: Moments) -> None:
+        """Count the stream between attention and MLP of layer `index`, before which the walk stands."""
+        norm = self.model.get_submodule(self.architecture.blocks[index].mlp_norm)
+        for batch, stream in zip(self.batches, self.streams, strict=True):
+            real = real_tokens(batch)
+            self._run(batch, (index, stream), {norm: lambda inside, real=real: moments.add(inside, real)})
+
+    def project(self, projection: Float[Tensor, "hidden hidden"]) -> None:
+        """Replace the stream where the walk stands."""
+        self.streams = [stream @ projection.to(stream) for stream in self.streams]
+
+    def go_on(self, index: int, projection: Float[Tensor, "hidden hidden"]) -> None:
+        """Walk past layer `index`, replacing the stream between its attention and MLP."""
+        norm = self.model.get_submodule(self.architecture.blocks[index].mlp_norm)
+
+        def replace(inside: Tensor) -> None:
+            inside.copy_(inside @ projection.to(inside))  # in place: the skip connection reads the same tensor
+
+        pairs = zip(self.batches, self.streams, strict=True)
+        self.streams = [self._run(batch, (index, stream), {norm: replace}) for batch, stream in pairs]
+
+    def _run(self, batch: Batch, start: tuple[int, Tensor] | None, watchers: dict[nn.Module, Watcher]) -> Tensor:
+        """The stream after one layer that starts from a stored one, or the embedding's where there is none."""
+        found: list[Tensor] = []
+        blocks = [self.model.get_submodule(block.path) for block in self.architecture.blocks]
+        with ExitStack() as stack:
+            for index, block in enumerate(blocks):
+                if start is not None and index == start[0]:
+                    stream = start[1].to(self.model.device)
+                    hook = block.register_forward_pre_hook(lambda _, inputs, stream=stream: (stream, *inputs[1:]))
+                    stack.callback(hook.remove)
+                else:
+                    block.forward = _pass_through
+                    stack.callback(delattr, block, "forward")
+            stack.enter_context(watching({**watchers, self.final_norm: lambda stream: found.append(stream.cpu())}))
+            forward(self.model, batch)
+        return found[0]
+
+
+def forward(model: PreTrainedModel, batch: Batch) -> None:
+    """Run the decoder without its head on one batch."""
+    decoder: Any = model.base_model
+    decoder(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
+
+
+def epsilon_of(norm: Any) -> float:  # noqa: ANN401  (RMSNorms call it by two names)
+    """What an RMSNorm adds to the mean square."""
+    return norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
+
+
+@contextmanager
+def watching(watchers: dict[nn.Module, Watcher]) -> Generator[None, None, None]:
+    """Show every module's input to its watcher until the context ends."""
+    with ExitStack() as hooks:
+        for module, watch in watchers.items():
+
+            def show(_: nn.Module, inputs: tuple[Tensor, ...], watch: Watcher = watch) -> None:
+                watch(inputs[0])
+
+            hooks.callback(module.register_forward_pre_hook(show).remove)
+        yield
+
+
+def _pass_through(hidden_states: Tensor, *_: object, **__: object) -> Tensor:
+    return hidden_states
