@@ -33,6 +33,8 @@ from transformers import (
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 
 from tuneprune import families
+from tuneprune.structure.edits import Route
+from tuneprune.structure.plan import Plan
 
 COMMON = {
     "vocab_size": 64,
@@ -110,6 +112,8 @@ NO_NARROW_HEADS = {"gpt_neox"}
 """Families whose stock class has one head size for every head count, so that fewer heads need the shipped file."""
 ROUNDED = {("qwen3", "head_dim"), ("gemma3", "head_dim"), ("olmo2", "width"), ("olmo2", "head_dim")}
 """Where a norm loses features. Hugging Face's RMSNorm computes in float32, so these agree to its rounding only."""
+UNGATED = {"starcoder2", "phi", "gpt_neox"}
+"""Families whose MLP has no gate; only gated ones can be routed."""
 CASES = [(variant, space) for variant in VARIANTS for space in SPACES if (variant, space) not in REFUSED]
 
 
@@ -176,3 +180,21 @@ def random_masks(space, *, seed: int = 1, uniform: bool = False) -> dict[str, to
         mask[torch.randperm(group.size, generator=generator)[:kept]] = 1
         masks[group.name] = mask
     return masks
+
+
+def routed_plan(space, architecture, *, top_k: int = 1, num_experts: int = 4, seed: int = 0) -> Plan:
+    """Random experts of the MLP channels that random masks keep, and random routers."""
+    draw = torch.Generator().manual_seed(seed)
+    plan = Plan.from_masks(random_masks(space), space)
+    edits = []
+    for edit in plan.edits:
+        group = space.by_name[edit.group]
+        if group.kind != "mlp_channel":
+            edits.append(edit)
+            continue
+        experts = torch.zeros(num_experts, group.size, dtype=torch.bool)
+        experts[:, edit.units] = torch.rand(num_experts, len(edit.units), generator=draw) < 0.5
+        experts[0, edit.units[:1]] = experts[:, edit.units[-1:]] = True  # no expert is empty
+        router = torch.randn(num_experts, architecture.hidden, generator=draw)
+        edits.append(Route(group.name, experts, {"weight": router}, top_k))
+    return Plan(tuple(edits), plan.space)

@@ -17,8 +17,8 @@ from tuneprune.progress import Progress
 from tuneprune.recording import make_proof, make_record, write_results
 from tuneprune.report import RunRecord, ScoreRecord
 from tuneprune.structure.edits import Drop
-from tuneprune.structure.masks import Gates
 from tuneprune.structure.plan import Plan
+from tuneprune.structure.routing import simulated
 from tuneprune.train import Tuner, inject_lora, merge_lora
 
 
@@ -137,8 +137,7 @@ def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel
 
 def masked_probe(job: Job, model: PreTrainedModel, plan: Plan) -> export.Probe:
     """Logits of the merged and rewritten model under the plan's masks: what the files on disk have to reproduce."""
-    masks = {name: mask.to(model.device) for name, mask in plan.masks(job.space).items()}
-    with Gates(model, job.space)(masks):
+    with simulated(model, job.space, plan, job.dtype):
         return take_probe(job, model)
 
 

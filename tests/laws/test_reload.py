@@ -14,9 +14,11 @@ from tiny import (
     NO_NARROW_HEADS,
     ROUNDED,
     SPACES,
+    UNGATED,
     VARIANTS,
     probe_ids,
     random_masks,
+    routed_plan,
     tiny_model,
 )
 from toy_tokenizer import tiny_tokenizer
@@ -26,8 +28,8 @@ from tuneprune import export, families
 from tuneprune.compress import compress
 from tuneprune.structure import spaces
 from tuneprune.structure.edits import Rotate
-from tuneprune.structure.masks import Gates
 from tuneprune.structure.plan import Plan
+from tuneprune.structure.routing import simulated
 
 logging.disable_progress_bar()
 ROOT = Path(__file__).parents[2]
@@ -64,13 +66,18 @@ def export_pruned(model, tokenizer, ids, space_name, uniform, folder):
     """Prune at random masks, export, and leave what the masked model said beside the folder."""
     architecture = families.describe(model)
     space = spaces.build(space_name, architecture, model)
-    masks = random_masks(space, uniform=uniform)
-    with torch.no_grad(), Gates(model, space)(masks):
+    plan = Plan.from_masks(random_masks(space, uniform=uniform), space)
+    return export_plan(model, tokenizer, ids, architecture, space, plan, folder)
+
+
+def export_plan(model, tokenizer, ids, architecture, space, plan, folder):
+    """Prune by a plan, export, and leave what the simulation on the dense model said beside the folder."""
+    with torch.no_grad(), simulated(model, space, plan):
         expected = model(input_ids=ids, use_cache=False).logits
-    small = compress(model, architecture, space, Plan.from_masks(masks, space))
+    small = compress(model, architecture, space, plan)
     loader = export.write(small, tokenizer, folder)
     save_file({"input_ids": ids, "logits": expected}, folder.with_suffix(".expected"))
-    return {"parameters": space.count({name: int(mask.sum()) for name, mask in masks.items()}), "loader": loader}
+    return {"parameters": space.count(plan.widths(space)) + plan.added(space), "loader": loader}
 
 
 def run_child(jobs, scratch):
@@ -168,6 +175,24 @@ def test_tied_embeddings_are_stored_once(toys):
     for space_name in SPACES:
         folder = toys["llama3", space_name, False]["folder"]
         assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+
+
+def test_routed_models_reload_and_work_like_others(tmp_path):
+    jobs, parameters = [], {}
+    for variant in VARIANTS.keys() - UNGATED:
+        model, folder = tiny_model(variant), tmp_path / variant
+        architecture = families.describe(model)
+        space = spaces.build("head_dim", architecture, model)
+        plan = routed_plan(space, architecture)
+        facts = export_plan(model, tiny_tokenizer(), probe_ids(), architecture, space, plan, folder)
+        parameters[str(folder)] = facts["parameters"]
+        jobs.append({"folder": str(folder), "ragged": True, "full": True})
+    for folder, found in run_child(jobs, tmp_path).items():
+        assert "crash" not in found, found["crash"]
+        assert found["difference"] < (1e-6 if (Path(folder).name, "head_dim") in ROUNDED else 1e-10), folder
+        assert found["parameters"] == parameters[folder]
+        assert found["warnings"] == []
+        assert {use: found.get(use) for use in USES} == dict.fromkeys(USES, True), folder
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from tuneprune.compress.biases import new_biases, with_new_biases
 from tuneprune.compress.modeling_pruned import epsilon_name, resize, resize_head
 from tuneprune.compress.rewrite import rewrite
 from tuneprune.structure.architecture import Architecture, Block
-from tuneprune.structure.edits import EVERYWHERE, Drop, Keep, Rotate
+from tuneprune.structure.edits import EVERYWHERE, Drop, Keep, Rotate, Route
 from tuneprune.structure.plan import Cuts, Plan
 from tuneprune.structure.space import PruningSpace
 
@@ -44,7 +44,8 @@ def cut(model: PreTrainedModel, architecture: Architecture, space: PruningSpace,
     tensors = {name: _cut(old, tensor, cuts) for name, (old, tensor) in left.items()}
     narrowed = _narrowed_norms(architecture, space, widths)
     _widen_norms(architecture, narrowed, tensors)
-    is_plain = not (added or _has_skips(plan))
+    routes = plan.of_kind(Route)
+    is_plain = not (added or routes or _has_skips(plan))
     stock = families.uniform_config(model.config, architecture, space, widths) if is_plain else None
     if stock is not None:
         _scale_projections(architecture, narrowed, tensors)
@@ -52,7 +53,8 @@ def cut(model: PreTrainedModel, architecture: Architecture, space: PruningSpace,
     assert not plan.of_kind(Drop), "a model that loses layers keeps all other widths, so a stock class holds it"
     pruned = layout(architecture, space, plan, tensors)
     pruned["norms"] = _norm_shapes(narrowed, tensors, model)
-    tensors |= _indices(architecture, space, plan)
+    own = _indices(architecture, space, plan) | _routers(routes, model.dtype)
+    tensors |= {name: tensor.to(model.device) for name, tensor in own.items()}
     model.config.pruned = pruned
     resize(model, pruned)
     resize_head(model, pruned)
@@ -152,6 +154,7 @@ def layout(
     """What `modeling_pruned.resize` needs: the shapes of all modules that differ from the stock model's."""
     widths = plan.widths(space)
     added = new_biases(space, plan)
+    routed = {edit.group: {"experts": len(edit.experts), "top_k": edit.top_k} for edit in plan.of_kind(Route)}
     pruned: dict[str, dict[str, Any]] = {"linears": {}, "norms": {}, "attentions": {}, "mlps": {}}
     for path in architecture.linears():
         outputs, inputs = tensors[f"{path}.weight"].shape
@@ -163,7 +166,7 @@ def layout(
         attention = attention_shape(block, space, widths)
         if attention:
             pruned["attentions"][block.attention.path] = attention
-        mlp = _stream_shape(block.mlp.path, space, widths)
+        mlp = _stream_shape(block.mlp.path, space, widths) | routed.get(block.mlp.path, {})
         if mlp:
             pruned["mlps"][block.mlp.path] = mlp
     width = tensors[f"{architecture.embed}.weight"].shape[1]
@@ -238,3 +241,12 @@ def _indices(architecture: Architecture, space: PruningSpace, plan: Plan) -> dic
         if pairs is not None:
             indices[f"{block.attention.path}.rotary_index"] = torch.cat([pairs, pairs + block.attention.head_dim // 2])
     return indices
+
+
+def _routers(routes: Iterable[Route], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The router weights and the experts over what is kept, by state-dict name."""
+    tensors: dict[str, Tensor] = {}
+    for edit in routes:
+        tensors[f"{edit.group}.router"] = edit.router["weight"].to(dtype)
+        tensors[f"{edit.group}.experts"] = edit.experts[:, edit.experts.any(0)]
+    return tensors

@@ -170,6 +170,83 @@ class PrunedMlp(nn.Module):
         return output if self.write_index is None else scatter(output, self.write_index, self.width)
 
 
+class RoutedMlp(PrunedMlp):
+    """A gated MLP of which every token computes the channels of `top_k` experts, chosen by a router.
+
+    `experts` says which channels each expert has; channels may belong to several. Where autograd watches, all channels
+    are computed and masked, and the router learns through the straight-through derivative of its softmax; elsewhere
+    tokens are grouped, and only the channels that their experts have are computed.
+    """
+
+    experts: Tensor
+
+    def __init__(self, stock: Any, shape: Mapping[str, int], width: int) -> None:  # noqa: ANN401  (any gated MLP)
+        super().__init__(stock, shape, width)
+        self.top_k = shape["top_k"]
+        self.router = nn.Parameter(stock.down_proj.weight.new_empty(shape["experts"], width))
+        self.register_buffer("experts", torch.zeros(shape["experts"], stock.down_proj.in_features, dtype=torch.bool))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """The MLP's contribution to the full residual stream."""
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            logits = nn.functional.linear(hidden_states.float(), self.router.float())
+        chosen = logits.argsort(dim=-1, descending=True, stable=True)[..., : self.top_k]  # of equal ones the first
+        if self.read_index is not None:
+            hidden_states = hidden_states.index_select(-1, self.read_index)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not self._has_plain_linears():
+            output = self._masked(hidden_states, logits.softmax(-1), chosen)
+        else:
+            output = self._grouped(hidden_states, chosen)
+        return output if self.write_index is None else scatter(output, self.write_index, self.width)
+
+    def _masked(self, states: Tensor, probabilities: Tensor, chosen: Tensor) -> Tensor:
+        mask = self.experts[chosen].any(-2).to(states.dtype)
+        slope = probabilities - probabilities.detach()  # zero, with the derivative of the choice
+        mask = mask + (slope @ self.experts.to(slope.dtype)).to(states.dtype)
+        if hasattr(self, "gate_up_proj"):
+            gate, up = self.gate_up_proj(states).chunk(2, dim=-1)
+        else:
+            gate, up = self.gate_proj(states), self.up_proj(states)
+        return self.down_proj(self._activation(gate) * up * mask)
+
+    def _grouped(self, states: Tensor, chosen: Tensor) -> Tensor:
+        """One small MLP for every set of experts that some tokens chose."""
+        down: Any = self.down_proj
+        tokens = states.reshape(-1, states.shape[-1])
+        output = tokens.new_empty(len(tokens), down.out_features)
+        sets, member = chosen.reshape(len(tokens), -1).sort(-1).values.unique(dim=0, return_inverse=True)
+        for index, experts in enumerate(sets):
+            rows = (member == index).nonzero().squeeze(1)
+            channels = self.experts[experts].any(0).nonzero().squeeze(1)
+            own = tokens[rows]
+            if hasattr(self, "gate_up_proj"):
+                half = self.experts.shape[1]
+                gate, up = (_rows_of(self.gate_up_proj, channels + start, own) for start in (0, half))
+            else:
+                gate, up = _rows_of(self.gate_proj, channels, own), _rows_of(self.up_proj, channels, own)
+            weight = down.weight.index_select(1, channels)
+            output[rows] = nn.functional.linear(self._activation(gate) * up, weight, down.bias)
+        return output.view(*states.shape[:-1], -1)
+
+    def _activation(self, gate: Tensor) -> Tensor:
+        return self.activation_fn(gate) if hasattr(self, "gate_up_proj") else self.act_fn(gate)
+
+    def _has_plain_linears(self) -> bool:
+        """Whether the projections' weights say all: no adapter, quantisation, offloading or hook around them."""
+        linears = [module for name, module in self.named_children() if name.endswith("_proj")]
+        return all(
+            type(linear) is nn.Linear
+            and not (linear._forward_pre_hooks or linear._forward_hooks or hasattr(linear, "_hf_hook"))
+            for linear in linears
+        )
+
+
+def _rows_of(linear: Any, rows: Tensor, states: Tensor) -> Tensor:  # noqa: ANN401  (an nn.Linear, typed loosely)
+    """Some of a linear's outputs."""
+    bias = None if linear.bias is None else linear.bias[rows]
+    return nn.functional.linear(states, linear.weight.index_select(0, rows), bias)
+
+
 class RotatedBlock(GradientCheckpointingLayer):
     """A stock decoder layer whose attention and MLP each write to the residual stream in a basis of their own.
 
@@ -249,6 +326,9 @@ def resize(model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]], pref
         setattr(owner, name, PrunedAttention(stock, shape).to(next(stock.parameters()).device))
     for path, shape in pruned["mlps"].items():
         owner, name, stock = locate(path)
+        kind = RoutedMlp if "experts" in shape else PrunedMlp
+        setattr(owner, name, kind(stock, shape, model.config.hidden_size).to(next(stock.parameters()).device))
+
         setattr(owner, name, PrunedMlp(stock, shape, model.config.hidden_size).to(next(stock.parameters()).device))
     if "stream" in pruned:
         width = pruned["stream"]["width"]
