@@ -56,7 +56,7 @@ def entry(text: str, config: RunConfig) -> Entry:
     first one that it does support.
 
     Raises:
-        ConfigError: an unknown method, option or space, or a value out of range.
+        ConfigError: an unknown method, option or space, a value out of range, or a budget that is not met on disk.
     """
     label = text.strip()
     name, *settings = label.split(":")
@@ -76,6 +76,11 @@ def entry(text: str, config: RunConfig) -> Entry:
         method = methods.build(options)
     except ConfigError as error:
         raise ConfigError(f"--methods {label}: {error}") from error
+    if not method.is_sized_on_disk:
+        raise ConfigError(
+            f"--methods {label}: its budget is met by what one token uses, so it would be compared at a larger size than"
+            " the others. Set budget_counts=total, or run it alone."
+        )
     if space is None:
         space = config.space if config.space in method.spaces else method.spaces[0]
     if space not in method.spaces:

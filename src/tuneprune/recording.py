@@ -52,6 +52,8 @@ def parameter_counts(job: Job, plan: Plan) -> dict[str, Any]:
         "target": budget.keep,
         "of": budget.of,
         "largest_unit": max(steps.values()),
+        "active_total": plan.provenance.get("active_parameters"),
+        "budget_counts": plan.provenance.get("budget_counts", "total"),
     }
 
 

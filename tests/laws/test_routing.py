@@ -21,6 +21,11 @@ ROUTED = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _group_few_tokens(monkeypatch):
+    monkeypatch.setattr(RoutedMlp, "tokens_worth_grouping", 0)
+
+
 @pytest.fixture(params=ROUTED, ids=lambda case: "-".join(map(str, case)))
 def case(request):
     variant, space_name, top_k = request.param
@@ -41,8 +46,11 @@ def test_simulated_equals_grouped_execution(case):
     torch.testing.assert_close(logits(small), expected, **close)
 
 
-def test_masked_execution_equals_grouped_execution(case):
+def test_masked_execution_equals_grouped_execution(case, monkeypatch):
     _, _, _, expected, small, close = case
+    monkeypatch.setattr(RoutedMlp, "tokens_worth_grouping", 1000)
+    torch.testing.assert_close(logits(small), expected, **close)
+    monkeypatch.setattr(RoutedMlp, "tokens_worth_grouping", 0)
     masked = small(input_ids=probe_ids(), use_cache=False).logits  # autograd watches
     torch.testing.assert_close(masked.detach(), expected, **close)
     masked.logsumexp(-1).sum().backward()
@@ -68,6 +76,15 @@ def test_generates_what_the_routed_dense_model_does(variant, use_cache):
         expected = model.generate(prompt, use_cache=True, **settings)
     small = compress(model, architecture, space, plan)
     assert torch.equal(small.generate(prompt, use_cache=use_cache, **settings), expected)
+
+
+def test_only_the_chosen_experts_channels_are_computed(monkeypatch):
+    model = tiny_model("llama")
+    architecture = families.describe(model)
+    space = spaces.build("width", architecture, model)
+    small = compress(model, architecture, space, routed_plan(space, architecture))
+    monkeypatch.setattr(RoutedMlp, "_masked", None)  # would raise
+    assert logits(small).isfinite().all()
 
 
 def test_a_hooked_projection_is_not_passed_by():

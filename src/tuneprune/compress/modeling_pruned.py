@@ -173,12 +173,20 @@ class PrunedMlp(nn.Module):
 class RoutedMlp(PrunedMlp):
     """A gated MLP of which every token computes the channels of `top_k` experts, chosen by a router.
 
-    `experts` says which channels each expert has; channels may belong to several. Where autograd watches, all channels
-    are computed and masked, and the router learns through the straight-through derivative of its softmax; elsewhere
-    tokens are grouped, and only the channels that their experts have are computed.
+    `experts` says which channels each expert has; channels may belong to several. Many tokens at once are grouped, and
+    only the channels that their experts have are computed. For few tokens gathering those weights would take longer
+    than all channels do: then, and where autograd watches, all are computed and masked. The router learns through the
+    straight-through derivative of its softmax.
     """
 
+    tokens_worth_grouping = 32  # per expert; measured, see docs/methods/tomoe.md
     experts: Tensor
+    gate_proj: nn.Module
+    up_proj: nn.Module
+    gate_up_proj: nn.Module
+    down_proj: nn.Module
+    act_fn: nn.Module
+    activation_fn: nn.Module
 
     def __init__(self, stock: Any, shape: Mapping[str, int], width: int) -> None:  # noqa: ANN401  (any gated MLP)
         super().__init__(stock, shape, width)
@@ -193,10 +201,10 @@ class RoutedMlp(PrunedMlp):
         chosen = logits.argsort(dim=-1, descending=True, stable=True)[..., : self.top_k]  # of equal ones the first
         if self.read_index is not None:
             hidden_states = hidden_states.index_select(-1, self.read_index)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not self._has_plain_linears():
-            output = self._masked(hidden_states, logits.softmax(-1), chosen)
-        else:
+        if self._may_group(chosen):
             output = self._grouped(hidden_states, chosen)
+        else:
+            output = self._masked(hidden_states, logits.softmax(-1), chosen)
         return output if self.write_index is None else scatter(output, self.write_index, self.width)
 
     def _masked(self, states: Tensor, probabilities: Tensor, chosen: Tensor) -> Tensor:
@@ -231,8 +239,12 @@ class RoutedMlp(PrunedMlp):
     def _activation(self, gate: Tensor) -> Tensor:
         return self.activation_fn(gate) if hasattr(self, "gate_up_proj") else self.act_fn(gate)
 
-    def _has_plain_linears(self) -> bool:
-        """Whether the projections' weights say all: no adapter, quantisation, offloading or hook around them."""
+    def _may_group(self, chosen: Tensor) -> bool:
+        """Whether it pays, and the weights say all: no adapter, quantisation, offloading or hook around them."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        if chosen.numel() < self.tokens_worth_grouping * len(self.experts):
+            return False
         linears = [module for name, module in self.named_children() if name.endswith("_proj")]
         return all(
             type(linear) is nn.Linear

@@ -168,6 +168,11 @@ class Method(BaseModel):
         """The name it was asked for by: its own, or its preset's."""
         return self._preset or self.name
 
+    @property
+    def is_sized_on_disk(self) -> bool:
+        """Whether the budget is met by the parameters of the exported model, as a comparison at equal size needs."""
+        return True
+
     @classmethod
     def preset(cls, name: str, settings: Mapping[str, Any]) -> "Method":
         """The preset with some of its options set otherwise."""

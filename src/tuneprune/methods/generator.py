@@ -100,10 +100,10 @@ class GeneratorOptimizer:
 
     MAX_SKIPPED = 10
 
-    def __init__(self, generator: nn.Module, learning_rate: float, clip: float) -> None:
+    def __init__(self, generator: nn.Module, learning_rate: float, clip: float, *, weight_decay: float = 0.01) -> None:
         self.parameters = list(generator.parameters())
         self.learning_rate, self.clip = learning_rate, clip
-        self.adam = torch.optim.AdamW(self.parameters, lr=learning_rate)
+        self.adam = torch.optim.AdamW(self.parameters, lr=learning_rate, weight_decay=weight_decay)
         self.skipped, self.skipped_in_a_row = 0, 0
 
     def step(self, gradients: Sequence[Tensor], *, late: bool) -> float:

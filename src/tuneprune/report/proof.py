@@ -29,6 +29,12 @@ class Parameters(Section):
         default=None,
         description="parameters of the largest unit, times whatever `multiple_of` and `uniform` cut at once",
     )
+    active_total: int | None = Field(
+        default=None, description="kept parameters that one token uses at most, where a router chooses for it"
+    )
+    budget_counts: Literal["total", "active"] = Field(
+        default="total", description="whether the budget is about kept_total or about active_total"
+    )
 
     @property
     def share(self) -> float:
@@ -42,9 +48,19 @@ class Parameters(Section):
         return SHARE_TOLERANCE if self.largest_unit is None else self.largest_unit / max(dense, 1)
 
     @property
+    def active_share(self) -> float | None:
+        """The share that one token uses, in the denominator of the budget; None where every token uses all."""
+        if self.active_total is None:
+            return None
+        if self.of == "total":
+            return self.active_total / self.dense_total
+        return (self.active_total - self.dense_total + self.dense_prunable) / self.dense_prunable
+
+    @property
     def is_met(self) -> bool:
         """Whether the budget was met within one unit."""
-        return abs(self.share - self.target) <= self.tolerance + 1e-9
+        share = self.active_share if self.budget_counts == "active" else self.share
+        return share is not None and abs(share - self.target) <= self.tolerance + 1e-9
 
 
 class LogitProof(Section):
@@ -153,6 +169,10 @@ class Proof(Stored):
         if parameters.largest_unit is not None:
             unit = count_text(parameters.largest_unit)
             detail += f"; the largest unit holds {unit} ({percent_text(parameters.tolerance, 2)})"
+        if parameters.active_share is not None:
+            detail += f"; one token uses {percent_text(parameters.active_share, 2)}"
+        if parameters.budget_counts == "active":
+            return Check("Budget met within one unit by what one token uses", parameters.is_met, detail)
         return Check("Budget met within one unit", parameters.is_met, detail)
 
     def _logit_check(self) -> Check:

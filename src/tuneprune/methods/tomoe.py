@@ -1,0 +1,301 @@
+"""ToMoE: a dense model becomes a mixture of experts whose tokens compute only a part of every MLP.
+
+A small recurrent network makes every layer's experts, overlapping sets of MLP channels, and a router per layer picks
+one for each token; both learn by distillation from the unpruned model while its weights rest. What no expert has is
+removed, and LoRA then tunes the rest under the decided experts.
+
+Paper: https://arxiv.org/abs/2501.15316 (symbols, equations, differences: docs/methods/tomoe.md).
+
+Changed: by default the budget counts the parameters on disk, as for every other method, instead of those that one token
+uses; V/O dims are chosen per layer instead of per token; decisions start from a Taylor score; the final one is
+deterministic and meets the budget; and LoRA tunes afterwards, where the paper leaves the weights as they are.
+"""
+
+import math
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from tuneprune.errors import UnsupportedModel
+from tuneprune.methods.base import Batch, Method, Metrics, Search, Subject, decide, generator_for
+from tuneprune.methods.experts import (
+    ExpertGenerator,
+    SampledChoice,
+    best_units,
+    divergence,
+    on_cpu,
+    open_logits,
+    sampled_experts,
+    shared_out,
+    size_terms,
+    union,
+    watched_logits,
+)
+from tuneprune.methods.generator import GeneratorOptimizer
+from tuneprune.methods.regularise import lora_residue, project
+from tuneprune.methods.scoring import prior, standardised_logs
+from tuneprune.structure.budget import Budget, allocate, check, units_per_step
+from tuneprune.structure.edits import Edit, Keep, Route
+from tuneprune.structure.masks import Gates
+from tuneprune.structure.plan import Plan
+from tuneprune.structure.routing import routed, token_mask
+from tuneprune.structure.space import Masks
+
+
+class Tomoe(Method):
+    """Hyper-parameters of ToMoE."""
+
+    name = "tomoe"
+    paper = "https://arxiv.org/abs/2501.15316"
+    spaces = ("head_dim",)
+
+    experts: int = Field(default=8, ge=2, description="experts of every MLP; each token computes one of them")
+    budget_counts: Literal["total", "active"] = Field(
+        default="total",
+        description="what meets the budget: all parameters that are kept, or (the paper) those that one token uses,"
+        " with the widest expert of every layer; then the model on disk is larger than the budget",
+    )
+    expert_share: float = Field(
+        default=0.5, gt=0, le=1, description="share of a layer's kept MLP channels in one expert (`total`)"
+    )
+    search_share: float = Field(
+        default=0.5, ge=0, le=1, description="share of the steps in which experts and routers are learned"
+    )
+    tune_during_search: bool = Field(
+        default=False, description="LoRA tunes under the sampled experts too; otherwise it waits for the decision"
+    )
+    distil: Literal["kl", "ce"] = Field(
+        default="kl", description="`kl` follows the unpruned model's predictions, `ce` the calibration text"
+    )
+    distil_weight: float = Field(default=2.0, gt=0, description="weight of that loss")
+    budget_weight: float = Field(default=16.0, ge=0, description="lambda: weight of the budget term")
+    union_weight: float = Field(
+        default=3.0,
+        ge=0,
+        description="weight of the other size: the share of channels in any expert, drawn to 1 (`active`), or the"
+        " widest expert's share of those, drawn to `expert_share` (`total`)",
+    )
+    balance_weight: float = Field(default=1.0, ge=0, description="weight of the routers' load balance")
+    prior: Literal["none", "magnitude", "taylor"] = Field(
+        default="taylor", description="score added to every expert's logits: where the decision starts"
+    )
+    prior_batches: int = Field(default=16, ge=1, description="calibration batches for the Taylor prior")
+    prior_scale: float = Field(default=1.0, ge=0, description="standard deviation of the prior among the logits")
+    generator_size: int = Field(default=64, ge=1, description="hidden features of the GRU in each direction")
+    learning_rate: float = Field(default=1e-3, gt=0, description="of experts and routers (AdamW)")
+    weight_decay: float = Field(default=0.05, ge=0)
+    clip: float = Field(default=1.0, gt=0, description="largest gradient norm of a search step")
+    temperature: float = Field(default=0.4, gt=0, description="T of Gumbel-sigmoid and Gumbel-softmax")
+    base: float = Field(default=3.0, description="b of the Gumbel-sigmoid: sampling starts from the unpruned model")
+
+    @property
+    def is_sized_on_disk(self) -> bool:
+        """Not where the budget counts what one token uses."""
+        return self.budget_counts == "total"
+
+    def begin(self, subject: Subject, budget: Budget) -> Search:
+        """Start from experts that have almost everything.
+
+        Raises:
+            UnsupportedModel: the model's MLPs have no gate.
+            UnreachableBudget: the budget does not hold the routers and the smallest model of this space.
+        """
+        if any(block.mlp.gate is None for block in subject.architecture.blocks):
+            raise UnsupportedModel(
+                f"{subject.architecture.family}: its MLPs have no gate, and method `tomoe` routes gated MLPs only."
+                " Use another method."
+            )
+        return TomoeSearch(self, subject, budget)
+
+
+class TomoeSearch(Search):
+    """One ToMoE run: expert generator, its optimiser, the decision in force."""
+
+    def __init__(self, options: Tomoe, subject: Subject, budget: Budget) -> None:
+        self.options, self.subject, self.budget = options, subject, budget
+        self.device, space = subject.model.device, subject.space
+        self.routed = [group.name for group in space.groups if group.kind == "mlp_channel"]
+        hidden = subject.architecture.hidden
+        self.added = len(self.routed) * options.experts * hidden
+        check(space, budget, self.added)
+        self.gates = Gates(subject.model, space)
+        self.generator = ExpertGenerator(
+            space,
+            self.routed,
+            num_experts=options.experts,
+            hidden=hidden,
+            size=options.generator_size,
+            random=generator_for(subject.seed, purpose=2),
+        ).to(self.device)
+        self.optimizer = GeneratorOptimizer(
+            self.generator, options.learning_rate, options.clip, weight_decay=options.weight_decay
+        )
+        self.noise = generator_for(subject.seed, purpose=3)
+        self.search_steps = round(options.search_share * subject.total_steps)
+        self.step, self.frozen_at = 0, -1
+        self._scores: dict[str, Tensor] | None = None
+        self._masks = space.ones(self.device)
+        self._experts = {name: self._masks[name].bool().expand(options.experts, -1) for name in self.routed}
+
+    @property
+    def phase(self) -> str:  # type: ignore[override]
+        """`control` while experts and routers are learned, then `frozen`."""
+        return "control" if self.frozen_at < 0 else "frozen"
+
+    @property
+    def trains_lora(self) -> bool:
+        """Only once the experts are decided, unless asked otherwise."""
+        return self.frozen_at >= 0 or self.options.tune_during_search
+
+    def before_step(self, step: int) -> Metrics:
+        """Improve experts and routers, or freeze them when their share of the steps is over."""
+        self.step = step
+        if self.frozen_at >= 0:
+            return {}
+        if step < self.search_steps:
+            return self._improve(self.subject.calibration())
+        self._freeze()
+        return {}
+
+    @contextmanager
+    def context(self) -> Generator[None, None, None]:
+        """The compressed model simulated: every token under the expert that its router puts first."""
+        routes = {edit.group: token_mask(edit) for edit in self._routes()}
+        with self.gates(self._masks), routed(self.subject.model, self.subject.space, routes):
+            yield
+
+    def masks(self) -> Masks:
+        """The hard masks in force; of a routed group, what any expert has."""
+        return self._masks
+
+    def plan(self) -> Plan:
+        """Freeze the decision if it is not, project LoRA on removed units to zero, and record what one token uses."""
+        if self.frozen_at < 0:
+            self._freeze()
+        space = self.subject.space
+        residue = lora_residue(self.subject.model, space, self._masks)
+        project(self.subject.model, space, self._masks)
+        routes = {route.group: on_cpu(route) for route in self._routes()}
+        signed = decide(self._masks, self.subject, self.budget, self.options)
+        edits: list[Edit] = [routes.get(edit.group, edit) if isinstance(edit, Keep) else edit for edit in signed.edits]
+        active = self._active()
+        facts = {"lora_residue": residue, "active_parameters": active, "budget_counts": self.options.budget_counts}
+        return Plan(tuple(edits), signed.space, {**signed.provenance, **facts})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Generator and routers, their optimiser and noise, prior, and the decision in force."""
+        return {
+            "generator": self.generator.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "noise": self.noise.get_state(),
+            "scores": self._scores,
+            "masks": self._masks,
+            "experts": self._experts,
+            "frozen_at": self.frozen_at,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        self.generator.load_state_dict(state["generator"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.noise.set_state(state["noise"])
+        self._scores = state["scores"]
+        self._masks = {name: mask.to(self.device) for name, mask in state["masks"].items()}
+        self._experts = {name: experts.to(self.device) for name, experts in state["experts"].items()}
+        self.frozen_at = state["frozen_at"]
+
+    def _routes(self) -> list[Route]:
+        """The routed groups under the decision in force."""
+        return [
+            Route(name, experts, {"weight": self.generator.router(name).detach().clone()})
+            for name, experts in self._experts.items()
+        ]
+
+    def _active(self) -> int:
+        """Parameters that one token uses at most, routers included."""
+        widths = {name: int(mask.sum()) for name, mask in self._masks.items()}
+        widths |= {name: int(experts.sum(1).max()) for name, experts in self._experts.items()}
+        return self.subject.space.count(widths) + self.added
+
+    def _logits(self) -> dict[str, Tensor]:
+        """The generator's logits on top of the prior."""
+        if self._scores is None:
+            self._scores = prior(self.options.prior, self.subject, self.options.prior_batches)
+        logits, start = self.generator(), standardised_logs(self._scores, self.options.prior_scale)
+        return {name: value + start[name].to(self.device) for name, value in logits.items()}
+
+    def _improve(self, batch: Batch) -> Metrics:
+        """One step on calibration data: distillation, budget, union and load balance (docs/methods/tomoe.md)."""
+        options, model, space = self.options, self.subject.model, self.subject.space
+        masks, hard = sampled_experts(self._logits(), self.noise, base=options.base, temperature=options.temperature)
+        choices = {
+            name: SampledChoice(self.generator.router(name), masks[name], self.noise, options.temperature)
+            for name in self.routed
+        }
+        static = {name: mask for name, mask in masks.items() if name not in choices}
+        teacher = open_logits(model, self.subject.runtime, batch) if options.distil == "kl" else None
+        with self.gates(space.ones(self.device) | static), routed(model, space, choices), watched_logits(model) as seen:
+            loss = self.subject.runtime.loss(batch)
+            if teacher is not None:
+                loss = divergence(teacher, seen[-1], batch["labels"]) / self._mean_tokens(batch)
+            budget_term, union_term = size_terms(
+                space,
+                masks,
+                self.routed,
+                target=self.budget.target(space) - self.added,
+                expert_share=options.expert_share if options.budget_counts == "total" else None,
+            )
+            balances = [choice.balance for choice in choices.values() if choice.balance is not None]
+            balance = torch.stack(balances).mean()
+            total = options.distil_weight * loss + options.balance_weight * balance
+            total = total + options.budget_weight * budget_term + options.union_weight * union_term
+            gradients = torch.autograd.grad(total, list(self.generator.parameters()))
+        shown = torch.stack([loss.detach(), balance.detach()]).float()
+        self.subject.runtime.average([*gradients, shown])
+        norm = self.optimizer.step(gradients, late=False)
+        self._experts = {name: hard[name].bool() for name in self.routed}
+        self._masks = {name: union(mask) if name in self._experts else mask for name, mask in hard.items()}
+        return {
+            "calibration_loss": shown[0].item(),
+            "balance_loss": shown[1].item(),
+            "budget_loss": budget_term.item(),
+            "union_loss": union_term.item(),
+            "active_share": self._active() / space.num_parameters,
+            "generator_grad_norm": norm,
+            "generator_skipped": float(self.optimizer.skipped),
+        }
+
+    def _mean_tokens(self, batch: Batch) -> float:
+        """Tokens with a label per process, so that averages over processes are means per token."""
+        count = (batch["labels"][:, 1:] >= 0).sum().float()
+        self.subject.runtime.average([count])
+        return max(1.0, count.item())
+
+    @torch.no_grad()
+    def _freeze(self) -> None:
+        """The deterministic decision, exactly on budget: what stays, and every expert's share of it."""
+        space, logits = self.subject.space, {name: value.cpu() for name, value in self._logits().items()}
+        counts_total = self.options.budget_counts == "total"
+        scores = {name: value.amax(0) if name in self._experts else value for name, value in logits.items()}
+        if not counts_total:  # a unit stands for the mean over experts of their units of the same rank
+            ranked = {name: logits[name].sort(1, descending=True).values.mean(0) for name in self.routed}
+            scores |= ranked
+        masks = allocate(scores, space, self.budget, reserved=self.added)
+        for name in self.routed:
+            kept = masks[name].bool()
+            own = self._share(name, int(kept.sum())) if counts_total else int(kept.sum())
+            experts = shared_out(logits[name], kept, own) if counts_total else best_units(logits[name], own)
+            self._experts[name] = experts.to(self.device)
+            masks[name] = experts.any(0).float()
+        self._masks = {name: mask.to(self.device) for name, mask in masks.items()}
+        self.frozen_at = self.step
+
+    def _share(self, name: str, kept: int) -> int:
+        """Units of one expert among the `kept` ones of its group: `expert_share`, or more where all need a place."""
+        step = units_per_step(self.subject.space.by_name[name], self.budget.multiple_of)
+        wanted = max(self.options.expert_share * kept, kept / self.options.experts)
+        return min(kept, step * math.ceil(wanted / step - 1e-9))
