@@ -307,3 +307,12 @@ def test_other_commands(arguments, fragments, tmp_path, model_folder, tuneprune,
     filled = [argument.format(model=model_folder, out=out, run=run_file) for argument in arguments]
     assert_refused(capsys, tuneprune(*filled), fragments)
     assert not out.exists()
+
+
+def test_sizes_that_would_differ_are_not_compared(tmp_path, model_folder, tuneprune, capsys):
+    run_file = tiny_runs.write_run(tmp_path, model_folder, space="head_dim")
+    content = yaml.safe_load(run_file.read_text())
+    run_file.write_text(yaml.safe_dump(content | {"method": {"name": "tomoe", "budget_counts": "active"}}))
+    arguments = ["compare", run_file, "--methods", "random,tomoe", "--out", tmp_path / "out"]
+    assert_refused(capsys, tuneprune(*arguments), ["larger size", "budget_counts=total"])
+    assert not (tmp_path / "out").exists()

@@ -49,6 +49,7 @@ CASES = [
     ("qwen3", "atp", "depth", {}),
     ("gemma2", "short", "depth", {"of": "prunable"}),
     ("phi3", "llm_pruner", "width", {}),
+    ("llama", "tomoe", "head_dim", {}),
 ]
 
 
@@ -74,11 +75,12 @@ def test_run(tmp_path, tuneprune, capsys, variant, method, space, budget):
         assert proof["loader"]["needs_remote_code"] == (space not in ("width", "depth"))
     small = load(out / "model", proof["loader"])
     assert sum(p.numel() for p in small.parameters()) == proof["parameters"]["kept_total"]
+    assert (proof["parameters"].get("active_total") is not None) == (method == "tomoe")
     assert set(record["scores"]) == {"dense", "dense_tuned", "pruned"}
     assert record["relative_performance"]["mean"] > 0
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in steps] == list(range(1, 7))
-    assert {line["phase"] for line in steps} == ({"control", "frozen"} if method == "atp" else {"recover"})
+    assert {line["phase"] for line in steps} == ({"control", "frozen"} if method in ("atp", "tomoe") else {"recover"})
     captured = capsys.readouterr()
     assert str(out / "report.html") in captured.out
     assert "Loading weights" not in captured.err

@@ -176,6 +176,12 @@ def best_units(scores: Float[Tensor, "experts units"], width: int) -> Bool[Tenso
     return torch.zeros_like(scores, dtype=torch.bool).scatter(1, order, value=True)
 
 
+def expert_width(kept: int, share: float, num_experts: int, step: int) -> int:
+    """Units of one expert among `kept` ones: their `share`, or more where all need a place, in whole steps."""
+    wanted = max(share * kept, kept / num_experts)
+    return min(kept, step * math.ceil(wanted / step - 1e-9))
+
+
 def shared_out(
     scores: Float[Tensor, "experts units"], kept: Bool[Tensor, " units"], width: int
 ) -> Bool[Tensor, "experts units"]:

@@ -11,7 +11,6 @@ uses; V/O dims are chosen per layer instead of per token; decisions start from a
 deterministic and meets the budget; and LoRA tunes afterwards, where the paper leaves the weights as they are.
 """
 
-import math
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -27,6 +26,7 @@ from tuneprune.methods.experts import (
     SampledChoice,
     best_units,
     divergence,
+    expert_width,
     on_cpu,
     open_logits,
     sampled_experts,
@@ -287,15 +287,13 @@ class TomoeSearch(Search):
         masks = allocate(scores, space, self.budget, reserved=self.added)
         for name in self.routed:
             kept = masks[name].bool()
-            own = self._share(name, int(kept.sum())) if counts_total else int(kept.sum())
-            experts = shared_out(logits[name], kept, own) if counts_total else best_units(logits[name], own)
+            if counts_total:
+                step = units_per_step(space.by_name[name], self.budget.multiple_of)
+                own = expert_width(int(kept.sum()), self.options.expert_share, self.options.experts, step)
+                experts = shared_out(logits[name], kept, own)
+            else:
+                experts = best_units(logits[name], int(kept.sum()))
             self._experts[name] = experts.to(self.device)
             masks[name] = experts.any(0).float()
         self._masks = {name: mask.to(self.device) for name, mask in masks.items()}
         self.frozen_at = self.step
-
-    def _share(self, name: str, kept: int) -> int:
-        """Units of one expert among the `kept` ones of its group: `expert_share`, or more where all need a place."""
-        step = units_per_step(self.subject.space.by_name[name], self.budget.multiple_of)
-        wanted = max(self.options.expert_share * kept, kept / self.options.experts)
-        return min(kept, step * math.ceil(wanted / step - 1e-9))

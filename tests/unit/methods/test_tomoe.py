@@ -14,6 +14,7 @@ from tuneprune.methods.experts import (
     SampledChoice,
     best_units,
     divergence,
+    expert_width,
     load_balance,
     log_distance,
     shared_out,
@@ -87,6 +88,14 @@ def test_size_terms():
 def test_best_units_takes_the_first_of_equals():
     scores = torch.tensor([[1.0, 3.0, 2.0, 2.0], [0.0, 0.0, 0.0, 0.0]])
     assert best_units(scores, 2).tolist() == [[False, True, True, False], [True, True, False, False]]
+
+
+@pytest.mark.parametrize(
+    ("kept", "share", "num_experts", "step", "width"),
+    [(40, 0.5, 8, 1, 20), (41, 0.5, 8, 1, 21), (40, 0.1, 4, 1, 10), (40, 0.5, 8, 16, 32), (16, 0.9, 8, 16, 16)],
+)
+def test_width_of_an_expert(kept, share, num_experts, step, width):
+    assert expert_width(kept, share, num_experts, step) == width
 
 
 def test_experts_have_every_kept_unit_and_equal_widths():

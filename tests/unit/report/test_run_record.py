@@ -138,3 +138,17 @@ def test_budget_is_met_within_one_unit_in_its_own_denominator():
     counts = parameters() | {"of": "prunable", "target": 0.52}
     assert proof(parameters=counts).parameters.is_met
     assert not proof(parameters=counts | {"target": 0.6}).parameters.is_met
+
+
+def test_budget_of_what_one_token_uses_is_checked_and_said():
+    counts = parameters(keep=0.8) | {"target": 0.6, "active_total": 3_600_000, "budget_counts": "active"}
+    check = proof(parameters=counts).checks()[0]
+    assert check.passed
+    assert check.name == "Budget met within one unit by what one token uses"
+    assert "80.00 % of total parameters kept, 60.00 % asked for" in check.detail
+    assert "one token uses 60.00 %" in check.detail
+    assert not proof(parameters=counts | {"active_total": 3_700_000}).parameters.is_met
+    assert not proof(parameters=counts | {"budget_counts": "total"}).parameters.is_met
+    prunable = proof(parameters=counts | {"of": "prunable"}).parameters
+    assert prunable.active_share == 2_600_000 / 5_000_000
+    assert proof().parameters.active_share is None
