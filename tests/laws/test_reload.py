@@ -189,7 +189,7 @@ def test_routed_models_reload_and_work_like_others(tmp_path):
         jobs.append({"folder": str(folder), "ragged": True, "full": True})
     for folder, found in run_child(jobs, tmp_path).items():
         assert "crash" not in found, found["crash"]
-        assert found["difference"] < (1e-6 if (Path(folder).name, "head_dim") in ROUNDED else 1e-10), folder
+        assert found["difference"] < (1e-5 if (Path(folder).name, "head_dim") in ROUNDED else 1e-10), folder
         assert found["parameters"] == parameters[folder]
         assert found["warnings"] == []
         assert {use: found.get(use) for use in USES} == dict.fromkeys(USES, True), folder
