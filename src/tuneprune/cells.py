@@ -78,8 +78,8 @@ def entry(text: str, config: RunConfig) -> Entry:
         raise ConfigError(f"--methods {label}: {error}") from error
     if not method.is_sized_on_disk:
         raise ConfigError(
-            f"--methods {label}: its budget is met by what one token uses, so it would be compared at a larger size than"
-            " the others. Set budget_counts=total, or run it alone."
+            f"--methods {label}: its budget is met by what one token uses, so it would be compared at a larger size"
+            " than the others. Set budget_counts=total, or run it alone."
         )
     if space is None:
         space = config.space if config.space in method.spaces else method.spaces[0]
