@@ -1,14 +1,14 @@
 """ToMoE: a dense model becomes a mixture of experts whose tokens compute only a part of every MLP.
 
 A small recurrent network makes every layer's experts, overlapping sets of MLP channels, and a router per layer picks
-one for each token; both learn by distillation from the unpruned model while its weights rest. What no expert has is
-removed, and LoRA then tunes the rest under the decided experts.
+one for each token; both learn by distillation from the network with everything open, while LoRA tunes it under them.
+What no expert has is removed, and LoRA goes on under the decided experts.
 
 Paper: https://arxiv.org/abs/2501.15316 (symbols, equations, differences: docs/methods/tomoe.md).
 
 Changed: by default the budget counts the parameters on disk, as for every other method, instead of those that one token
 uses; V/O dims are chosen per layer instead of per token; decisions start from a Taylor score; the final one is
-deterministic and meets the budget; and LoRA tunes afterwards, where the paper leaves the weights as they are.
+deterministic and meets the budget; and LoRA tunes, where the paper leaves the weights as they are.
 """
 
 from collections.abc import Generator
@@ -66,7 +66,7 @@ class Tomoe(Method):
         default=0.5, ge=0, le=1, description="share of the steps in which experts and routers are learned"
     )
     tune_during_search: bool = Field(
-        default=False, description="LoRA tunes under the sampled experts too; otherwise it waits for the decision"
+        default=True, description="LoRA tunes under the sampled experts too; otherwise it waits for the decision"
     )
     distil: Literal["kl", "ce"] = Field(
         default="kl", description="`kl` follows the unpruned model's predictions, `ce` the calibration text"

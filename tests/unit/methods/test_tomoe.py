@@ -126,9 +126,9 @@ def test_a_choice_repeats_itself_and_passes_gradients_to_router_and_experts():
 # The search
 
 
-def test_experts_are_learned_first_and_lora_afterwards(tmp_path):
+def test_lora_may_wait_for_the_decision(tmp_path):
     made = setting(tmp_path, space_name="head_dim", steps=8)
-    search = begin(made)
+    search = begin(made, tune_during_search=False)
     start, seen = trainable(made.model), []
     made.tuner.observe = lambda metrics: seen.append((metrics["phase"], trainable(made.model), search.masks()))
     made.tuner.run(search)
@@ -139,10 +139,10 @@ def test_experts_are_learned_first_and_lora_afterwards(tmp_path):
     assert hooks_of(made.model) == 0
 
 
-def test_lora_may_tune_during_the_search(tmp_path):
+def test_lora_tunes_during_the_search(tmp_path):
     made = setting(tmp_path, space_name="head_dim", steps=2)
     start = trainable(made.model)
-    made.tuner.run(begin(made, tune_during_search=True, search_share=1.0))
+    made.tuner.run(begin(made, search_share=1.0))
     assert any(not torch.equal(value, start[name]) for name, value in trainable(made.model).items())
 
 
