@@ -340,8 +340,6 @@ def resize(model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]], pref
         owner, name, stock = locate(path)
         kind = RoutedMlp if "experts" in shape else PrunedMlp
         setattr(owner, name, kind(stock, shape, model.config.hidden_size).to(next(stock.parameters()).device))
-
-        setattr(owner, name, PrunedMlp(stock, shape, model.config.hidden_size).to(next(stock.parameters()).device))
     if "stream" in pruned:
         width = pruned["stream"]["width"]
         embedding: Any = model.get_input_embeddings()
