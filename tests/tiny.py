@@ -14,6 +14,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Olmo2Config,
     Olmo2ForCausalLM,
     Phi3Config,
@@ -25,6 +27,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     SmolLM3Config,
     SmolLM3ForCausalLM,
     Starcoder2Config,
@@ -101,10 +105,23 @@ VARIANTS = {
         {"num_key_value_heads": 4, "rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
     ),
 }
+EXPERTS = {"num_experts_per_tok": 2, "experts_implementation": "eager"}  # others know no double precision
+MIXTURES = {
+    "mixtral": (MixtralConfig, MixtralForCausalLM, EXPERTS | {"num_local_experts": 6}),
+    "qwen3_moe": (
+        Qwen3MoeConfig,
+        Qwen3MoeForCausalLM,
+        EXPERTS | {"num_experts": 6, "moe_intermediate_size": 16, "head_dim": 8},
+    ),
+}
+DENSE = list(VARIANTS)
+"""Families with an MLP in every block; the others have experts."""
+VARIANTS |= MIXTURES
 REFUSED = {
     ("phi", "head_dim"),
     ("gpt_neox", "head_dim"),
     *((variant, "residual") for variant in ("gemma2", "gemma3", "olmo2", "starcoder2", "phi", "gpt_neox")),
+    *((variant, space) for variant in MIXTURES for space in ("width", "head_dim", "disp", "residual", "depth")),
 }
 """What a family cannot do in a space; a law checks that it says so."""
 SPACES = ("width", "head_dim", "disp", "residual", "depth")
@@ -115,6 +132,7 @@ ROUNDED = {("qwen3", "head_dim"), ("gemma3", "head_dim"), ("olmo2", "width"), ("
 UNGATED = {"starcoder2", "phi", "gpt_neox"}
 """Families whose MLP has no gate; only gated ones can be routed."""
 CASES = [(variant, space) for variant in VARIANTS for space in SPACES if (variant, space) not in REFUSED]
+CASES += [(variant, "experts") for variant in MIXTURES]
 
 
 def layers_for(space_name: str) -> dict:

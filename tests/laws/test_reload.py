@@ -35,7 +35,8 @@ logging.disable_progress_bar()
 ROOT = Path(__file__).parents[2]
 MODELS = Path(os.environ.get("TUNEPRUNE_MODELS", ROOT.parent / "shared" / "models"))
 TOY = [(*case, uniform) for case in CASES for uniform in (False, True)]
-FULL = [case for case in TOY if not case[2] or case[1] == "width"]  # the others differ in widths only, or not at all
+STOCK = ("width", "experts")
+FULL = [case for case in TOY if not case[2] or case[1] in STOCK]  # the others differ in widths only, or not at all
 REAL = [
     (checkpoint, space, uniform)
     for checkpoint in ("stories260K", "babyllama-char361-1M")
@@ -145,7 +146,7 @@ def is_stock(variant, space_name, uniform):
     """One width for all; 31 residual dims are nothing for LLaMA's class, whose biases no other class hosts."""
     if space_name == "depth":
         return True
-    return (space_name == "width" and uniform and variant not in NO_NARROW_HEADS) or (
+    return (space_name in ("width", "experts") and uniform and variant not in NO_NARROW_HEADS) or (
         space_name == "residual" and (uniform or variant != "llama_mha_biased")
     )
 

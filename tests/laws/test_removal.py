@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny import CASES, NO_NARROW_HEADS, REFUSED, VARIANTS, exact_norms, logits, random_masks, tiny_model
+from tiny import CASES, DENSE, MIXTURES, NO_NARROW_HEADS, REFUSED, exact_norms, logits, random_masks, tiny_model
 from transformers import AutoModelForCausalLM
 
 from tuneprune import families
@@ -75,7 +75,7 @@ def test_keeping_everything_is_the_identity_bit_for_bit(model, space_name):
     assert space.num_parameters == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant not in NO_NARROW_HEADS])
+@pytest.mark.parametrize("variant", [variant for variant in DENSE if variant not in NO_NARROW_HEADS])
 def test_uniform_width_is_the_stock_class_without_extra_code(variant):
     model = tiny_model(variant)
     architecture, space = parts(model, "width")
@@ -106,8 +106,38 @@ def test_a_stock_class_that_derives_the_head_size_keeps_its_heads_and_loses_chan
 
 @pytest.mark.parametrize(("variant", "space_name"), sorted(REFUSED))
 def test_what_a_family_cannot_do_is_refused_with_the_spaces_that_work(variant, space_name):
-    with pytest.raises(UnsupportedModel, match=rf"space `{space_name}` needs .* Use space `width`"):
+    with pytest.raises(UnsupportedModel, match=rf"space `{space_name}` needs .* Use space `width`|Use space `experts`"):
         parts(tiny_model(variant), space_name)
+
+
+@pytest.mark.parametrize("variant", DENSE)
+def test_models_without_experts_refuse_to_lose_some(variant):
+    with pytest.raises(UnsupportedModel, match=r"needs a mixture of experts.* Use space `width` or `disp`\."):
+        parts(tiny_model(variant), "experts")
+
+
+@pytest.mark.parametrize("variant", MIXTURES)
+def test_as_many_experts_everywhere_are_the_stock_class(variant):
+    model = tiny_model(variant)
+    architecture, space = parts(model, "experts")
+    small = compress(model, architecture, space, Plan.from_masks(random_masks(space, uniform=True), space))
+    assert not hasattr(small.config, "pruned")
+    assert small.config.num_experts == 3
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_fewer_experts_than_a_token_goes_to_are_all_asked(monkeypatch, ragged):
+    model = tiny_model("qwen3_moe")
+    exact_norms(model, monkeypatch)
+    architecture, space = parts(model, "experts")
+    masks = {group.name: (torch.arange(6) == 3 + ragged * group.layer).float() for group in space.groups}
+    if ragged:
+        masks[space.groups[1].name][:] = 1
+    with Gates(model, space)(masks):
+        expected = logits(model)
+    small = compress(model, architecture, space, Plan.from_masks(masks, space))
+    assert hasattr(small.config, "pruned") == ragged
+    torch.testing.assert_close(logits(small), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("use_cache", [True, False])

@@ -12,7 +12,7 @@ from tuneprune import families
 from tuneprune.compress.biases import new_biases, with_new_biases
 from tuneprune.compress.modeling_pruned import epsilon_name, resize, resize_head
 from tuneprune.compress.rewrite import rewrite
-from tuneprune.structure.architecture import Architecture, Block
+from tuneprune.structure.architecture import Architecture, Block, Experts
 from tuneprune.structure.edits import EVERYWHERE, Drop, Keep, Rotate, Route
 from tuneprune.structure.plan import Cuts, Plan
 from tuneprune.structure.space import PruningSpace
@@ -155,7 +155,7 @@ def layout(
     widths = plan.widths(space)
     added = new_biases(space, plan)
     routed = {edit.group: {"experts": len(edit.experts), "top_k": edit.top_k} for edit in plan.of_kind(Route)}
-    pruned: dict[str, dict[str, Any]] = {"linears": {}, "norms": {}, "attentions": {}, "mlps": {}}
+    pruned: dict[str, dict[str, Any]] = {"linears": {}, "norms": {}, "attentions": {}, "mlps": {}, "experts": {}}
     for path in architecture.linears():
         outputs, inputs = tensors[f"{path}.weight"].shape
         if (outputs, inputs) != space.shapes[f"{path}.weight"]:
@@ -166,9 +166,12 @@ def layout(
         attention = attention_shape(block, space, widths)
         if attention:
             pruned["attentions"][block.attention.path] = attention
-        mlp = _stream_shape(block.mlp.path, space, widths) | routed.get(block.mlp.path, {})
+        mlp = _stream_shape(block.feed_forward.path, space, widths) | routed.get(block.feed_forward.path, {})
         if mlp:
-            pruned["mlps"][block.mlp.path] = mlp
+            pruned["mlps"][block.feed_forward.path] = mlp
+        experts = space.by_name.get(block.feed_forward.path)
+        if isinstance(block.feed_forward, Experts) and experts is not None and widths[experts.name] < experts.size:
+            pruned["experts"] |= dict.fromkeys(block.feed_forward.modules, widths[experts.name])
     width = tensors[f"{architecture.embed}.weight"].shape[1]
     if width < architecture.hidden or _has_skips(plan):
         skips = [block.path for block in architecture.blocks] if _has_skips(plan) else []
@@ -232,7 +235,7 @@ def _indices(architecture: Architecture, space: PruningSpace, plan: Plan) -> dic
     kept = {edit.group: edit.units for edit in plan.of_kind(Keep) if len(edit.units) < space.by_name[edit.group].size}
     indices = {}
     for block in architecture.blocks:
-        paths: Iterable[str] = (block.attention.path, block.mlp.path)
+        paths: Iterable[str] = (block.attention.path, block.feed_forward.path)
         for path in paths:
             for port in ("read", "write"):
                 if f"{path}.{port}" in kept:

@@ -290,6 +290,15 @@ class RotatedBlock(GradientCheckpointingLayer):
         return getattr(self, dropout)(output) if hasattr(self, dropout) else output
 
 
+def _keep_experts(module: Any, number: int) -> None:  # noqa: ANN401  (a router, or what holds packed experts)
+    """Give a part of a mixture of experts room for `number` of them; a router picks no more than there are."""
+    for name, weights in list(module.named_parameters(recurse=False)):
+        setattr(module, name, nn.Parameter(weights.new_empty(number, *weights.shape[1:])))
+    module.num_experts = number
+    if hasattr(module, "top_k"):
+        module.top_k = min(module.top_k, number)
+
+
 def _take_over(module: nn.Module, stock: nn.Module) -> None:
     """Give `module` the children and plain attributes of `stock`."""
     for name, child in stock.named_children():
@@ -314,9 +323,9 @@ def resize(model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]], pref
 
     Args:
         pruned: `linears` {path: [inputs, outputs]}, with a third entry where a bias is new, `norms` {path: [size,
-            epsilon]}, `attentions` and `mlps` {path: shape} for the blocks that the stock classes cannot run, and
-            `stream` (`width`, and in `skips` the paths of the blocks that change its basis) where the residual stream
-            is not the stock model's.
+            epsilon]}, `attentions` and `mlps` {path: shape} for the blocks that the stock classes cannot run, `experts`
+            {path: number} for routers and packed experts, and `stream` (`width`, and in `skips` the paths of the blocks
+            that change its basis) where the residual stream is not the stock model's.
         prefix: what to strip from the paths, for a model that is the inner part of the causal LM.
     """
 
@@ -333,6 +342,8 @@ def resize(model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]], pref
         norm = locate(path)[2]
         norm.weight = nn.Parameter(norm.weight.new_ones(size))
         setattr(norm, epsilon_name(norm), epsilon)
+    for path, number in pruned.get("experts", {}).items():
+        _keep_experts(locate(path)[2], number)
     for path, shape in pruned["attentions"].items():
         owner, name, stock = locate(path)
         setattr(owner, name, PrunedAttention(stock, shape).to(next(stock.parameters()).device))

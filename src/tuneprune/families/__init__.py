@@ -11,7 +11,7 @@ from typing import Any, cast
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 
 from tuneprune.errors import UnsupportedModel, suggest
-from tuneprune.structure.architecture import Architecture, Attention, Projection, StockShape
+from tuneprune.structure.architecture import Architecture, Attention, Mlp, Projection, StockShape
 from tuneprune.structure.space import PruningSpace
 from tuneprune.structure.weights import base_weight
 
@@ -53,11 +53,12 @@ def _linear_shapes(architecture: Architecture) -> dict[str, tuple[int, int]]:
     """The (outputs, inputs) of every linear inside the blocks."""
     shapes: dict[str, tuple[int, int]] = {}
     for block in architecture.blocks:
-        attention, mlp = block.attention, block.mlp
-        for part in (attention.q, attention.k, attention.v, *mlp.producers):
+        attention, mlp = block.attention, block.feed_forward
+        for part in (attention.q, attention.k, attention.v, *(mlp.producers if isinstance(mlp, Mlp) else ())):
             shapes[part.module] = (part.end, architecture.hidden)
         shapes[attention.out] = (architecture.hidden, attention.num_heads * attention.head_dim)
-        shapes[mlp.down] = (architecture.hidden, mlp.width)
+        if isinstance(mlp, Mlp):
+            shapes[mlp.down] = (architecture.hidden, mlp.width)
     return shapes
 
 
@@ -81,26 +82,29 @@ def uniform_config(
 ) -> PretrainedConfig | None:
     """The config of the stock class that holds these widths, or None where no stock class does.
 
-    That takes one KV-group count and one MLP width for all layers, one width of the residual stream, and every other
-    kind of group kept whole. Layers may be missing.
+    That takes one count of KV groups, of MLP channels and of experts for all layers, one width of the residual stream,
+    and every other kind of group kept whole. Layers may be missing.
     """
+    uniform = ("kv_group", "mlp_channel", "expert")
     by_kind: dict[str, set[int]] = {}
     dropped = {group.name for group in space.groups if group.kind == "block" and not widths[group.name]}
     for group in space.groups:
         kept = widths[group.name]
-        if group.kind not in ("kv_group", "mlp_channel", "hidden", "block") and kept < group.size:
+        if group.kind not in (*uniform, "hidden", "block") and kept < group.size:
             return None
         by_kind.setdefault(group.kind, set()).add(kept)
-    if any(len(by_kind.get(kind, ())) > 1 for kind in ("kv_group", "mlp_channel")):
+    if any(len(by_kind.get(kind, ())) > 1 for kind in uniform):
         return None
-    attention, mlp = architecture.blocks[0].attention, architecture.blocks[0].mlp
+    attention, mlp = architecture.blocks[0].attention, architecture.blocks[0].feed_forward
+    num_channels, num_experts = (mlp.width, 0) if isinstance(mlp, Mlp) else (0, mlp.num_experts)
     groups = next(iter(by_kind.get("kv_group", {attention.num_kv_heads})))
     shape = StockShape(
         num_heads=groups * attention.queries_per_kv,
         num_kv_heads=groups,
-        mlp_width=next(iter(by_kind.get("mlp_channel", {mlp.width}))),
+        mlp_width=next(iter(by_kind.get("mlp_channel", {num_channels}))),
         hidden_size=next(iter(by_kind.get("hidden", {architecture.hidden}))),
         kept_layers=tuple(index for index, block in enumerate(architecture.blocks) if block.path not in dropped),
+        num_experts=next(iter(by_kind.get("expert", {num_experts}))),
     )
     return registry()[config.model_type].uniform(config, shape)
 

@@ -22,7 +22,7 @@ def describe(config: Any) -> Architecture:  # noqa: ANN401
             attention=plain_attention(
                 config, attention, qk_norm=(f"{attention}.q_norm", f"{attention}.k_norm") if has_qk_norm else None
             ),
-            mlp=Mlp(
+            feed_forward=Mlp(
                 mlp,
                 Projection(f"{mlp}.gate_proj", config.intermediate_size),
                 Projection(f"{mlp}.up_proj", config.intermediate_size),

@@ -34,7 +34,7 @@ def describe(config: Any) -> Architecture:  # noqa: ANN401
                 head_dim=head,
                 rotary_dim=rotary_width(config),
             ),
-            mlp=Mlp(
+            feed_forward=Mlp(
                 mlp,
                 None,
                 Projection(f"{mlp}.dense_h_to_4h", config.intermediate_size),

@@ -40,7 +40,7 @@ def describe(config: Any) -> Architecture:  # noqa: ANN401
                 rotary_dim=rotary_width(config) if has_rope[index] else 0,
                 qk_norm=(f"{attention}.q_norm", f"{attention}.k_norm") if config.model_type == "qwen3" else None,
             ),
-            mlp=Mlp(
+            feed_forward=Mlp(
                 mlp,
                 Projection(f"{mlp}.gate_proj", channels),
                 Projection(f"{mlp}.up_proj", channels),

@@ -21,7 +21,7 @@ def describe(config: Any) -> Architecture:  # noqa: ANN401
         return Block(
             path=path,
             attention=plain_attention(config, attention, out="dense", qk_norm=norms),
-            mlp=Mlp(mlp, None, channels, f"{mlp}.fc2", config.intermediate_size),
+            feed_forward=Mlp(mlp, None, channels, f"{mlp}.fc2", config.intermediate_size),
             attention_norm=f"{path}.input_layernorm",
             mlp_norm=f"{path}.input_layernorm",
             parallel=True,

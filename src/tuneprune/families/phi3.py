@@ -35,7 +35,7 @@ def describe(config: Any) -> Architecture:  # noqa: ANN401
                 head_dim=head,
                 rotary_dim=rotary_width(config),
             ),
-            mlp=Mlp(
+            feed_forward=Mlp(
                 f"{path}.mlp",
                 Projection(gate_up, channels),
                 Projection(gate_up, channels, start=channels),

@@ -20,7 +20,7 @@ def describe(config: Any) -> Architecture:  # noqa: ANN401
         return Block(
             path=path,
             attention=plain_attention(config, f"{path}.self_attn"),
-            mlp=Mlp(mlp, None, channels, f"{mlp}.c_proj", config.intermediate_size),
+            feed_forward=Mlp(mlp, None, channels, f"{mlp}.c_proj", config.intermediate_size),
             attention_norm=f"{path}.input_layernorm",
             mlp_norm=f"{path}.post_attention_layernorm",
         )

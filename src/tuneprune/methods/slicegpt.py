@@ -105,7 +105,7 @@ class SliceGpt(Method):
         final = Moments(architecture.hidden, model.device, epsilon)
         walk.look(final)
         principal(final)
-        found = {site.norm: basis for site, basis in zip(sites, bases, strict=True)}
+        found = {site.own_norm: basis for site, basis in zip(sites, bases, strict=True)}
         return self._plan(found, masks, subject, budget)
 
     def _plan(self, bases: Mapping[str, Tensor], masks: dict[str, Tensor], subject: Subject, budget: Budget) -> Plan:

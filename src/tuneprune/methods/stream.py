@@ -56,7 +56,7 @@ def pooled_moments(
     model: PreTrainedModel, architecture: Architecture, batches: int, calibration: Callable[[], Batch], runtime: Runtime
 ) -> Tensor:
     """The moments over all places that read the stream together, from one pass over the calibration data."""
-    norms = [model.get_submodule(site.norm) for site in architecture.sites()]
+    norms = [model.get_submodule(site.own_norm) for site in architecture.sites()]
     moments = Moments(architecture.hidden, model.device, epsilon_of(norms[0]))
     for _ in range(batches):
         batch = calibration()

@@ -4,6 +4,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
+from tuneprune.errors import UnsupportedModel
+
 
 @dataclass(frozen=True)
 class Projection:
@@ -78,6 +80,24 @@ class Mlp:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """`num_experts` MLPs in place of one, of which `router` gives every token to a few.
+
+    The first dimension of each tensor in `params`, the router's weight among them, counts experts; `modules` own them.
+    """
+
+    path: str
+    router: str
+    params: tuple[str, ...]
+    num_experts: int
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules that hold the tensors, each once."""
+        return tuple(dict.fromkeys(param.rpartition(".")[0] for param in self.params))
+
+
+@dataclass(frozen=True)
 class Block:
     """One decoder layer: attention and MLP, each with a norm before it, after it or both, added to the residual stream.
 
@@ -86,12 +106,31 @@ class Block:
 
     path: str
     attention: Attention
-    mlp: Mlp
+    feed_forward: Mlp | Experts
     attention_norm: str | None
     mlp_norm: str | None
     attention_post_norm: str | None = None
     mlp_post_norm: str | None = None
     parallel: bool = False
+
+    @property
+    def mlp(self) -> Mlp:
+        """The MLP of a block that has one.
+
+        Raises:
+            UnsupportedModel: the block has experts.
+        """
+        if isinstance(self.feed_forward, Experts):
+            raise UnsupportedModel(
+                f"`{self.feed_forward.path}` is a mixture of experts, which has no MLP of its own to cut. Use space"
+                " `experts`."
+            )
+        return self.feed_forward
+
+    @property
+    def mlp_linears(self) -> tuple[str, ...]:
+        """The linears of the MLP, each once; experts have none, but packed tensors."""
+        return () if isinstance(self.feed_forward, Experts) else (*self.mlp.inputs, self.mlp.down)
 
     @property
     def attention_output(self) -> str:
@@ -101,7 +140,9 @@ class Block:
     @property
     def mlp_output(self) -> str:
         """The module whose output is what the MLP adds to the residual stream."""
-        return self.mlp_post_norm or self.mlp.down
+        if isinstance(self.feed_forward, Experts):
+            return self.mlp_post_norm or self.feed_forward.path
+        return self.mlp_post_norm or self.feed_forward.down
 
 
 @dataclass(frozen=True)
@@ -126,6 +167,12 @@ class Site:
     readers: tuple[str, ...]
     writer: str
 
+    @property
+    def own_norm(self) -> str:
+        """The norm, at a site that has one, as all have in a rotatable architecture."""
+        assert self.norm is not None
+        return self.norm
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -143,7 +190,7 @@ class Architecture:
     def linears(self) -> Iterator[str]:
         """Paths of all linear modules inside the blocks, each once, in forward order."""
         for block in self.blocks:
-            yield from (*block.attention.inputs, block.attention.out, *block.mlp.inputs, block.mlp.down)
+            yield from (*block.attention.inputs, block.attention.out, *block.mlp_linears)
 
     @property
     def is_rotatable(self) -> bool:
@@ -157,6 +204,7 @@ class Architecture:
             and block.attention_post_norm is None
             and block.mlp_post_norm is None
             and not block.parallel
+            and isinstance(block.feed_forward, Mlp)
             for block in self.blocks
         )
 
@@ -165,7 +213,8 @@ class Architecture:
         writer = self.embed
         for block in self.blocks:
             yield Site(block.attention_norm, block.attention.inputs, writer)
-            yield Site(block.mlp_norm, block.mlp.inputs, writer if block.parallel else block.attention_output)
+            readers = block.feed_forward.inputs if isinstance(block.feed_forward, Mlp) else (block.feed_forward.router,)
+            yield Site(block.mlp_norm, readers, writer if block.parallel else block.attention_output)
             writer = block.mlp_output
         yield Site(self.final_norm, (self.head,), writer)
 
@@ -201,3 +250,4 @@ class StockShape:
     mlp_width: int
     hidden_size: int
     kept_layers: tuple[int, ...]
+    num_experts: int = 0

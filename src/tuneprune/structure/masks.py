@@ -1,5 +1,6 @@
 """Masks on activations: gates that simulate a removal, and the noise that lets a decision be learned."""
 
+import math
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, cast
@@ -7,6 +8,7 @@ from typing import Any, Literal, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from tuneprune.structure.space import Gate, Group, Masks, PruningSpace
@@ -59,16 +61,41 @@ class Gates:
     def _attach(self, site: Site, vector: Tensor) -> RemovableHandle:
         path, side, base_only = site
         module = base_module(self.model, path) if base_only else self.model.get_submodule(path)
+        if side == "router":
+            return module.register_forward_hook(lambda _, inputs, __: _route(module, vector, *inputs))
         if side == "input":
             return module.register_forward_pre_hook(lambda _, inputs: (inputs[0] * vector.to(inputs[0]), *inputs[1:]))
         return module.register_forward_hook(lambda _, __, output: output * vector.to(output))
 
 
-def _features(module: Any, side: str) -> int:  # noqa: ANN401  (a linear of any kind, a norm, or an embedding)
+def _features(module: Any, side: str) -> int:  # noqa: ANN401  (a linear of any kind, a norm, an embedding or a router)
     """Width of what goes into a module, or comes out of it."""
+    if side == "router":
+        return len(module.weight)
     if isinstance(module, nn.Embedding):
         return module.embedding_dim
     return module.weight.shape[-1 if side == "input" else 0]
+
+
+class _Odds(TorchFunctionMode):
+    """Adds log(mask) to the logits of one router: odds that are masked to zero are never picked and weigh nothing."""
+
+    def __init__(self, weight: Any, mask: Tensor) -> None:  # noqa: ANN401  (compared by identity)
+        super().__init__()
+        smallest = torch.finfo(mask.dtype).tiny
+        self.weight, self.offset = weight, mask.clamp_min(smallest).log().masked_fill(mask <= 0, -math.inf)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        result = func(*args, **(kwargs or {}))
+        if func is nn.functional.linear and args[1] is self.weight:
+            result = result + self.offset.to(result)
+        return result
+
+
+def _route(router: nn.Module, mask: Tensor, *inputs: Any) -> Any:  # noqa: ANN401  (what its family returns)
+    """What the router decides under a mask: its own rule, run again, because the mask goes in before its softmax."""
+    with _Odds(router.weight, mask):
+        return router.forward(*inputs)
 
 
 def _sites(space: PruningSpace, mode: Mode, present: set[str]) -> dict[Site, list[tuple[Gate, Group]]]:

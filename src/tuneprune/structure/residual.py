@@ -21,6 +21,7 @@ def residual(
     """
     if layer:
         return ()
+    writers = tuple(_writers(architecture))  # refuses experts
     if architecture.norms.is_centred:
         raise UnsupportedModel(
             f"{architecture.family}: space `residual` needs RMSNorm, but this family's LayerNorm subtracts a mean over"
@@ -34,12 +35,11 @@ def residual(
     stream = Segment((architecture.hidden,), 0)
     addresses = [(f"{module}.weight", 0) for module in _norms(architecture)]
     addresses += [(f"{module}.weight", 1) for module in (architecture.embed, *_readers(architecture))]
-    for writer in _writers(architecture):
+    for writer in writers:
         addresses += [(f"{writer}.weight", 0), (f"{writer}.bias", 0)]
     embedding = Gate(architecture.embed, "output", stream)
     writes, base_writes = (
-        tuple(Gate(writer, "output", stream, base_only) for writer in _writers(architecture))
-        for base_only in (False, True)
+        tuple(Gate(writer, "output", stream, base_only) for writer in writers) for base_only in (False, True)
     )
     skips = tuple(
         Gate(f"{block.path}.{skip}", "output", stream)

@@ -60,13 +60,15 @@ class WeightSlice:
 class Gate:
     """Where a mask multiplies an activation: the input or the output of `module`, at `segment`.
 
+    Side `router` multiplies the odds that the router `module` gives each of its choices, before it picks the best.
+
     `base_only` gates act on the frozen path of a LoRA layer and leave the LoRA path open (ATP's LoRA-aware
     forward). A module that the dense model does not have may stand in a rewritten one: the gate is passed over
     where it does not.
     """
 
     module: str
-    side: Literal["input", "output"]
+    side: Literal["input", "output", "router"]
     segment: Segment
     base_only: bool = False
 

@@ -144,9 +144,13 @@ def depth(layer: int, block: Block, architecture: Architecture, shapes: Shapes) 
 
     Gated where attention and MLP join the residual stream, so that a removed layer hands its input on. A norm at that
     place would blow up what LoRA alone sends through it, so there the tuning gates mask LoRA too.
+
+    Raises:
+        UnsupportedModel: the layers hold mixtures of experts.
     """
+    mlp = block.mlp
     stream = Segment((1, architecture.hidden), 0)
-    sites, linears = (block.attention_output, block.mlp_output), (block.attention.out, block.mlp.down)
+    sites, linears = (block.attention_output, block.mlp_output), (block.attention.out, mlp.down)
     inside = {param: shape for param, shape in shapes.items() if param.startswith(f"{block.path}.")}
     group = Group(
         name=block.path,
@@ -161,12 +165,31 @@ def depth(layer: int, block: Block, architecture: Architecture, shapes: Shapes) 
     return (group,)
 
 
+def experts(layer: int, block: Block, architecture: Architecture, _shapes: Shapes) -> tuple[Group, ...]:
+    """Whole experts of a mixture: their weights, and their rows of the router, which picks among those left.
+
+    Raises:
+        UnsupportedModel: the model has no experts.
+    """
+    mixture = block.feed_forward
+    if isinstance(mixture, Mlp):
+        raise UnsupportedModel(
+            f"{architecture.family}: space `experts` needs a mixture of experts, but here every layer has an MLP. Use"
+            " space `width` or `disp`."
+        )
+    segment = Segment((mixture.num_experts,), 0)
+    gates = (Gate(mixture.router, "router", segment),)
+    slices = tuple(WeightSlice(param, 0, segment) for param in mixture.params)
+    return (Group(mixture.path, layer, "expert", mixture.num_experts, slices, gates, gates),)
+
+
 SPACES: dict[str, Callable[[int, Block, Architecture, Shapes], tuple[Group, ...]]] = {
     "width": width,
     "head_dim": head_dim,
     "disp": disp,
     "residual": residual,
     "depth": depth,
+    "experts": experts,
 }
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import CASES, NO_NARROW_HEADS, VARIANTS, logits, random_masks, tiny_model
+from tiny import CASES, DENSE, NO_NARROW_HEADS, VARIANTS, logits, random_masks, tiny_model
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -36,7 +36,7 @@ def test_describe_says_what_the_weights_are(variant):
     assert architecture.tied == (names[architecture.embed].weight is names[architecture.head].weight)
     assert names[architecture.final_norm].weight.shape == (32,)
     for block in architecture.blocks:
-        attention, mlp = block.attention, block.mlp
+        attention = block.attention
         norms = (block.attention_norm, block.mlp_norm, block.attention_post_norm, block.mlp_post_norm)
         assert (block.attention_norm is None) == (block.mlp_norm is None) == (variant in NO_PRE_NORM)
         assert {path for path in names if "layernorm" in path and path.startswith(block.path)} == {*norms} - {None}
@@ -45,8 +45,9 @@ def test_describe_says_what_the_weights_are(variant):
             assert hasattr(names[path], "bias") == architecture.norms.is_centred
         assert attention.q.rows == attention.num_heads * attention.head_dim
         assert attention.k.rows == attention.v.rows == attention.num_kv_heads * attention.head_dim
-        assert (mlp.gate is None) == (variant in PLAIN)
-        assert {part.rows for part in mlp.producers} == {mlp.width} == {48}
+        if variant in DENSE:
+            assert (block.mlp.gate is None) == (variant in PLAIN)
+            assert {part.rows for part in block.mlp.producers} == {block.mlp.width} == {48}
         assert attention.head_dim == (16 if variant == "qwen3" else 8)
         assert (attention.qk_norm is not None) == hasattr(names[attention.path], "q_norm")
         for path, projection in zip(attention.qk_norm or (), (attention.q, attention.k), strict=False):
@@ -73,7 +74,7 @@ def test_what_a_block_adds_to_the_stream_is_what_its_output_modules_say(variant)
     torch.testing.assert_close(inputs[0] + added, output[0] if isinstance(output, tuple) else output)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", DENSE)
 def test_a_block_is_parallel_where_the_mlp_does_not_see_what_attention_wrote(variant):
     model = tiny_model(variant)
     block = families.describe(model).blocks[0]
@@ -119,6 +120,20 @@ def test_packed_projections_fill_their_linear_without_a_gap():
         (48, 16),
     ]
     assert [(part.start, part.rows) for part in mlp.producers] == [(0, 48), (48, 48)]
+
+
+def test_experts_are_the_first_dimension_of_all_their_tensors():
+    model = tiny_model("qwen3_moe")
+    for block in families.describe(model).blocks:
+        experts = block.feed_forward
+        tensors = {name for name, _ in model.named_parameters() if name.startswith(f"{block.path}.mlp.")}
+        assert set(experts.params) == tensors
+        assert all(len(model.get_parameter(name)) == experts.num_experts == 6 for name in tensors)
+
+
+def test_layers_with_an_mlp_among_layers_with_experts_are_refused():
+    with pytest.raises(UnsupportedModel, match="some layers have an MLP instead of experts"):
+        families.describe(tiny_model("qwen3_moe", mlp_only_layers=[0]))
 
 
 def test_interleaved_projections_are_the_heads_of_the_stock_class():
@@ -181,7 +196,7 @@ def test_a_model_already_cut_to_its_own_widths_is_refused(name):
         families.describe(small)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", DENSE)
 def test_a_model_cut_to_stock_widths_can_be_described_and_cut_again(variant):
     model = tiny_model(variant)
     for seed in (1, 2):
