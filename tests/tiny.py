@@ -107,11 +107,11 @@ VARIANTS = {
 }
 EXPERTS = {"num_experts_per_tok": 2, "experts_implementation": "eager"}  # others know no double precision
 MIXTURES = {
-    "mixtral": (MixtralConfig, MixtralForCausalLM, EXPERTS | {"num_local_experts": 6}),
+    "mixtral": (MixtralConfig, MixtralForCausalLM, EXPERTS | {"num_local_experts": 8}),
     "qwen3_moe": (
         Qwen3MoeConfig,
         Qwen3MoeForCausalLM,
-        EXPERTS | {"num_experts": 6, "moe_intermediate_size": 16, "head_dim": 8},
+        EXPERTS | {"num_experts": 8, "moe_intermediate_size": 16, "head_dim": 8},
     ),
 }
 DENSE = list(VARIANTS)

@@ -45,6 +45,7 @@ class Setting:
 
 def setting(folder, *, variant="llama", space_name="width", lora=True, rank=2, dropout=0.0, seed=0, **options):
     layers = {"num_hidden_layers": options.pop("num_hidden_layers")} if "num_hidden_layers" in options else {}
+    variant = "mixtral" if space_name == "experts" else variant
     model = tiny_model(variant, dtype=torch.float32, **layers_for(space_name) | layers)
     architecture = families.describe(model)
     space = spaces.build(space_name, architecture, model)

@@ -14,7 +14,7 @@ class Magnitude(Method):
 
     name = "magnitude"
     paper = "https://arxiv.org/abs/1608.08710"
-    spaces = ("width", "head_dim", "disp", "residual", "depth")
+    spaces = ("width", "head_dim", "disp", "residual", "depth", "experts")
     one_shot = True
 
     def begin(self, subject: Subject, budget: Budget) -> Search:

@@ -14,7 +14,7 @@ class Random(Method):
 
     name = "random"
     paper = "https://arxiv.org/abs/2202.02643"
-    spaces = ("width", "head_dim", "disp", "residual", "depth")
+    spaces = ("width", "head_dim", "disp", "residual", "depth", "experts")
     one_shot = True
 
     def begin(self, subject: Subject, budget: Budget) -> Search:

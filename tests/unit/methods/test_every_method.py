@@ -4,7 +4,6 @@ import importlib
 import pkgutil
 
 import pytest
-import tiny
 import torch
 from tiny_tuning import ATP, hooks_of, setting
 
@@ -13,6 +12,7 @@ from tuneprune.errors import ConfigError
 from tuneprune.methods.base import Decided, Method, Search
 from tuneprune.structure.budget import Budget, count_parameters
 from tuneprune.structure.edits import tensors_of
+from tuneprune.structure.spaces import SPACES
 from tuneprune.structure.weights import lora_entries, lora_norms
 
 EVERY = [(name, space) for name, method in methods.registry().items() for space in method.spaces]
@@ -107,7 +107,7 @@ def test_one_method_a_file_with_a_paper():
     assert files - {"base"} == set(methods.registry())
     assert all(method.paper.startswith("https://") for method in methods.registry().values())
     assert all(method.__doc__ for method in methods.registry().values())
-    assert all(set(method.spaces) <= set(tiny.SPACES) for method in methods.registry().values())
+    assert all(set(method.spaces) <= set(SPACES) for method in methods.registry().values())
 
 
 def test_inheritance_is_one_deep():

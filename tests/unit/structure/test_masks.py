@@ -179,8 +179,8 @@ def test_a_router_never_picks_what_is_masked_and_shares_its_odds_among_the_rest(
     model, space, gates = gated("qwen3_moe", "experts")
     router = model.model.layers[0].mlp.gate
     states = torch.randn(5, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    odds = (states @ router.weight.T).exp() * torch.tensor([1.0, 0, 0.5, 1, 0, 1])
-    masks = space.ones() | {"model.layers.0.mlp": torch.tensor([1.0, 0, 0.5, 1, 0, 1])}
+    odds = (states @ router.weight.T).exp() * torch.tensor([1.0, 0, 0.5, 1, 0, 1, 0, 0])
+    masks = space.ones() | {"model.layers.0.mlp": torch.tensor([1.0, 0, 0.5, 1, 0, 1, 0, 0])}
     with gates(masks):
         _, weights, picked = router(states)
     best = odds.topk(2)
@@ -199,7 +199,7 @@ def test_masked_mode_masks_lora_as_well():
 @pytest.mark.parametrize("mode", ["masked", "open"])
 @pytest.mark.parametrize(("variant", "name"), CASES)
 def test_every_soft_mask_gets_its_gradient(variant, name, mode):
-    every = {"num_experts_per_tok": 6} if name == "experts" else {}  # choosing some of them jumps
+    every = {"num_experts_per_tok": 8} if name == "experts" else {}  # choosing some of them jumps
     model, space, gates = gated(variant, name, lora=True, **every)
     model.requires_grad_(False)
     masks = {key: mask.requires_grad_() for key, mask in soft_masks(space).items()}

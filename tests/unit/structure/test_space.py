@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import CASES, SPACES, VARIANTS, tiny_model
+from tiny import CASES, DENSE, SPACES, tiny_model
 from toy_spaces import tiny_space
 
 from tuneprune import families
@@ -136,7 +136,7 @@ def test_unknown_space_is_refused_with_a_suggestion():
         spaces.build("widht", families.describe(model), model)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", DENSE)
 def test_a_layer_is_one_unit_of_everything_inside_it(variant):
     space = tiny_space(variant, "depth")
     inside = sum(math.prod(shape) for param, shape in space.shapes.items() if ".layers." in param)
