@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny import CASES, SPACES, logits, precise_norms, probe_ids, random_masks, tiny_model
+from tiny import CASES, SPACES, exact_norms, logits, probe_ids, random_masks, tiny_model
 from toy_tokenizer import tiny_tokenizer
 
 from tuneprune import export, families
@@ -52,7 +52,7 @@ def masked_logits(model, architecture, space, masks, plan):
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_masked_equals_compressed_and_is_counted(monkeypatch, case, uniform):
     model, architecture, space, masks, plan = parts(*case, uniform=uniform)
-    precise_norms(monkeypatch, model)
+    exact_norms(model, monkeypatch)
     with Gates(model, space)(masks):
         plain = logits(model)
     expected = masked_logits(model, architecture, space, masks, plan)
@@ -113,7 +113,8 @@ def test_reloaded_equals_masked_in_a_process_without_tuneprune(tmp_path):
     for job in jobs:
         facts = found[job["folder"]]
         assert "crash" not in facts, facts["crash"]
-        assert facts["difference"] < 1e-10
+        # Hugging Face's RMSNorm computes in float32, so one over fewer dims agrees to float32 rounding only.
+        assert facts["difference"] < (1e-6 if job["folder"].endswith("residual") else 1e-10)
         assert facts["warnings"] == []
         uses = ("round_trip", "lora", "bfloat16", "inner_model", "dynamic_cache", "gradient_checkpointing")
         assert {use: facts[use] for use in uses if job["full"]} == dict.fromkeys(uses if job["full"] else (), True)
