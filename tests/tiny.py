@@ -120,13 +120,15 @@ VARIANTS |= MIXTURES
 REFUSED = {
     ("phi", "head_dim"),
     ("gpt_neox", "head_dim"),
-    *((variant, "residual") for variant in ("gemma2", "gemma3", "olmo2", "starcoder2", "phi", "gpt_neox")),
+    *((variant, "residual") for variant in ("starcoder2", "phi", "gpt_neox")),
     *((variant, space) for variant in MIXTURES for space in ("width", "head_dim", "disp", "residual", "depth")),
 }
 """What a family cannot do in a space; a law checks that it says so."""
 SPACES = ("width", "head_dim", "disp", "residual", "depth")
 NO_NARROW_HEADS = {"gpt_neox"}
 """Families whose stock class has one head size for every head count, so that fewer heads need the shipped file."""
+NO_NARROW_STREAM = {"gemma2", "gemma3"}
+"""Families whose stock class derives something else from the width of the residual stream."""
 ROUNDED = {("qwen3", "head_dim"), ("gemma3", "head_dim"), ("olmo2", "width"), ("olmo2", "head_dim")}
 """Where a norm loses features. Hugging Face's RMSNorm computes in float32, so these agree to its rounding only."""
 UNGATED = {"starcoder2", "phi", "gpt_neox"}

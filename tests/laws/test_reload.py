@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny import (
     CASES,
     NO_NARROW_HEADS,
+    NO_NARROW_STREAM,
     ROUNDED,
     SPACES,
     UNGATED,
@@ -124,7 +125,7 @@ def toy(request, toys):
 def test_reloaded_equals_masked(toy):
     (variant, space_name, _), facts = toy
     # Hugging Face's RMSNorm computes in float32, so one over fewer dims agrees to float32 rounding only.
-    tolerance = 1e-6 if space_name == "residual" or (variant, space_name) in ROUNDED else 1e-10
+    tolerance = 2e-6 if space_name == "residual" or (variant, space_name) in ROUNDED else 1e-10
     found = facts["found"]
     assert found["dtype"] == "torch.float64"
     assert found["difference"] < tolerance
@@ -147,7 +148,7 @@ def is_stock(variant, space_name, uniform):
     if space_name == "depth":
         return True
     return (space_name in ("width", "experts") and uniform and variant not in NO_NARROW_HEADS) or (
-        space_name == "residual" and (uniform or variant != "llama_mha_biased")
+        space_name == "residual" and variant not in NO_NARROW_STREAM and (uniform or variant != "llama_mha_biased")
     )
 
 

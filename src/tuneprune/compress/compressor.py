@@ -104,7 +104,7 @@ def _narrowed_norms(architecture: Architecture, space: PruningSpace, widths: dic
     by sqrt(d / d') and its epsilon by d / d'.
     """
     norms = {norm for block in architecture.blocks for norm in block.attention.qk_norm or ()}
-    norms |= {site.norm for site in architecture.sites() if site.norm is not None}
+    norms |= set(architecture.stream_norms())
     return {
         piece.param.removesuffix(".weight"): group.size / widths[group.name]
         for group in space.groups

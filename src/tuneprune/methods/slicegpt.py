@@ -85,7 +85,7 @@ class SliceGpt(Method):
         order = {group.name: -torch.arange(group.size, dtype=torch.double)}
         masks = allocate(order, subject.space, budget, reserved=_reserved(subject, len(sites)))
         width = int(masks[group.name].sum())
-        epsilon = epsilon_of(model.get_submodule(sites[0].norm))
+        epsilon = epsilon_of(model.get_submodule(sites[0].own_norm))
         bases: list[Tensor] = []
 
         def principal(moments: Moments) -> Tensor:

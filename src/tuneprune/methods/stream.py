@@ -86,7 +86,7 @@ class Walk:
 
     def look_inside(self, index: int, moments: Moments) -> None:
         """Count the stream between attention and MLP of layer `index`, before which the walk stands."""
-        norm = self.model.get_submodule(self.architecture.blocks[index].mlp_norm)
+        norm = self.model.get_submodule(list(self.architecture.sites())[2 * index + 1].own_norm)
         for batch, stream in zip(self.batches, self.streams, strict=True):
             real = real_tokens(batch)
             self._run(batch, (index, stream), {norm: lambda inside, real=real: moments.add(inside, real)})
@@ -97,7 +97,7 @@ class Walk:
 
     def go_on(self, index: int, projection: Float[Tensor, "hidden hidden"]) -> None:
         """Walk past layer `index`, replacing the stream between its attention and MLP."""
-        norm = self.model.get_submodule(self.architecture.blocks[index].mlp_norm)
+        norm = self.model.get_submodule(list(self.architecture.sites())[2 * index + 1].own_norm)
 
         def replace(inside: Tensor) -> None:
             inside.copy_(inside @ projection.to(inside))  # in place: the skip connection reads the same tensor

@@ -208,6 +208,13 @@ class Architecture:
             for block in self.blocks
         )
 
+    def stream_norms(self) -> Iterator[str]:
+        """Paths of all norms over the residual stream, or over what is added to it."""
+        for block in self.blocks:
+            norms = (block.attention_norm, block.attention_post_norm, block.mlp_norm, block.mlp_post_norm)
+            yield from dict.fromkeys(norm for norm in norms if norm is not None)
+        yield self.final_norm
+
     def sites(self) -> Iterator[Site]:
         """Where the residual stream is read, in forward order: twice a block, and before the head."""
         writer = self.embed

@@ -12,12 +12,12 @@ def residual(
 ) -> tuple[Group, ...]:
     """One group for the whole model: the dims of the residual stream (SliceGPT, PAT, Minitron).
 
-    Everything that enters the stream is masked, so a removed dim is zero everywhere: norms keep it zero, and what
-    reads it reads nothing. The group stands at layer 0, because it belongs to none.
+    Everything that enters the stream is masked where a linear writes it, so a removed dim is zero everywhere: norms,
+    before a sublayer or behind it, keep it zero, and what reads it reads nothing. The group stands at layer 0, because
+    it belongs to none.
 
     Raises:
-        UnsupportedModel: the norms are LayerNorms, whose mean a removed dim would still change, or stand after the
-            sublayers, where they see the dims that would go.
+        UnsupportedModel: the norms are LayerNorms, whose mean a removed dim would still change.
     """
     if layer:
         return ()
@@ -27,13 +27,8 @@ def residual(
             f"{architecture.family}: space `residual` needs RMSNorm, but this family's LayerNorm subtracts a mean over"
             " all dims of the stream. Use space `width`, `disp` or `depth`."
         )
-    if not architecture.is_rotatable:
-        raise UnsupportedModel(
-            f"{architecture.family}: space `residual` needs norms before attention and MLP only, but this family's"
-            " normalise what these write, removed dims included. Use space `width`, `head_dim` or `disp`."
-        )
     stream = Segment((architecture.hidden,), 0)
-    addresses = [(f"{module}.weight", 0) for module in _norms(architecture)]
+    addresses = [(f"{module}.weight", 0) for module in architecture.stream_norms()]
     addresses += [(f"{module}.weight", 1) for module in (architecture.embed, *_readers(architecture))]
     for writer in writers:
         addresses += [(f"{writer}.weight", 0), (f"{writer}.bias", 0)]
@@ -56,13 +51,6 @@ def residual(
         tuning_gates=(embedding, *base_writes, *skips),
     )
     return (group,)
-
-
-def _norms(architecture: Architecture) -> Iterator[str]:
-    """The norms over the residual stream."""
-    for site in architecture.sites():
-        if site.norm is not None:
-            yield site.norm
 
 
 def _readers(architecture: Architecture) -> Iterator[str]:
