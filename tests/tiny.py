@@ -131,8 +131,8 @@ NO_NARROW_STREAM = {"gemma2", "gemma3"}
 """Families whose stock class derives something else from the width of the residual stream."""
 ROUNDED = {("qwen3", "head_dim"), ("gemma3", "head_dim"), ("olmo2", "width"), ("olmo2", "head_dim")}
 """Where a norm loses features. Hugging Face's RMSNorm computes in float32, so these agree to its rounding only."""
-UNGATED = {"starcoder2", "phi", "gpt_neox"}
-"""Families whose MLP has no gate; only gated ones can be routed."""
+UNGATED = {"starcoder2", "phi", "gpt_neox", *MIXTURES}
+"""Families whose layers have no gated MLP; only those can be routed."""
 CASES = [(variant, space) for variant in VARIANTS for space in SPACES if (variant, space) not in REFUSED]
 CASES += [(variant, "experts") for variant in MIXTURES]
 

@@ -105,7 +105,7 @@ def test_plan_of_a_one_shot_method_is_the_one_its_run_cuts_by(tmp_path, model_fo
     assert tuneprune("compress", model_folder, "--plan", tmp_path / "planned" / "plan", "--out", tmp_path / "cut") == 0
     capsys.readouterr()
     assert tuneprune("plan", run_file, "--set", "method=atp", "--out", tmp_path / "other") == 2
-    assert "magnitude, random" in capsys.readouterr().err
+    assert "magnitude, minitron, random" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 
 

@@ -12,6 +12,7 @@ from tuneprune import families
 from tuneprune.compress.biases import new_biases, with_new_biases
 from tuneprune.compress.modeling_pruned import epsilon_name, resize, resize_head
 from tuneprune.compress.rewrite import rewrite
+from tuneprune.errors import PlanMismatch
 from tuneprune.structure.architecture import Architecture, Block, Experts
 from tuneprune.structure.edits import EVERYWHERE, Drop, Keep, Rotate, Route
 from tuneprune.structure.plan import Cuts, Plan
@@ -35,7 +36,7 @@ def cut(model: PreTrainedModel, architecture: Architecture, space: PruningSpace,
     `config.pruned`, which `modeling_pruned.py` reads.
 
     Raises:
-        PlanMismatch: the plan belongs to another space.
+        PlanMismatch: the plan belongs to another space, or drops layers of a model that no stock class holds.
     """
     added = new_biases(space, plan)
     cuts = with_new_biases({**plan.lower(space), **_skip_cuts(architecture, space, plan)}, added)
@@ -50,7 +51,8 @@ def cut(model: PreTrainedModel, architecture: Architecture, space: PruningSpace,
     if stock is not None:
         _scale_projections(architecture, narrowed, tensors)
         return _assemble(stock, tensors, model)
-    assert not plan.of_kind(Drop), "a model that loses layers keeps all other widths, so a stock class holds it"
+    if plan.of_kind(Drop):
+        raise PlanMismatch("The plan drops layers and adds biases, routers or skip matrices too; it can do only one.")
     pruned = layout(architecture, space, plan, tensors)
     pruned["norms"] = _norm_shapes(narrowed, tensors, model)
     own = _indices(architecture, space, plan) | _routers(routes, model.dtype)
