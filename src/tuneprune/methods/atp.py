@@ -12,7 +12,7 @@ sample. `decisions: on_budget` and `prior: taylor` go beyond the paper: see the 
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -20,35 +20,16 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from tuneprune.methods.base import Method, Metrics, Search, Subject, churn, generator_for
+from tuneprune.methods.compensate import Compensation
 from tuneprune.methods.generator import GeneratorOptimizer, budget_distance, make_generator, on_budget, sampled
-from tuneprune.methods.regularise import (
-    group_lasso,
-    linear_decay,
-    proximal_step,
-    proximal_strength,
-    settle,
-)
+from tuneprune.methods.paper_settings import ATP_PAPER
+from tuneprune.methods.regularise import Regulariser, settle
+from tuneprune.methods.removal import cubic, partial
 from tuneprune.methods.scoring import prior, standardised_logs, unit_costs
 from tuneprune.structure.budget import Budget, allocate
 from tuneprune.structure.masks import Gates, straight_through
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.space import Masks
-
-PAPER = {  # every option that matters here is named, so that other defaults do not change the preset
-    "decision": "dynamic",
-    "decisions": "sampled",
-    "prior": "none",
-    "generator": "transformer",
-    "control_share": 0.5,
-    "decision_every": 1,
-    "temperature": 0.4,
-    "base": 3.0,
-    "budget_weight": 5.0,
-    "lora_aware": True,
-    "regulariser": "lasso",
-    "lasso_weight": 0.3,
-    "lasso_weight_frozen": 1000.0,
-}
 
 
 class Atp(Method):
@@ -57,7 +38,7 @@ class Atp(Method):
     name = "atp"
     paper = "https://arxiv.org/abs/2412.14426"
     spaces = ("width", "head_dim", "disp", "residual", "depth")
-    presets: ClassVar = {"atp-paper": PAPER}
+    presets: ClassVar = {"atp-paper": ATP_PAPER}
 
     decision: Literal["dynamic", "static"] = Field(
         default="dynamic",
@@ -106,6 +87,13 @@ class Atp(Method):
     proximal_weight: float = Field(default=5e4, ge=0, description="shrinkage per learning rate at the last step")
     decay_share: float = Field(default=0.5, gt=0, le=1, description="share of the frozen phase until LoRA is zero")
 
+    compensate: bool = Field(
+        default=False,
+        description="at every decision, fold what removed units contributed into the kept columns of the frozen linears"
+        " that read them (least squares on calibration data)",
+    )
+    compensate_ridge: float = Field(default=0.01, gt=0, description="ridge over the mean second moment of kept inputs")
+
     @model_validator(mode="after")
     def _heads_divide(self) -> "Atp":
         if self.generator_size % self.generator_heads:
@@ -137,9 +125,19 @@ class AtpSearch(Search):
             random=generator_for(subject.seed, purpose=2),
         ).to(self.device)
         self.optimizer = GeneratorOptimizer(self.generator, options.generator_learning_rate, options.generator_clip)
+        self.regulariser = Regulariser(
+            subject,
+            options.regulariser,
+            lasso_weights=(options.lasso_weight, options.lasso_weight_frozen),
+            proximal_weight=options.proximal_weight,
+            decay_share=options.decay_share,
+        )
         self.noise = generator_for(subject.seed, purpose=3)
         self.control_steps = round(options.control_share * subject.total_steps)
         self.step, self.frozen_at = 0, -1
+        self.compensation = (
+            Compensation(subject, options.compensate_ridge, options.prior_momentum) if options.compensate else None
+        )
         self._scores: dict[str, Tensor] | None = None
         self._masks = subject.space.ones(self.device)
 
@@ -165,6 +163,7 @@ class AtpSearch(Search):
             metrics = self._improve(step)
             with torch.no_grad():
                 self._masks = self._relaxed(self._logits(), step)[1]
+            self._compensate()
         return metrics | {"mask_churn": churn(before, self._masks)}
 
     def context(self) -> AbstractContextManager[None]:
@@ -172,24 +171,12 @@ class AtpSearch(Search):
         return self.gates(self._masks, "open" if self.options.lora_aware else "masked")
 
     def penalty(self) -> Tensor | None:
-        """The weighted group lasso: the LoRA norms of removed units."""
-        if self.options.regulariser != "lasso":
-            return None
-        lasso = group_lasso(self.subject.model, self.subject.space, self._masks)
-        weight = self.options.lasso_weight if self.phase == "control" else self.options.lasso_weight_frozen
-        return None if lasso is None else weight * lasso
+        """What the regulariser adds to the loss for LoRA on removed units."""
+        return self.regulariser.penalty(self._masks, frozen=self.frozen_at >= 0)
 
     def after_step(self, learning_rate: float) -> None:
-        """The proximal step, or the linear decay, on LoRA of removed units."""
-        model, space, options = self.subject.model, self.subject.space, self.options
-        if options.regulariser == "proximal":
-            progress = (self.step + 1) / self.subject.total_steps
-            strength = proximal_strength(options.proximal_weight, progress, learning_rate)
-            proximal_step(model, space, self._masks, strength)
-        elif options.regulariser == "linear_decay" and self.phase == "frozen":
-            frozen_steps = self.subject.total_steps - self.frozen_at
-            steps = max(1, round(options.decay_share * frozen_steps))
-            linear_decay(model, space, self._masks, self.step - self.frozen_at, steps)
+        """What the regulariser does to LoRA on removed units."""
+        self.regulariser.after_step(self._masks, self.step, self.frozen_at, learning_rate)
 
     def masks(self) -> Masks:
         """The hard masks in force."""
@@ -210,6 +197,7 @@ class AtpSearch(Search):
             "scores": self._scores,
             "masks": self._masks,
             "frozen_at": self.frozen_at,
+            "compensation": None if self.compensation is None else self.compensation.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -220,11 +208,16 @@ class AtpSearch(Search):
         self._scores = state["scores"]
         self._masks = {name: mask.to(self.device) for name, mask in state["masks"].items()}
         self.frozen_at = state["frozen_at"]
+        if self.compensation is not None and state["compensation"]["moments"]:
+            self.compensation.load_state_dict(state["compensation"], self._masks)
 
     def _logits(self) -> dict[str, Tensor]:
         """The generator's logits on top of the prior."""
         if self._scores is None:
-            self._scores = prior(self.options.prior, self.subject, self.options.prior_batches)
+            with self._watching():
+                self._scores = prior(self.options.prior, self.subject, self.options.prior_batches)
+            if self.compensation is not None and not self.compensation.moments:
+                self.compensation.gather(self.options.prior_batches)  # only Taylor's prior runs the model
         logits, start = self.generator(), standardised_logs(self._scores, self.options.prior_scale)
         return {name: value + start[name].to(self.device) for name, value in logits.items()}
 
@@ -247,9 +240,7 @@ class AtpSearch(Search):
 
     def _allocate(self, logits: dict[str, Tensor], done: float = 1.0) -> dict[str, Tensor]:
         """The best-scored units within the budget, or within its gradual form when the control phase is not done."""
-        budget = self.budget
-        if self.options.gradual and done < 1.0:
-            budget = budget.model_copy(update={"keep": budget.keep + (1 - budget.keep) * (1 - done) ** 3})
+        budget = partial(self.budget, cubic(done)) if self.options.gradual else self.budget
         masks = allocate(logits, self.subject.space, budget)
         return {name: mask.to(self.device) for name, mask in masks.items()}
 
@@ -258,6 +249,14 @@ class AtpSearch(Search):
         with torch.no_grad():
             self._masks = self._allocate(self._logits())
         self.frozen_at = self.step
+        self._compensate()
+
+    def _compensate(self) -> None:
+        if self.compensation is not None:
+            self.compensation.apply(self._masks)
+
+    def _watching(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.compensation is None else self.compensation.watching()
 
     def _improve(self, index: int) -> Metrics:
         """One generator step on calibration data: L_PDG = CE(masked) + alpha * R (docs/methods/atp.md)."""
@@ -266,7 +265,7 @@ class AtpSearch(Search):
         passed_through = {name: straight_through(hard[name], soft[name]) for name in soft}
         is_sampled = options.decisions == "sampled"
         masks = soft if is_sampled else passed_through
-        with self.gates(masks):
+        with self._watching(), self.gates(masks):
             loss = self.subject.runtime.loss(self.subject.calibration())
             budget_loss = budget_distance(space, passed_through, self.budget.target(space))
             total = loss + options.budget_weight * budget_loss.float() if is_sampled else loss

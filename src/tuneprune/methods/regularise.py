@@ -1,6 +1,8 @@
 """Ways to drive LoRA on removed units to zero, so that cutting them changes nothing (docs/methods/atp.md)."""
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -87,3 +89,34 @@ def settle(masks: Masks, subject: Subject, budget: Budget, method: Method) -> Pl
     project(subject.model, subject.space, masks)
     plan = decide(masks, subject, budget, method)
     return Plan(plan.edits, plan.space, {**plan.provenance, "lora_residue": residue})
+
+
+@dataclass(frozen=True)
+class Regulariser:
+    """One of these ways, over a whole run: a term of the loss, or what follows an optimiser step."""
+
+    subject: Subject
+    kind: Literal["lasso", "proximal", "linear_decay", "none"]
+    lasso_weights: tuple[float, float]
+    """While decisions are revised, and after."""
+    proximal_weight: float
+    decay_share: float
+    """Share of the frozen phase until LoRA is zero."""
+
+    def penalty(self, masks: Masks, *, frozen: bool) -> Tensor | None:
+        """The weighted group lasso, where that is the way."""
+        if self.kind != "lasso":
+            return None
+        lasso = group_lasso(self.subject.model, self.subject.space, masks)
+        return None if lasso is None else self.lasso_weights[frozen] * lasso
+
+    def after_step(self, masks: Masks, step: int, frozen_at: int, learning_rate: float) -> None:
+        """The proximal step, or the linear decay once the decision is frozen (`frozen_at` not negative)."""
+        model, space, total = self.subject.model, self.subject.space, self.subject.total_steps
+        if self.kind == "proximal":
+            proximal_step(
+                model, space, masks, proximal_strength(self.proximal_weight, (step + 1) / total, learning_rate)
+            )
+        elif self.kind == "linear_decay" and frozen_at >= 0:
+            steps = max(1, round(self.decay_share * (total - frozen_at)))
+            linear_decay(model, space, masks, step - frozen_at, steps)

@@ -113,6 +113,16 @@ def test_control_share_of_zero_keeps_the_priors_decision(tmp_path):
     assert watch.phases == ["frozen"] * 6
 
 
+@pytest.mark.parametrize("prior", ["none", "magnitude", "taylor"])
+@pytest.mark.parametrize("decisions", ["sampled", "on_budget"])
+@pytest.mark.parametrize("control_share", [0.0, 0.5])
+def test_compensation_has_moments_whatever_the_prior(tmp_path, prior, decisions, control_share):
+    made = setting(tmp_path, steps=4)
+    search = made.begin(compensate=True, prior=prior, decisions=decisions, control_share=control_share)
+    made.tuner.run(search)
+    assert set(search.compensation.moments) == set(search.compensation.modules)
+
+
 def test_decision_every(tmp_path):
     made = setting(tmp_path, steps=8)
     search = made.begin(decision_every=3, control_share=1.0)
@@ -199,12 +209,13 @@ def test_lora_aware_off_masks_lora_too(tmp_path):
     assert moved[True] > 0
 
 
-@pytest.mark.parametrize("decisions", ["sampled", "on_budget"])
+@pytest.mark.parametrize(("decisions", "compensate"), [("sampled", False), ("on_budget", False), ("on_budget", True)])
 @pytest.mark.parametrize("stop", [2, 5])
-def test_state_dict_continues_identically(tmp_path, decisions, stop):
+def test_state_dict_continues_identically(tmp_path, decisions, compensate, stop):
     def begin(folder):
         made = setting(tmp_path / folder, steps=8, checkpoint_every=stop)
-        return made, made.begin(decisions=decisions, generator_learning_rate=0.3)
+        options = {"decisions": decisions, "compensate": compensate, "control_share": 0.5}
+        return made, made.begin(generator_learning_rate=0.3, **options)
 
     whole, whole_search = begin("whole")
     whole.tuner.run(whole_search, fingerprint="f")
@@ -225,7 +236,7 @@ def test_state_dict_continues_identically(tmp_path, decisions, stop):
     assert_equal(trainable(whole.model), trainable(again.model))
     assert_equal(whole_search.generator.state_dict(), again_search.generator.state_dict())
     assert same(whole_search.plan().masks(whole.space), again_search.plan().masks(again.space))
-    assert_equal(trainable(whole.model), trainable(again.model))
+    assert_equal(dict(whole.model.named_parameters()), dict(again.model.named_parameters()))
 
 
 def test_seed_decides(tmp_path):
@@ -247,3 +258,23 @@ def test_provenance_says_who_decided(tmp_path):
     assert provenance["method"]["generator_size"] == 8
     assert provenance["budget"]["keep"] == 0.7
     assert provenance["space"] == "width"
+
+
+def test_compensation_changes_only_what_reads_gated_units_and_stays_after_the_freeze(tmp_path):
+    made = setting(tmp_path, steps=8)
+    dense = {path: p.detach().clone() for path, p in made.model.named_parameters() if not p.requires_grad}
+    frozen = []
+    search = made.begin(Budget(keep=0.6), compensate=True, control_share=0.5)
+    made.tuner.observe = lambda metrics: frozen.append(weights()) if metrics["phase"] == "frozen" else None
+
+    def weights():
+        return {path: made.model.get_parameter(path).detach().clone() for path in dense}
+
+    made.tuner.run(search)
+    search.plan()
+    readers = {f"{gate.module}.base_layer.weight" for group in made.space.groups for gate in group.gates}
+    changed = {path for path, weight in weights().items() if not torch.equal(weight, dense[path])}
+    assert changed
+    assert changed <= readers
+    for later in [*frozen, weights()]:
+        assert_equal(frozen[0], later)

@@ -1,0 +1,109 @@
+"""Least-squares compensation: what removed inputs of a linear contributed moves into the inputs it keeps.
+
+SPA/OBSPA (arXiv 2403.18955) on whole units, again at every decision. With S the kept and R the removed inputs of a
+linear, W its pretrained weight and H the second moments of its inputs:
+
+    W_S <- W_S + W_R H_RS (H_SS + ridge · mean(diag H_SS) · I)⁻¹
+"""
+
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from tuneprune.methods.base import Subject
+from tuneprune.structure.space import Masks, PruningSpace
+from tuneprune.structure.weights import base_weight
+
+Moments = dict[str, Tensor]
+"""Mean over tokens of x xᵀ of what enters a linear, by module; float32."""
+
+
+def gated_inputs(space: PruningSpace, masks: Masks) -> dict[str, Tensor]:
+    """Which inputs stay, as booleans, for every linear whose input the masks gate."""
+    kept: dict[str, Tensor] = {}
+    for group in space.groups:
+        for gate in group.gates:
+            if gate.side == "input":
+                width = space.shapes[f"{gate.module}.weight"][1]
+                flags = kept.setdefault(gate.module, torch.ones(width, dtype=torch.bool))
+                segment = gate.segment
+                flags[segment.start : segment.start + segment.extent] = segment.spread(masks[group.name].cpu()) > 0
+    return kept
+
+
+def ridge_update(weight: Tensor, moment: Tensor, kept: Tensor, ridge: float) -> Tensor:
+    """What is added to the kept columns of `weight`: the equation above."""
+    inner = moment[kept][:, kept].double()
+    inner.diagonal().add_(ridge * inner.diagonal().mean().clamp(min=1e-12))
+    factor = torch.linalg.cholesky(inner)
+    return torch.cholesky_solve(moment[kept][:, ~kept].double() @ weight[:, ~kept].double().T, factor).T
+
+
+class Compensation:
+    """The frozen weights of all linears whose inputs are gated, kept the best ones for the decision in force.
+
+    Moments are gathered from forwards that a search makes anyway (`watching`) and follow the weights by an
+    exponential mean.
+    """
+
+    def __init__(self, subject: Subject, ridge: float, momentum: float) -> None:
+        self.subject, self.ridge, self.momentum = subject, ridge, momentum
+        self.modules = list(gated_inputs(subject.space, subject.space.ones()))
+        self.moments: Moments = {}
+        self._dense = {name: base_weight(subject.model, f"{name}.weight").detach().clone() for name in self.modules}
+
+    @contextmanager
+    def watching(self) -> Generator[None, None, None]:
+        """Add what the forwards inside show to the moments; enter it before gates, whose own hooks come later."""
+        seen: dict[str, list[Tensor]] = {name: [] for name in self.modules}
+
+        def record(name: str, _: Module, inputs: tuple[Any, ...]) -> None:
+            rows = inputs[0].detach().flatten(0, -2).float()
+            with torch.autocast(rows.device.type, enabled=False):  # sums of bf16 would not be positive definite
+                moment = rows.T @ rows / len(rows)
+            if not seen[name] or not torch.equal(
+                moment, seen[name][-1]
+            ):  # checkpointing runs forwards twice
+                seen[name].append(moment)
+
+        with ExitStack() as hooks:
+            for name in self.modules:
+                module = self.subject.model.get_submodule(name)
+                hooks.callback(module.register_forward_pre_hook(partial(record, name)).remove)
+            yield
+        fresh = {name: torch.stack(parts).mean(0) for name, parts in seen.items() if parts}
+        self.subject.runtime.average(fresh.values())
+        for name, moment in fresh.items():
+            before = self.moments.get(name)
+            self.moments[name] = moment if before is None else before.lerp_(moment, 1 - self.momentum)
+
+    @torch.no_grad()
+    def gather(self, batches: int) -> None:
+        """Moments of the model as it is, by forwards of their own."""
+        with self.watching():
+            for _ in range(batches):
+                self.subject.runtime.loss(self.subject.calibration())
+
+    @torch.no_grad()
+    def apply(self, masks: Masks) -> None:
+        """Set the frozen weights for these masks."""
+        for name, kept in gated_inputs(self.subject.space, masks).items():
+            dense, weight = self._dense[name], base_weight(self.subject.model, f"{name}.weight")
+            kept = kept.to(weight.device)
+            weight.copy_(dense)
+            if not kept.all():
+                weight[:, kept] += ridge_update(dense, self.moments[name], kept, self.ridge).to(weight)
+
+    def state_dict(self) -> dict[str, Moments]:
+        """The moments; the pretrained weights come with the model."""
+        return {"moments": self.moments}
+
+    def load_state_dict(self, state: dict[str, Moments], masks: Masks) -> None:
+        """Go on from a `state_dict`, under the decision that was in force."""
+        self.moments = state["moments"]
+        self.apply(masks)

@@ -1,0 +1,86 @@
+"""Least-squares compensation: against closed forms, and on whole models."""
+
+import pytest
+import torch
+from tiny_tuning import hooks_of, setting
+
+from tuneprune.methods.compensate import Compensation, gated_inputs, ridge_update
+from tuneprune.structure.masks import Gates
+from tuneprune.structure.weights import base_weight
+
+
+def removing_channels(space, units):
+    masks = space.ones()
+    group = next(group for group in space.groups if group.kind == "mlp_channel")
+    masks[group.name][units] = 0.0
+    return masks, next(gate.module for gate in group.gates)
+
+
+def forward(made, batch):
+    arguments = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}
+    with torch.no_grad():
+        return made.model(**arguments).logits
+
+
+def test_moments_are_those_of_the_inputs_before_the_gate(tmp_path):
+    made = setting(tmp_path, lora=False)
+    masks, module = removing_channels(made.space, [1, 2])
+    seen = []
+    hook = made.model.get_submodule(module).register_forward_pre_hook(lambda _, x: seen.append(x[0].flatten(0, 1)))
+    batches = [made.tuner.calibration_stream.next() for _ in range(2)]
+    forward(made, batches[0])
+    forward(made, batches[1])
+    hook.remove()
+    compensation = Compensation(made.subject, ridge=0.01, momentum=0.75)
+    for batch in batches:
+        with compensation.watching(), Gates(made.model, made.space)(masks):
+            forward(made, batch)
+    first, second = (inputs.T @ inputs / len(inputs) for inputs in seen)
+    torch.testing.assert_close(compensation.moments[module], 0.75 * first + 0.25 * second, rtol=1e-5, atol=1e-7)
+    assert set(compensation.moments) == set(gated_inputs(made.space, masks))
+    assert hooks_of(made.model) == 0
+
+
+def test_moments_are_exact_under_autocast(tmp_path):
+    made = setting(tmp_path, lora=False)
+    seen = []
+    _, module = removing_channels(made.space, [])
+    hook = made.model.get_submodule(module).register_forward_pre_hook(lambda _, x: seen.append(x[0].flatten(0, 1)))
+    compensation = Compensation(made.subject, ridge=0.01, momentum=0.9)
+    with torch.autocast("cpu", torch.bfloat16), compensation.watching():
+        forward(made, made.tuner.calibration_stream.next())
+    hook.remove()
+    rows = seen[0].float()
+    torch.testing.assert_close(compensation.moments[module], rows.T @ rows / len(rows), rtol=1e-5, atol=1e-9)
+
+
+def test_update_is_the_ridge_solution():
+    draw = torch.Generator().manual_seed(3)
+    inputs, weight = (torch.randn(rows, 6, dtype=torch.double, generator=draw) for rows in (200, 4))
+    kept = torch.tensor([True, False, True, True, False, True])
+    moment = inputs.T @ inputs
+    scale = (0.1 * moment.diagonal()[kept].mean()).sqrt()
+    rows = torch.cat([inputs[:, kept], scale * torch.eye(4, dtype=torch.double)])
+    wanted = torch.cat([inputs[:, ~kept] @ weight[:, ~kept].T, torch.zeros(4, 4, dtype=torch.double)])
+    solution = torch.linalg.lstsq(rows, wanted).solution.T
+    torch.testing.assert_close(ridge_update(weight, moment, kept, ridge=0.1), solution)
+
+
+@pytest.mark.parametrize("space_name", ["width", "head_dim"])
+def test_a_removed_twin_is_replaced_by_its_twin(tmp_path, space_name):
+    made = setting(tmp_path, space_name=space_name)
+    masks, module = removing_channels(made.space, [5])
+    with torch.no_grad():
+        for name in ("gate_proj", "up_proj"):
+            weight = base_weight(made.model, f"{module.rpartition('.')[0]}.{name}.weight")
+            weight[5] = weight[4]
+    batch = made.tuner.calibration_stream.next()
+    dense = forward(made, batch)
+    compensation = Compensation(made.subject, ridge=1e-6, momentum=0.9)
+    with compensation.watching():
+        forward(made, batch)
+    compensation.apply(masks)
+    with Gates(made.model, made.space)(masks):
+        torch.testing.assert_close(forward(made, batch), dense, rtol=1e-3, atol=1e-3)
+    compensation.apply(made.space.ones())
+    assert torch.equal(forward(made, batch), dense)
