@@ -148,7 +148,7 @@ def hardware() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded/base")
-    parser.add_argument("--steps", type=int, default=48, help="steps of one run; in a quarter of them ATP decides")
+    parser.add_argument("--steps", type=int, default=48, help="steps of one run; ATP decides in half, at most 30")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--variants", default=",".join(VARIANTS[:2]), help=f"beside lora: {', '.join(VARIANTS[1:])}")

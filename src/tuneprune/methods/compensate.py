@@ -66,9 +66,7 @@ class Compensation:
             rows = inputs[0].detach().flatten(0, -2).float()
             with torch.autocast(rows.device.type, enabled=False):  # sums of bf16 would not be positive definite
                 moment = rows.T @ rows / len(rows)
-            if not seen[name] or not torch.equal(
-                moment, seen[name][-1]
-            ):  # checkpointing runs forwards twice
+            if not seen[name] or not torch.equal(moment, seen[name][-1]):  # checkpointing runs forwards twice
                 seen[name].append(moment)
 
         with ExitStack() as hooks:

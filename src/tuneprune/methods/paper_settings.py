@@ -14,4 +14,5 @@ ATP_PAPER = {
     "regulariser": "lasso",
     "lasso_weight": 0.3,
     "lasso_weight_frozen": 1000.0,
+    "compensate": False,
 }
