@@ -7,7 +7,8 @@ Paper: https://arxiv.org/abs/2412.14426 (symbols, equations, differences: docs/m
 
 Changed: Q/K dims are tied across rotary pairs, masks of the `disp` space have full length, the generator always runs in
 float32 without dropout, and the final decision is deterministic and meets the budget instead of being the last noisy
-sample. `decisions: on_budget` and `prior: taylor` go beyond the paper: see the fields.
+sample. `decisions: on_budget`, `prior: taylor` and `compensate` go beyond the paper: see the fields; the preset
+`atp-paper` does without them.
 """
 
 import math
@@ -70,7 +71,10 @@ class Atp(Method):
     generator_learning_rate: float = Field(default=1e-3, gt=0, description="a fifth of it in the last fifth of control")
     generator_clip: float = Field(default=1.0, gt=0, description="largest gradient norm of a generator step")
     control_share: float = Field(
-        default=0.25, ge=0, le=1, description="share of the steps in which decisions are revised"
+        default=0.5, ge=0, le=1, description="share of the steps in which decisions are revised"
+    )
+    control_limit: int | None = Field(
+        default=30, ge=1, description="at most so many steps in which decisions are revised, however long the run"
     )
     gradual: bool = Field(
         default=True,
@@ -88,7 +92,7 @@ class Atp(Method):
     decay_share: float = Field(default=0.5, gt=0, le=1, description="share of the frozen phase until LoRA is zero")
 
     compensate: bool = Field(
-        default=False,
+        default=True,
         description="at every decision, fold what removed units contributed into the kept columns of the frozen linears"
         " that read them (least squares on calibration data)",
     )
@@ -133,7 +137,8 @@ class AtpSearch(Search):
             decay_share=options.decay_share,
         )
         self.noise = generator_for(subject.seed, purpose=3)
-        self.control_steps = round(options.control_share * subject.total_steps)
+        limit = subject.total_steps if options.control_limit is None else options.control_limit
+        self.control_steps = min(limit, round(options.control_share * subject.total_steps))
         self.step, self.frozen_at = 0, -1
         self.compensation = (
             Compensation(subject, options.compensate_ridge, options.prior_momentum) if options.compensate else None

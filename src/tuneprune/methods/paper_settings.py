@@ -6,6 +6,7 @@ ATP_PAPER = {
     "prior": "none",
     "generator": "transformer",
     "control_share": 0.5,
+    "control_limit": None,
     "decision_every": 1,
     "temperature": 0.4,
     "base": 3.0,

@@ -123,6 +123,14 @@ def test_compensation_has_moments_whatever_the_prior(tmp_path, prior, decisions,
     assert set(search.compensation.moments) == set(search.compensation.modules)
 
 
+def test_control_limit_ends_the_control_phase_early(tmp_path):
+    made = setting(tmp_path, steps=8)
+    search = made.begin(control_share=0.75, control_limit=2)
+    watch = Watch(made, search)
+    made.tuner.run(search)
+    assert watch.phases == ["control"] * 2 + ["frozen"] * 6
+
+
 def test_decision_every(tmp_path):
     made = setting(tmp_path, steps=8)
     search = made.begin(decision_every=3, control_share=1.0)
