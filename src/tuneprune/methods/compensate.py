@@ -77,6 +77,8 @@ class Compensation:
         fresh = {name: torch.stack(parts).mean(0) for name, parts in seen.items() if parts}
         self.subject.runtime.average(fresh.values())
         for name, moment in fresh.items():
+            if not torch.isfinite(moment).all():
+                continue  # a step that diverges is the loop's to report
             before = self.moments.get(name)
             self.moments[name] = moment if before is None else before.lerp_(moment, 1 - self.momentum)
 
@@ -94,7 +96,7 @@ class Compensation:
             dense, weight = self._dense[name], base_weight(self.subject.model, f"{name}.weight")
             kept = kept.to(weight.device)
             weight.copy_(dense)
-            if not kept.all():
+            if not kept.all() and name in self.moments:
                 weight[:, kept] += ridge_update(dense, self.moments[name], kept, self.ridge).to(weight)
 
     def state_dict(self) -> dict[str, Moments]:
