@@ -96,7 +96,7 @@ class Compensation:
             dense, weight = self._dense[name], base_weight(self.subject.model, f"{name}.weight")
             kept = kept.to(weight.device)
             weight.copy_(dense)
-            if not kept.all() and name in self.moments:
+            if kept.any() and not kept.all() and name in self.moments:
                 weight[:, kept] += ridge_update(dense, self.moments[name], kept, self.ridge).to(weight)
 
     def state_dict(self) -> dict[str, Moments]:
