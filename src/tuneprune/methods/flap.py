@@ -89,10 +89,11 @@ class Flap(Method):
     ) -> tuple[dict[str, Tensor], list[Bias]]:
         """The decision, with the biases it needs paid for by the budget.
 
-        The first try pays for a bias in every module; the second only for those that the first one uses.
+        The first try pays for a bias in every module; the second only for those that the first one uses. Nothing is
+        paid where nothing has to go.
         """
         space = subject.space
-        if not self.bias:
+        if not self.bias or budget.target(space) >= space.num_parameters:
             return allocate(scores, space, budget), []
         outputs = {
             consumer(group).module: space.shapes[f"{consumer(group).module}.weight"][0] for group in space.groups

@@ -141,6 +141,13 @@ def test_flap_pays_for_the_biases_it_needs_and_for_no_other(tmp_path, variant):
         assert (plan.added(made.space) > 0) == (variant == "llama")
 
 
+def test_flap_removes_nothing_where_nothing_has_to_go(tmp_path):
+    made = setting(tmp_path, lora=False)
+    plan = methods.build({"name": "flap", "batches": 1}).begin(made.subject, Budget(keep=1.0)).plan()
+    assert plan.widths(made.space) == {group.name: group.size for group in made.space.groups}
+    assert plan.added(made.space) == 0
+
+
 def widths(made, **options):
     method = methods.build({"name": "flap", "batches": 2, "bias": False, **options})
     return method.begin(made.subject, Budget(keep=0.7)).plan().widths(made.space)
