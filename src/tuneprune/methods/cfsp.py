@@ -64,12 +64,10 @@ class Cfsp(Method):
         }
         low = space.count(floors)
         if budget.target(space) < low:
-            whole = space.num_parameters if budget.of == "total" else space.num_prunable
-            lowest = math.ceil((low - space.num_parameters + whole) / whole * 1e4) / 1e4
             raise UnreachableBudget(
                 f"method `{self.name}` removes MLP channels only, so it cannot reach budget.keep={budget.keep} of"
-                f" {budget.of} parameters: it keeps {lowest:.4f} of this model at least. Raise budget.keep, or choose a"
-                " method that removes attention too."
+                f" {budget.of} parameters: it keeps {budget.smallest_keep(space, low):.4f} of this model at least."
+                " Raise budget.keep, or choose a method that removes attention too."
             )
 
     def begin(self, subject: Subject, budget: Budget) -> Search:

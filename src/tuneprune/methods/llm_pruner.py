@@ -73,12 +73,10 @@ class LlmPruner(Method):
         pruned = self.pruned_part(space, budget)
         lowest = reachable(pruned, budget)[0] if pruned.groups else space.num_parameters
         if budget.target(space) < lowest:
-            whole = space.num_parameters if budget.of == "total" else space.num_prunable
-            share = 1 - (space.num_parameters - lowest) / whole
             raise UnreachableBudget(
                 f"budget.keep={budget.keep} of {budget.of} parameters cannot be met: with its first and last layers"
                 f" whole (method.protect_first={self.protect_first}, method.protect_last={self.protect_last}) the model"
-                f" goes down to {share:.4f}. Protect less, or raise budget.keep."
+                f" goes down to {budget.smallest_keep(space, lowest):.4f}. Protect less, or raise budget.keep."
             )
 
     def begin(self, subject: Subject, budget: Budget) -> Search:

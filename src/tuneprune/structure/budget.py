@@ -41,6 +41,11 @@ class Budget(BaseModel, frozen=True, extra="forbid"):
             return round(self.keep * space.num_parameters)
         return space.num_parameters - round((1 - self.keep) * space.num_prunable)
 
+    def smallest_keep(self, space: PruningSpace, parameters: int) -> float:
+        """The smallest `keep`, to four digits, with room for a model of so many parameters."""
+        whole = space.num_parameters if self.of == "total" else space.num_prunable
+        return math.ceil((parameters - space.num_parameters + whole) / whole * 1e4) / 1e4
+
 
 @dataclass(frozen=True)
 class Chain:
@@ -82,10 +87,9 @@ def check(space: PruningSpace, budget: Budget, reserved: Reserved = 0) -> None:
     """
     low, high = reachable(space, budget, reserved)
     if budget.target(space) < low:
+        lowest = budget.smallest_keep(space, low)
         whole = space.num_parameters if budget.of == "total" else space.num_prunable
-        rest = space.num_parameters - whole
-        lowest = math.ceil((low - rest) / whole * 1e4) / 1e4
-        highest = math.floor((high - rest) / whole * 1e4) / 1e4
+        highest = math.floor((high - space.num_parameters + whole) / whole * 1e4) / 1e4
         raise UnreachableBudget(
             f"budget.keep={budget.keep} of {budget.of} parameters is below what space `{space.name}` can"
             f" reach on this model: {lowest:.4f} to {highest:.4f}. Raise budget.keep, lower budget.multiple_of, or"

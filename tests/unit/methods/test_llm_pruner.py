@@ -147,3 +147,12 @@ def test_a_budget_below_what_the_protected_layers_leave_is_refused():
         pruner(protect_first=0.5).check(space, Budget(keep=0.3))
     with pytest.raises(UnreachableBudget, match=r"goes down to 1\.0000"):
         pruner(protect_first=0.5, protect_last=0.5).check(space, Budget(keep=0.99))
+
+
+@pytest.mark.parametrize("of", ["total", "prunable"])
+@pytest.mark.parametrize("layers", [4, 6, 7, 8, 11])
+def test_the_refusal_names_a_budget_that_can_be_met(of, layers):
+    space = tiny_space(num_hidden_layers=layers)
+    with pytest.raises(UnreachableBudget) as told:
+        pruner(protect_first=0.5).check(space, Budget(keep=0.01, of=of))
+    pruner(protect_first=0.5).check(space, Budget(keep=float(str(told.value).split("goes down to ")[1][:6]), of=of))
