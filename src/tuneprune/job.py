@@ -152,6 +152,7 @@ def check_shape(config: RunConfig, hf_config: PretrainedConfig) -> tuple[Archite
     """
     architecture = families.describe_config(hf_config)
     space = spaces.build(config.space, architecture, skeleton(hf_config))
+    config.method.check_family(architecture)
     check_compensation(config, space)
     check_budget(space, config.budget)
     config.method.check(space, config.budget)

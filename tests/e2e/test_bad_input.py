@@ -50,6 +50,22 @@ def uneven_model(case):
     case.model(pruned={"layers": []})
 
 
+def norms_behind(case):
+    case.content |= {
+        "model": str(tiny_runs.save_model(case.folder / "model", "gemma2")),
+        "space": "residual",
+        "method": {"name": "slicegpt"},
+    }
+
+
+def plain_mlps(case):
+    case.content |= {
+        "model": str(tiny_runs.save_model(case.folder / "model", "starcoder2")),
+        "space": "head_dim",
+        "method": {"name": "tomoe"},
+    }
+
+
 def quantised(case):
     case.model(quantization_config={"quant_method": "gptq", "bits": 4})
 
@@ -130,6 +146,8 @@ CASES = {
         set_to("method", {"name": "short"}),
         ["`short`", "`width`", "supports depth"],
     ),
+    "method on norms that it cannot treat": (norms_behind, ["gemma2", "`slicegpt` needs RMSNorms", "`magnitude`"]),
+    "method on MLPs that it cannot treat": (plain_mlps, ["starcoder2", "`tomoe` routes gated MLPs only", "`atp`"]),
     "multiple of too much": (set_to("budget.multiple_of", 1000), ["budget.multiple_of=1000", "Use at most"]),
     "too long for the model": (set_to("tune.max_length", 4096), ["tune.max_length=4096", "context of 128"]),
     "recover of other length": (set_to("recover", {"max_length": 16}), ["recover.max_length=16", "tune.max_length=32"]),

@@ -187,6 +187,13 @@ class Method(BaseModel):
             TunePruneError: what is possible instead.
         """
 
+    def check_family(self, architecture: Architecture) -> None:
+        """Refuse a model that this method cannot treat, whatever the budget: asked before any training.
+
+        Raises:
+            TunePruneError: what is possible instead.
+        """
+
     def begin(self, subject: Subject, budget: Budget) -> Search:
         """Start a search."""
         raise NotImplementedError

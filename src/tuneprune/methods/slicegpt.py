@@ -20,6 +20,7 @@ from torch import Tensor
 from tuneprune.errors import UnsupportedModel
 from tuneprune.methods.base import Decided, Method, Search, Subject, decide
 from tuneprune.methods.stream import Moments, Walk, epsilon_of, pooled_moments, principal_axes
+from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.budget import Budget, Reserved, allocate, check
 from tuneprune.structure.edits import EVERYWHERE, Rotate
 from tuneprune.structure.plan import Plan
@@ -44,17 +45,22 @@ class SliceGpt(Method):
         default=0.01, ge=0, description="share of the mean second moment that is added to every second moment"
     )
 
-    def begin(self, subject: Subject, budget: Budget) -> Search:
-        """Decide at once.
+    def check_family(self, architecture: Architecture) -> None:
+        """Refuse families whose norms do not commute with a rotation.
 
         Raises:
-            UnsupportedModel: norms of this family do not commute with a rotation.
+            UnsupportedModel: says which norms it takes.
         """
-        if not subject.architecture.is_rotatable:
+        if not architecture.is_rotatable:
             raise UnsupportedModel(
-                f"{subject.architecture.family}: method `slicegpt` needs RMSNorms that stand before attention and MLP"
-                " only, because others do not commute with a rotation. Use another method on space `residual`."
+                f"{architecture.family}: method `slicegpt` needs RMSNorms that stand before attention and MLP only,"
+                " because others do not commute with a rotation. Use another method on space `residual`, such as"
+                " `magnitude`."
             )
+
+    def begin(self, subject: Subject, budget: Budget) -> Search:
+        """Decide at once."""
+        self.check_family(subject.architecture)
         if self.variant == "stock":
             return Decided(self._stock(subject, budget))
         return Decided(self._skip(subject, budget))

@@ -38,6 +38,7 @@ from tuneprune.methods.experts import (
 from tuneprune.methods.generator import GeneratorOptimizer
 from tuneprune.methods.regularise import lora_residue, project
 from tuneprune.methods.scoring import prior, standardised_logs
+from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.budget import Budget, allocate, check, units_per_step
 from tuneprune.structure.edits import Edit, Keep, Route
 from tuneprune.structure.masks import Gates
@@ -97,18 +98,17 @@ class Tomoe(Method):
         """Not where the budget counts what one token uses."""
         return self.budget_counts == "total"
 
-    def begin(self, subject: Subject, budget: Budget) -> Search:
-        """Start from experts that have almost everything.
-
-        Raises:
-            UnsupportedModel: the model's MLPs have no gate.
-            UnreachableBudget: the budget does not hold the routers and the smallest model of this space.
-        """
-        if any(block.mlp.gate is None for block in subject.architecture.blocks):
+    def check_family(self, architecture: Architecture) -> None:
+        """Refuse MLPs without a gate, by UnsupportedModel."""
+        if any(block.mlp.gate is None for block in architecture.blocks):
             raise UnsupportedModel(
-                f"{subject.architecture.family}: its MLPs have no gate, and method `tomoe` routes gated MLPs only."
-                " Use another method."
+                f"{architecture.family}: its MLPs have no gate, and method `tomoe` routes gated MLPs only. Use another"
+                " method, such as `atp` on space `width` or `disp`."
             )
+
+    def begin(self, subject: Subject, budget: Budget) -> Search:
+        """Start from experts that have almost everything; the budget has to hold the routers and the smallest model."""
+        self.check_family(subject.architecture)
         return TomoeSearch(self, subject, budget)
 
 
