@@ -39,6 +39,11 @@ from tuneprune.train.checkpoint import fingerprint
 Scores = dict[str, dict[str, float]]
 PATIENCE = timedelta(days=1)
 """How long the other processes wait while the first one exports, evaluates and measures."""
+LOADS_AS = {
+    True: "stock Hugging Face class",
+    False: "its family's class with one file of remote code",
+    None: "stock Hugging Face class where it has room for the widths, else with one file of remote code",
+}
 
 
 @dataclass
@@ -156,7 +161,7 @@ def check_shape(config: RunConfig, hf_config: PretrainedConfig) -> tuple[Archite
     check_compensation(config, space)
     check_budget(space, config.budget)
     config.method.check(space, config.budget)
-    export.check(config.export, space, config.budget)
+    export.check(config.export, export.stock_holds(hf_config, architecture, space, config.method, config.budget))
     return architecture, space
 
 
@@ -219,13 +224,14 @@ def outlook(config: RunConfig) -> dict[str, Any]:
     """What a checked run would do: sizes before and after, data, and how the result will load."""
     checked = check(config)
     space, budget = checked.space, config.budget
-    stock = export.is_always_stock(space, budget)
+    hf_config = load_config(config.model.base)
+    stock = export.stock_holds(hf_config, checked.architecture, space, config.method, budget)
     target = budget.target(space)
     return {
         "model": f"{config.model.base} ({checked.architecture.family}, {space.num_parameters:,} parameters)",
         "method": f"{config.method.title} on space {space.name}",
         "result": f"{target:,} parameters ({target / space.num_parameters:.1%} of all)",
-        "loads as": "stock Hugging Face class" if stock else "its family's class with one file of remote code",
+        "loads as": LOADS_AS[stock],
         "training": f"{len(checked.data.train)} documents, {config.tune.steps} steps of {config.tune.batch_size} rows",
         "calibration": f"{len(checked.data.calibration)} documents",
         "evaluation": ", ".join(f"{task.name} ({len(task.examples)})" for task in checked.tasks),

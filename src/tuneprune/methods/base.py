@@ -194,6 +194,14 @@ class Method(BaseModel):
             TunePruneError: what is possible instead.
         """
 
+    def is_plain(self, space: PruningSpace) -> bool:  # noqa: ARG002  (a hook's signature)
+        """Whether its plans add nothing that a stock class has no place for, such as biases or matrices on skips."""
+        return True
+
+    def constrained(self, budget: Budget) -> Budget:
+        """The budget under the constraints that the method sets itself."""
+        return budget
+
     def begin(self, subject: Subject, budget: Budget) -> Search:
         """Start a search."""
         raise NotImplementedError

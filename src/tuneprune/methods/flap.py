@@ -26,7 +26,7 @@ from tuneprune.methods.activations import (
 from tuneprune.methods.base import Decided, Method, Search, Subject, decide
 from tuneprune.structure.budget import Budget, allocate, fractional_ranks
 from tuneprune.structure.edits import Bias
-from tuneprune.structure.space import Group, Masks
+from tuneprune.structure.space import Group, Masks, PruningSpace
 from tuneprune.structure.statistics import Statistics
 
 FIRST = 1e6
@@ -54,6 +54,10 @@ class Flap(Method):
     )
     bias: bool = Field(default=True, description="add the mean of what is removed as a bias")
     batches: int = Field(default=16, ge=1, description="calibration batches")
+
+    def is_plain(self, space: PruningSpace) -> bool:
+        """Not where a linear gets a bias that the dense model has not."""
+        return not (self.bias and any(new_biases(space)))
 
     def begin(self, subject: Subject, budget: Budget) -> Search:
         """Decide at once."""
@@ -95,16 +99,19 @@ class Flap(Method):
         space = subject.space
         if not self.bias or budget.target(space) >= space.num_parameters:
             return allocate(scores, space, budget), []
-        outputs = {
-            consumer(group).module: space.shapes[f"{consumer(group).module}.weight"][0] for group in space.groups
-        }
-        new = {module: size for module, size in outputs.items() if f"{module}.bias" not in space.shapes}
+        new = new_biases(space)
         masks = allocate(scores, space, budget, reserved=sum(new.values()))
         needed = sum(new.get(module, 0) for module in touched(subject, masks))
         more = allocate(scores, space, budget, reserved=needed)
         if sum(new.get(module, 0) for module in touched(subject, more)) <= needed:
             masks = more
         return masks, compensating_biases(subject, masks, found)
+
+
+def new_biases(space: PruningSpace) -> dict[str, int]:
+    """The size of the bias that each linear would get which reads units and has none."""
+    modules = [consumer(group).module for group in space.groups]
+    return {module: space.shapes[f"{module}.weight"][0] for module in modules if f"{module}.bias" not in space.shapes}
 
 
 def feature_scores(

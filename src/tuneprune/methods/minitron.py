@@ -45,16 +45,17 @@ class Minitron(Method):
         Raises:
             ConfigError: the layers have different widths.
         """
-        reachable(space, self._effective(budget))
+        reachable(space, self.constrained(budget))
 
     def begin(self, subject: Subject, budget: Budget) -> Search:
         """Decide at once."""
-        budget = self._effective(budget)
+        budget = self.constrained(budget)
         options = self.model_dump(exclude={"uniform"})
         scores = subject.scores("minitron", lambda: importance(subject, **options), **options)
         return Decided(decide(allocate(scores, subject.space, budget, "local"), subject, budget, self))
 
-    def _effective(self, budget: Budget) -> Budget:
+    def constrained(self, budget: Budget) -> Budget:
+        """Equal widths in all layers, where `uniform` asks for them."""
         return budget.model_copy(update={"per_layer": "uniform"}) if self.uniform else budget
 
 

@@ -25,6 +25,7 @@ from tuneprune.structure.budget import Budget, Reserved, allocate, check
 from tuneprune.structure.edits import EVERYWHERE, Rotate
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.rotation import added_by_rotating
+from tuneprune.structure.space import PruningSpace
 
 
 class SliceGpt(Method):
@@ -57,6 +58,10 @@ class SliceGpt(Method):
                 " because others do not commute with a rotation. Use another method on space `residual`, such as"
                 " `magnitude`."
             )
+
+    def is_plain(self, space: PruningSpace) -> bool:  # noqa: ARG002
+        """Not with a basis for every norm, which takes matrices on the skip connections."""
+        return self.variant == "stock"
 
     def begin(self, subject: Subject, budget: Budget) -> Search:
         """Decide at once."""

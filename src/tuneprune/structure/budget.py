@@ -32,7 +32,7 @@ class Budget(BaseModel, frozen=True, extra="forbid"):
     )
     per_layer: Literal["free", "uniform"] = Field(
         default="free",
-        description="`uniform` gives every layer the same widths, so that the stock class loads the result",
+        description="`uniform` gives every layer the same widths, so that a stock class can hold the result",
     )
 
     def target(self, space: PruningSpace) -> int:

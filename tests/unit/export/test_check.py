@@ -1,31 +1,88 @@
-"""Export targets are refused before any training."""
+"""Export targets are refused before any training, and what will load the result is known."""
+
+import copy
 
 import pytest
-from tiny import tiny_model
+from tiny import DENSE, REFUSED
+from tiny_tuning import setting
 
-from tuneprune import export, families
+from tuneprune import export, methods
+from tuneprune.compress import compress
 from tuneprune.errors import UnsupportedExport
-from tuneprune.structure import spaces
 from tuneprune.structure.budget import Budget
 
 
-@pytest.fixture
-def space():
-    model = tiny_model("llama")
-    return spaces.build("width", families.describe(model), model)
-
-
-def test_hugging_face_is_there(space):
-    export.check(["hf"], space, Budget())
+def test_hugging_face_is_there():
+    export.check(["hf"], stock=False)
 
 
 @pytest.mark.parametrize("target", ["gguf", "vllm"])
-@pytest.mark.parametrize("per_layer", ["free", "uniform"])
-def test_planned_targets_name_what_works(space, target, per_layer):
+@pytest.mark.parametrize("stock", [True, False, None])
+def test_planned_targets_name_what_works(target, stock):
     with pytest.raises(UnsupportedExport, match=rf"`{target}` is not there yet. Use export: \[hf\]"):
-        export.check(["hf", target], space, Budget(per_layer=per_layer))
+        export.check(["hf", target], stock)
 
 
-def test_unknown_target_names_the_known_ones(space):
+def test_unknown_target_names_the_known_ones():
     with pytest.raises(UnsupportedExport, match=r"Unknown export `hff`; known exports are hf. Did you mean `hf`?"):
-        export.check(["hff"], space, Budget())
+        export.check(["hff"], stock=True)
+
+
+def holds(made, budget, **options):
+    return export.stock_holds(
+        made.model.config, made.architecture, made.space, methods.build(options), budget or Budget()
+    )
+
+
+@pytest.mark.parametrize(
+    ("space_name", "options"),
+    [
+        ("width", {"name": "magnitude"}),
+        ("width", {"name": "minitron", "batches": 1}),
+        ("width", {"name": "flap", "batches": 1}),
+        ("width", {"name": "flap", "batches": 1, "bias": False}),
+        ("residual", {"name": "magnitude"}),
+        ("residual", {"name": "slicegpt", "batches": 1}),
+        ("residual", {"name": "slicegpt", "batches": 1, "variant": "skip"}),
+        ("depth", {"name": "magnitude"}),
+        ("experts", {"name": "magnitude"}),
+    ],
+)
+def test_what_is_said_is_what_comes_out(tmp_path, space_name, options):
+    method = methods.build(options)
+    for variant in ["mixtral"] if space_name == "experts" else DENSE:
+        made = (
+            setting(tmp_path, variant=variant, space_name=space_name, lora=False)
+            if ((variant, space_name) not in REFUSED)
+            else None
+        )
+        if made is None or (method.name == "slicegpt" and not made.architecture.is_rotatable):
+            continue
+        for keep in (0.6, 0.7):
+            budget = Budget(keep=keep, per_layer="uniform")
+            said = holds(made, budget, **options)
+            plan = method.begin(made.subject, budget).plan()
+            small = compress(copy.deepcopy(made.model), made.architecture, made.space, plan)
+            assert said in (not hasattr(small.config, "pruned"), None), (variant, keep)
+
+
+def test_what_a_family_has_no_room_for_is_said(tmp_path):
+    uniform = Budget(per_layer="uniform")
+    made = setting(tmp_path / "neox", variant="gpt_neox", lora=False)
+    assert holds(made, uniform, name="magnitude") is None  # where no head goes
+    made = setting(tmp_path / "gemma", variant="gemma2", space_name="residual", lora=False)
+    assert holds(made, None, name="magnitude") is False
+    made = setting(tmp_path / "biased", variant="llama_mha_biased", space_name="residual", lora=False)
+    found = {holds(made, Budget(keep=keep / 20), name="magnitude") for keep in range(4, 20)}
+    assert found == {True, False}
+
+
+def test_methods_that_set_or_add_something_are_asked(tmp_path):
+    made = setting(tmp_path / "width", lora=False)
+    assert holds(made, None, name="minitron") is True
+    assert holds(made, None, name="minitron", uniform=False) is False
+    assert holds(made, Budget(per_layer="uniform"), name="flap") is False
+    assert holds(made, Budget(per_layer="uniform"), name="flap", bias=False) is True
+    made = setting(tmp_path / "residual", space_name="residual", lora=False)
+    assert holds(made, None, name="slicegpt") is True
+    assert holds(made, None, name="slicegpt", variant="skip") is False
