@@ -10,21 +10,19 @@ weights over the axis that it then averages, so they cancel; `score: literal` do
 """
 
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from tuneprune.errors import UnreachableBudget
 from tuneprune.methods.activations import consumer, gather
-from tuneprune.methods.base import Batch, Decided, Method, Search, Subject, decide
+from tuneprune.methods.base import Decided, Method, Search, Subject, decide
+from tuneprune.methods.stream import Turns, streams
 from tuneprune.structure.budget import Budget, allocate, fractional_ranks, units_per_step
 from tuneprune.structure.space import Group, PruningSpace
-from tuneprune.structure.statistics import real_tokens
 from tuneprune.structure.weights import by_unit, effective_weight
 
 SHARPNESS = 128 * 2048 / 1e4
@@ -83,10 +81,10 @@ class Cfsp(Method):
 
     def _observe(self, subject: Subject) -> dict[str, Tensor]:
         """The influence of every layer, and the score of every MLP channel within its layer."""
-        batches = [subject.calibration() for _ in range(self.batches)]
-        with block_angles(subject, batches) as (watched, influence):
-            inputs = gather(subject, watched)
-        found = {"influence": influence()}
+        turns = Turns(subject.architecture, lambda cosines: cosines.arccos() / math.pi)
+        with streams(subject.model, subject.architecture, turns.see):
+            inputs = gather(subject, turns.counted(subject.calibration() for _ in range(self.batches)))
+        found = {"influence": turns.mean(subject.runtime)}
         for group in subject.space.groups:
             if is_mlp(group):
                 found[group.name] = self._channels(subject, group, inputs[consumer(group).module].norm)
@@ -131,43 +129,3 @@ def layer_shares(influence: Float[Tensor, " layers"], keep: float, sharpness: fl
         deviations = shares - keep
         shares = keep + deviations * (1 - keep) / (MARGIN * deviations.max()).clamp(min=1e-12)
     return shares
-
-
-@contextmanager
-def block_angles(
-    subject: Subject, batches: Sequence[Batch]
-) -> Generator[tuple[Iterator[Batch], Callable[[], Tensor]], None, None]:
-    """Watch how far every decoder layer turns the residual stream; gives the batches to run and what was found.
-
-    The influence of a layer is the mean over real tokens of arccos(cos(x_in, x_out)) / pi.
-    """
-    blocks = [block.path for block in subject.architecture.blocks]
-    totals = torch.zeros(len(blocks) + 1, dtype=torch.double)  # angles by layer, and tokens
-    tokens = torch.zeros(0)
-
-    def watched() -> Iterator[Batch]:
-        nonlocal tokens
-        for batch in batches:
-            tokens = real_tokens(batch)
-            totals[-1] += tokens.sum().cpu()
-            yield batch
-
-    def hook(index: int) -> Callable[..., None]:
-        def measure(_: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:  # noqa: ANN401  (a layer's)
-            before = inputs[0] if inputs else keywords["hidden_states"]
-            after = output if isinstance(output, Tensor) else output[0]
-            here = tokens.to(before.device)
-            cosine = torch.cosine_similarity(before[here].double(), after[here].double(), dim=-1)
-            totals[index] += (cosine.clamp(-1, 1).arccos() / math.pi).sum().cpu()
-
-        return measure
-
-    def influence() -> Tensor:
-        subject.runtime.average([totals])
-        return totals[:-1] / totals[-1].clamp(min=1e-12)
-
-    with ExitStack() as hooks:
-        for index, path in enumerate(blocks):
-            module = subject.model.get_submodule(path)
-            hooks.callback(module.register_forward_hook(hook(index), with_kwargs=True).remove)
-        yield watched(), influence

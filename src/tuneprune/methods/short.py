@@ -11,21 +11,15 @@ Changed: means are over the calibration data's own tokens without padding, and t
 run's own tuning.
 """
 
-from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
-from typing import Any
-
 import torch
 from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
 from tuneprune.methods.base import Batch, Decided, Method, Search, Subject, decide
-from tuneprune.structure.architecture import Architecture
+from tuneprune.methods.stream import Turns, streams
 from tuneprune.structure.budget import Budget, allocate
 from tuneprune.structure.statistics import real_tokens
-
-See = Callable[[int, Tensor, Tensor], None]
 
 
 class Short(Method):
@@ -61,22 +55,12 @@ class Short(Method):
 @torch.no_grad()
 def block_influence(subject: Subject, batches: int) -> dict[str, Float[Tensor, " 1"]]:
     """BI = 1 - E[cos(x_in, x_out)] of every layer, over the tokens of the calibration data (2403.03853, equation 1)."""
-    blocks = subject.architecture.blocks
-    sums = torch.zeros(len(blocks) + 1, dtype=torch.double)  # of cosines, and the number of tokens
-    chosen = torch.zeros(0, dtype=torch.bool)
-
-    def see(index: int, before: Tensor, after: Tensor) -> None:
-        here = chosen.to(before.device)
-        sums[index] += torch.cosine_similarity(before[here].double(), after[here].double(), dim=-1).sum().cpu()
-
-    with streams(subject.model, subject.architecture, see):
-        for _ in range(batches):
-            batch = subject.calibration()
-            chosen = real_tokens(batch)
-            sums[-1] += chosen.sum().cpu()
+    turns = Turns(subject.architecture, lambda cosines: 1 - cosines)
+    with streams(subject.model, subject.architecture, turns.see):
+        for batch in turns.counted(subject.calibration() for _ in range(batches)):
             subject.runtime.loss(batch)
-    subject.runtime.average([sums])
-    return {block.path: 1 - sums[index : index + 1] / sums[-1] for index, block in enumerate(blocks)}
+    influence = turns.mean(subject.runtime)
+    return {block.path: influence[index : index + 1] for index, block in enumerate(subject.architecture.blocks)}
 
 
 @torch.no_grad()
@@ -119,21 +103,3 @@ def last_tokens(batch: Batch) -> Bool[Tensor, "rows length"]:
     real = real_tokens(batch)
     goes_on = real[:, 1:] & (batch["position_ids"][:, 1:] > 0)
     return real & ~nn.functional.pad(goes_on, (0, 1))
-
-
-@contextmanager
-def streams(model: nn.Module, architecture: Architecture, see: See) -> Generator[None, None, None]:
-    """Show `see` the residual stream before and behind every layer, by the layer's index, in every forward."""
-
-    def hook(index: int) -> Callable[..., None]:
-        def look(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:  # noqa: ANN401
-            before = inputs[0] if inputs else named["hidden_states"]
-            see(index, before, output[0] if isinstance(output, tuple) else output)
-
-        return look
-
-    with ExitStack() as hooks:
-        for index, block in enumerate(architecture.blocks):
-            layer = model.get_submodule(block.path)
-            hooks.callback(layer.register_forward_hook(hook(index), with_kwargs=True).remove)
-        yield

@@ -1,6 +1,6 @@
-"""The residual stream on calibration data: where its energy lies, at every place that reads it."""
+"""The residual stream on calibration data: how far layers turn it, and where its energy lies."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -11,15 +11,56 @@ from transformers import PreTrainedModel
 
 from tuneprune.methods.base import Batch, Runtime
 from tuneprune.structure.architecture import Architecture
+from tuneprune.structure.statistics import reading, real_tokens
 
-IGNORED = -100
-Watcher = Callable[[Tensor], object]
+Watcher = Callable[[Tensor], None]
 
 
-def real_tokens(batch: Batch) -> Bool[Tensor, "rows length"]:
-    """Everything but padding: the tokens up to the last one of each row that has a loss."""
-    has_loss = batch["labels"] != IGNORED
-    return has_loss.flip(1).cumsum(1).flip(1) > 0
+@contextmanager
+def streams(
+    model: nn.Module, architecture: Architecture, see: Callable[[int, Tensor, Tensor], None]
+) -> Generator[None, None, None]:
+    """Show `see` the residual stream before and behind every layer, by the layer's index, in every forward."""
+
+    def hook(index: int) -> Callable[..., None]:
+        def look(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:  # noqa: ANN401
+            before = inputs[0] if inputs else named["hidden_states"]
+            see(index, before, output[0] if isinstance(output, tuple) else output)
+
+        return look
+
+    with ExitStack() as hooks:
+        for index, block in enumerate(architecture.blocks):
+            layer = model.get_submodule(block.path)
+            hooks.callback(layer.register_forward_hook(hook(index), with_kwargs=True).remove)
+        yield
+
+
+class Turns:
+    """How far every layer turns the stream: the mean over real tokens of a function of cos(x_in, x_out)."""
+
+    def __init__(self, architecture: Architecture, measure: Callable[[Tensor], Tensor]) -> None:
+        self.measure = measure
+        self._sums = torch.zeros(len(architecture.blocks) + 1, dtype=torch.double)  # by layer, and of tokens
+        self._real = torch.zeros(0, dtype=torch.bool)
+
+    def counted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, each counted before it is run."""
+        for batch in batches:
+            self._real = real_tokens(batch)
+            self._sums[-1] += self._real.sum().cpu()
+            yield batch
+
+    def see(self, index: int, before: Tensor, after: Tensor) -> None:
+        """What `streams` shows of the batch given last."""
+        here = self._real.to(before.device)
+        cosines = torch.cosine_similarity(before[here].double(), after[here].double(), dim=-1).clamp(-1, 1)
+        self._sums[index] += self.measure(cosines).sum().cpu()
+
+    def mean(self, runtime: Runtime) -> Float[Tensor, " layers"]:
+        """Over all tokens of all processes."""
+        runtime.average([self._sums])
+        return self._sums[:-1] / self._sums[-1].clamp(min=1e-12)
 
 
 class Moments:
@@ -56,12 +97,13 @@ def pooled_moments(
     model: PreTrainedModel, architecture: Architecture, batches: int, calibration: Callable[[], Batch], runtime: Runtime
 ) -> Tensor:
     """The moments over all places that read the stream together, from one pass over the calibration data."""
-    norms = [model.get_submodule(site.own_norm) for site in architecture.sites()]
-    moments = Moments(architecture.hidden, model.device, epsilon_of(norms[0]))
-    for _ in range(batches):
-        batch = calibration()
-        real = real_tokens(batch)
-        with watching({norm: lambda stream, real=real: moments.add(stream, real) for norm in norms}):
+    norms = [site.own_norm for site in architecture.sites()]
+    moments = Moments(architecture.hidden, model.device, epsilon_of(model.get_submodule(norms[0])))
+    real = torch.zeros(0, dtype=torch.bool)
+    with reading(model, norms, lambda _, stream: moments.add(stream, real)):
+        for _ in range(batches):
+            batch = calibration()
+            real = real_tokens(batch)
             forward(model, batch)
     runtime.average([moments.total])
     return moments.total
@@ -76,7 +118,6 @@ class Walk:
 
     def __init__(self, model: PreTrainedModel, architecture: Architecture, batches: list[Batch]) -> None:
         self.model, self.architecture, self.batches = model, architecture, batches
-        self.final_norm = model.get_submodule(architecture.final_norm)
         self.streams = [self._run(batch, None, {}) for batch in batches]
 
     def look(self, moments: Moments) -> None:
@@ -86,7 +127,7 @@ class Walk:
 
     def look_inside(self, index: int, moments: Moments) -> None:
         """Count the stream between attention and MLP of layer `index`, before which the walk stands."""
-        norm = self.model.get_submodule(list(self.architecture.sites())[2 * index + 1].own_norm)
+        norm = list(self.architecture.sites())[2 * index + 1].own_norm
         for batch, stream in zip(self.batches, self.streams, strict=True):
             real = real_tokens(batch)
             self._run(batch, (index, stream), {norm: lambda inside, real=real: moments.add(inside, real)})
@@ -97,7 +138,7 @@ class Walk:
 
     def go_on(self, index: int, projection: Float[Tensor, "hidden hidden"]) -> None:
         """Walk past layer `index`, replacing the stream between its attention and MLP."""
-        norm = self.model.get_submodule(list(self.architecture.sites())[2 * index + 1].own_norm)
+        norm = list(self.architecture.sites())[2 * index + 1].own_norm
 
         def replace(inside: Tensor) -> None:
             inside.copy_(inside @ projection.to(inside))  # in place: the skip connection reads the same tensor
@@ -105,7 +146,7 @@ class Walk:
         pairs = zip(self.batches, self.streams, strict=True)
         self.streams = [self._run(batch, (index, stream), {norm: replace}) for batch, stream in pairs]
 
-    def _run(self, batch: Batch, start: tuple[int, Tensor] | None, watchers: dict[nn.Module, Watcher]) -> Tensor:
+    def _run(self, batch: Batch, start: tuple[int, Tensor] | None, watchers: dict[str, Watcher]) -> Tensor:
         """The stream after one layer that starts from a stored one, or the embedding's where there is none."""
         found: list[Tensor] = []
         blocks = [self.model.get_submodule(block.path) for block in self.architecture.blocks]
@@ -118,7 +159,8 @@ class Walk:
                 else:
                     block.forward = _pass_through
                     stack.callback(delattr, block, "forward")
-            stack.enter_context(watching({**watchers, self.final_norm: lambda stream: found.append(stream.cpu())}))
+            watchers = {**watchers, self.architecture.final_norm: lambda stream: found.append(stream.cpu())}
+            stack.enter_context(reading(self.model, watchers, lambda path, stream: watchers[path](stream)))
             forward(self.model, batch)
         return found[0]
 
@@ -132,19 +174,6 @@ def forward(model: PreTrainedModel, batch: Batch) -> None:
 def epsilon_of(norm: Any) -> float:  # noqa: ANN401  (RMSNorms call it by two names)
     """What an RMSNorm adds to the mean square."""
     return norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
-
-
-@contextmanager
-def watching(watchers: dict[nn.Module, Watcher]) -> Generator[None, None, None]:
-    """Show every module's input to its watcher until the context ends."""
-    with ExitStack() as hooks:
-        for module, watch in watchers.items():
-
-            def show(_: nn.Module, inputs: tuple[Tensor, ...], watch: Watcher = watch) -> None:
-                watch(inputs[0])
-
-            hooks.callback(module.register_forward_pre_hook(show).remove)
-        yield
 
 
 def _pass_through(hidden_states: Tensor, *_: object, **__: object) -> Tensor:

@@ -9,7 +9,7 @@ from tiny_tuning import hooks_of, setting
 from tuneprune import methods
 from tuneprune.errors import UnreachableBudget
 from tuneprune.methods.activations import consumer, gather
-from tuneprune.methods.cfsp import block_angles, layer_shares, mean_share
+from tuneprune.methods.cfsp import layer_shares, mean_share
 from tuneprune.structure.budget import Budget
 from tuneprune.structure.statistics import real_tokens
 
@@ -37,8 +37,7 @@ def test_shares_shrink_towards_the_mean_where_one_would_reach_all():
 def test_the_influence_is_the_mean_angle_over_real_tokens(tmp_path):
     made = setting(tmp_path, lora=False)
     batches = [made.tuner.next_calibration() for _ in range(2)]
-    with block_angles(made.subject, batches) as (watched, influence):
-        gather(made.subject, watched)
+    influence = scores(made, batches)["influence"]
     assert hooks_of(made.model) == 0
     angles = []
     with torch.no_grad():
@@ -47,7 +46,7 @@ def test_the_influence_is_the_mean_angle_over_real_tokens(tmp_path):
             states = made.model(**inputs, output_hidden_states=True).hidden_states
             cosine = torch.cosine_similarity(states[0], states[1], dim=-1)[real_tokens(batch)]
             angles.append(cosine.clamp(-1, 1).arccos() / math.pi)
-    assert influence()[0] == pytest.approx(torch.cat(angles).mean().item(), rel=1e-5)
+    assert influence[0] == pytest.approx(torch.cat(angles).mean().item(), rel=1e-5)
 
 
 def scores(made, batches, **options):

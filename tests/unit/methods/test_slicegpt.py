@@ -10,7 +10,7 @@ from tiny_tuning import hooks_of, setting
 from tuneprune import families, methods
 from tuneprune.compress import compress
 from tuneprune.errors import UnreachableBudget, UnsupportedModel
-from tuneprune.methods.stream import Moments, Walk, principal_axes, real_tokens
+from tuneprune.methods.stream import Moments, Walk, principal_axes
 from tuneprune.structure.budget import Budget
 from tuneprune.structure.edits import Keep, Rotate
 
@@ -33,11 +33,6 @@ def test_moments_are_of_normalised_tokens_without_padding():
     # (3, 4) over its root mean square sqrt(12.5), (0, 2) over sqrt(2)
     expected = torch.tensor([[9 / 12.5, 12 / 12.5], [12 / 12.5, 16 / 12.5 + 2.0]]).double()
     torch.testing.assert_close(moments.total, expected)
-
-
-def test_padding_is_what_follows_the_last_token_with_a_loss():
-    labels = torch.tensor([[-100, -100, 7, 2, -100], [-100, 5, -100, 2, 9]])
-    assert real_tokens({"labels": labels}).tolist() == [[True] * 4 + [False], [True] * 5]
 
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if families.describe(tiny_model(v)).is_rotatable])
