@@ -8,7 +8,7 @@ from tiny import VARIANTS, logits, tiny_model
 from tiny_tuning import hooks_of, setting
 
 from tuneprune import families, methods
-from tuneprune.compress import compress
+from tuneprune.compress import compress, rewrite
 from tuneprune.errors import UnreachableBudget, UnsupportedModel
 from tuneprune.methods.stream import Moments, Walk, principal_axes
 from tuneprune.structure.budget import Budget
@@ -42,6 +42,17 @@ def test_nothing_sliced_is_nothing_changed(tmp_path, variant):
     small = compress(made.model, made.architecture, made.space, plan_of(made, 1.0))
     if not made.architecture.tied:  # a head of its own is paid with dims
         torch.testing.assert_close(logits(small), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if families.describe(tiny_model(v)).is_rotatable])
+@pytest.mark.parametrize("kind", ["stock", "skip"])
+def test_its_bases_alone_change_nothing(tmp_path, variant, kind):
+    made = setting(tmp_path, variant=variant, space_name="residual", lora=False)
+    expected = logits(made.model)
+    plan = plan_of(made, 0.7, variant=kind)
+    whole = type(plan)(tuple(plan.of_kind(Rotate)), plan.space)
+    rotated = rewrite(made.model, made.architecture, made.space, whole)
+    torch.testing.assert_close(logits(rotated), expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("variant", ["llama", "llama3", "qwen3"])
