@@ -4,7 +4,8 @@ Every tuning step shows how strongly each unit acts and how strongly the loss re
 the fly, is the unit's salience. Heavy tails of what a unit produces are added, since few but large values matter too.
 What is dropped along a cubic schedule falls to zero gradually instead of at once.
 
-Paper: https://arxiv.org/abs/2401.12200 (symbols, equations, differences: docs/methods/apt.md).
+Paper: https://arxiv.org/abs/2401.12200 (symbols, equations, differences: docs/methods/apt.md). The equations here were
+written from memory of the paper and have not been compared with its text.
 
 Changed: only the pruning half; LoRA's rank stays fixed, without self-distillation. Heads go as whole KV groups, and the
 two terms of the salience are brought to one scale before they are added.
@@ -58,13 +59,14 @@ class Apt(Method):
 
 
 class Activity:
-    """What one group's gated activation did in a step, per feature: sums of |h|, h to h^4, and |dL/dh|, and a count.
+    """What one group's activation did in a step, per feature: sums of |h|, h to h^4, and |dL/dh|, and a count.
 
-    Reduced inside the hooks, so nothing of the size of an activation is kept.
+    The activation is what the linear behind the units reads; where norms join the heads, queries and keys have gates of
+    their own, which are passed over. Reduced inside the hooks, so nothing of the size of an activation is kept.
     """
 
     def __init__(self, group: Group, device: torch.device) -> None:
-        self.gate: Gate = group.gates[0]
+        self.gate: Gate = next(gate for gate in group.gates if gate.side == "input")
         self.size = group.size
         self.clear(device)
 

@@ -17,6 +17,12 @@ def begin(made, budget=None, **options):
     return methods.build({"name": "apt", **options}).begin(made.subject, budget or Budget())
 
 
+def consumer(group):
+    """The linear that reads what the group's units produced."""
+    (module,) = {piece.param for piece in group.slices if piece.dim == 1}
+    return module.removesuffix(".weight")
+
+
 def raw_moments(values):
     return torch.stack([values.pow(power).mean(0) for power in (1, 2, 3, 4)])
 
@@ -32,7 +38,7 @@ def test_moments_of_the_outer_product_are_products_of_moments(tmp_path):
     made = setting(tmp_path)
     search = begin(made)
     group = next(g for g in made.space.groups if g.kind == "mlp_channel")
-    weight = base_weight(made.model, f"{group.gates[0].module}.weight").double()
+    weight = base_weight(made.model, f"{consumer(group)}.weight").double()
     draw = torch.randn(30, group.size, generator=torch.Generator().manual_seed(0), dtype=torch.double).pow(3)
     built = (draw[:, None, :] * weight[None]).reshape(-1, group.size)
     centred = built - built.mean(0)
@@ -41,7 +47,9 @@ def test_moments_of_the_outer_product_are_products_of_moments(tmp_path):
     torch.testing.assert_close(found, expected.detach())
 
 
-@pytest.mark.parametrize("options", [{}, {"micro_batch_size": 2}, {"gradient_checkpointing": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"micro_batch_size": 2}, {"gradient_checkpointing": True}, {"variant": "olmo2"}]
+)
 def test_salience_of_a_step_by_hand(tmp_path, options):
     made = setting(tmp_path, steps=1, **options)
     search = begin(made, momentum=0.75, outlier_weight=0.5)
@@ -56,7 +64,7 @@ def test_salience_of_a_step_by_hand(tmp_path, options):
         return hook
 
     handles = [
-        made.model.get_submodule(group.gates[0].module).register_forward_pre_hook(keep(group.name))
+        made.model.get_submodule(consumer(group)).register_forward_pre_hook(keep(group.name))
         for group in made.space.groups
     ]
     made.tuner.run(search)
@@ -67,7 +75,7 @@ def test_salience_of_a_step_by_hand(tmp_path, options):
         hidden = torch.cat([h.detach().flatten(0, -2) for h in seen[group.name] if h.grad is not None])
         slopes = torch.cat([h.grad.flatten(0, -2) for h in seen[group.name] if h.grad is not None])
         product = hidden.abs().mean(0) * slopes.abs().sum(0)
-        weight = base_weight(made.model, f"{group.gates[0].module}.weight").double()
+        weight = base_weight(made.model, f"{consumer(group)}.weight").double()
         tails = kurtosis(raw_moments(hidden.double()) * raw_moments(weight)).sqrt()
         salience[group.name] = product.view(group.size, -1).sum(1)  # heads of a KV group lie side by side
         outliers[group.name] = tails.view(group.size, -1).mean(1).float()
