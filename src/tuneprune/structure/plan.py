@@ -195,33 +195,25 @@ def _check_edit(edit: Edit, space: PruningSpace) -> None:
         shape = space.shapes.get(f"{name}.weight")
         if shape is None or tuple(edit.bias.shape) != shape[:1]:
             raise PlanMismatch(f"The plan adds {len(edit.bias)} biases to `{name}`, which this model cannot take.")
-    else:
-        _check_basis(edit)
-
-
-def _check_basis(edit: Rotate) -> None:
-    """Refuse a matrix that is no orthonormal basis: the rotated model would compute something else.
-
-    Raises:
-        PlanMismatch: not square, or its columns are not orthonormal.
-    """
-    basis = edit.basis.double()
-    identity = torch.eye(len(basis), dtype=torch.double)
-    if basis.shape != identity.shape or not torch.allclose(basis.T @ basis, identity, atol=1e-4):
+    elif not edit.is_orthonormal:
         raise PlanMismatch(f"The plan's basis at `{edit.at}` is not orthonormal. Make the plan again.")
 
 
 def _check_experts(edit: Route, size: int) -> None:
-    """Refuse experts over other units than the group's, empty ones, and a router that must choose more than there are.
+    """Refuse experts over other units than the group's, empty ones, and a router that cannot choose among them.
 
     Raises:
         PlanMismatch: says which group.
     """
-    experts = edit.experts
+    experts, router = edit.experts, edit.router.get("weight")
     if experts.ndim != 2 or experts.shape[1] != size or not experts.any(1).all():
         raise PlanMismatch(f"The plan's experts of `{edit.group}` must each hold some of its {size} units.")
     if not 1 <= edit.top_k <= len(experts):
         raise PlanMismatch(f"The plan routes `{edit.group}` to {edit.top_k} of {len(experts)} experts.")
+    if router is None or len(edit.router) != 1 or router.ndim != 2 or len(router) != len(experts):
+        raise PlanMismatch(
+            f"The plan's router of `{edit.group}` needs one row of `weight` for each of {len(experts)} experts."
+        )
 
 
 def _check_units(edit: Keep, size: int) -> None:

@@ -238,9 +238,21 @@ def test_an_emptied_block_is_dropped():
         (Route("model.layers.0.mlp", torch.zeros(2, 48, dtype=torch.bool)), "hold some of its 48 units"),
         (Route("model.layers.0.mlp", torch.ones(2, 47, dtype=torch.bool)), "hold some of its 48 units"),
         (Route("model.layers.0.mlp", torch.ones(2, 48, dtype=torch.bool), top_k=3), "to 3 of 2 experts"),
+        (Route("model.layers.0.mlp", torch.ones(2, 48, dtype=torch.bool)), "needs one row of `weight` for each of 2"),
+        (Route("model.layers.0.mlp", torch.ones(2, 48).bool(), {"weight": torch.ones(3, 32)}), "for each of 2"),
         (Route("elsewhere", torch.ones(2, 48, dtype=torch.bool)), "does not have"),
     ],
 )
 def test_an_edit_that_does_not_fit_is_refused(edit, message):
     with pytest.raises(PlanMismatch, match=message):
         Plan((edit,), SPACE.fingerprint).check(SPACE)
+
+
+def test_a_basis_is_looked_at_once(monkeypatch):
+    """A model of 32 layers can have 65 bases, and every step of compressing asks for the plan's masks."""
+    calls = []
+    monkeypatch.setattr(torch, "allclose", lambda *_, **__: calls.append(1) or True)
+    plan = Plan(all_edits(SPACE), SPACE.fingerprint)
+    for _ in range(3):
+        plan.masks(SPACE)
+    assert len(calls) == 1
