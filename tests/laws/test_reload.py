@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import (
     CASES,
+    DENSE,
     NO_NARROW_HEADS,
     NO_NARROW_STREAM,
     ROUNDED,
@@ -181,7 +182,9 @@ def test_tied_embeddings_are_stored_once(toys):
 
 def test_routed_models_reload_and_work_like_others(tmp_path):
     jobs, parameters = [], {}
-    for variant in VARIANTS.keys() - UNGATED:
+    for variant in DENSE:
+        if variant in UNGATED:
+            continue
         model, folder = tiny_model(variant), tmp_path / variant
         architecture = families.describe(model)
         space = spaces.build("head_dim", architecture, model)
