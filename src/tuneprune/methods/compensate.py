@@ -48,7 +48,8 @@ class Compensation:
     """The frozen weights of all linears whose inputs are gated, kept the best ones for the decision in force.
 
     Moments are gathered from forwards that a search makes anyway (`watching`) and follow the weights by an
-    exponential mean.
+    exponential mean. Memory: the pretrained weight of every such linear, and its moments twice while watching,
+    inputs x inputs each.
     """
 
     def __init__(self, subject: Subject, ridge: float, momentum: float) -> None:
@@ -60,21 +61,27 @@ class Compensation:
     @contextmanager
     def watching(self) -> Generator[None, None, None]:
         """Add what the forwards inside show to the moments; enter it before gates, whose own hooks come later."""
-        seen: dict[str, list[Tensor]] = {name: [] for name in self.modules}
+        sums: Moments = {}  # not one moment a batch: those of 16 batches would be larger than the model
+        last: dict[str, Tensor] = {}
+        counts = dict.fromkeys(self.modules, 0)
 
         def record(name: str, _: Module, inputs: tuple[Any, ...]) -> None:
             rows = inputs[0].detach().flatten(0, -2).float()
             with torch.autocast(rows.device.type, enabled=False):  # sums of bf16 would not be positive definite
                 moment = rows.T @ rows / len(rows)
-            if not seen[name] or not torch.equal(moment, seen[name][-1]):  # checkpointing runs forwards twice
-                seen[name].append(moment)
+            diagonal = moment.diagonal().clone()
+            if name in last and torch.equal(diagonal, last[name]):
+                return  # checkpointing runs forwards twice
+            last[name] = diagonal
+            counts[name] += 1
+            sums[name] = sums[name].add_(moment) if name in sums else moment
 
         with ExitStack() as hooks:
             for name in self.modules:
                 module = self.subject.model.get_submodule(name)
                 hooks.callback(module.register_forward_pre_hook(partial(record, name)).remove)
             yield
-        fresh = {name: torch.stack(parts).mean(0) for name, parts in seen.items() if parts}
+        fresh = {name: total.div_(counts[name]) for name, total in sums.items()}
         self.subject.runtime.average(fresh.values())
         for name, moment in fresh.items():
             if not torch.isfinite(moment).all():
@@ -105,5 +112,6 @@ class Compensation:
 
     def load_state_dict(self, state: dict[str, Moments], masks: Masks) -> None:
         """Go on from a `state_dict`, under the decision that was in force."""
-        self.moments = state["moments"]
+        device = self.subject.model.device
+        self.moments = {name: moment.to(device) for name, moment in state["moments"].items()}
         self.apply(masks)

@@ -41,6 +41,25 @@ def test_moments_are_those_of_the_inputs_before_the_gate(tmp_path):
     assert hooks_of(made.model) == 0
 
 
+def test_batches_watched_together_count_alike(tmp_path):
+    made = setting(tmp_path, lora=False)
+    batches = [made.tuner.calibration_stream.next() for _ in range(3)]
+    single = []
+    for batch in batches:
+        alone = Compensation(made.subject, ridge=0.01, momentum=0.9)
+        with alone.watching():
+            forward(made, batch)
+        single.append(alone.moments)
+    together = Compensation(made.subject, ridge=0.01, momentum=0.9)
+    with together.watching():
+        for batch in batches:
+            forward(made, batch)
+            forward(made, batch)  # as activation checkpointing does
+    for name, moment in together.moments.items():
+        mean = torch.stack([moments[name] for moments in single]).mean(0)
+        torch.testing.assert_close(moment, mean, rtol=1e-5, atol=1e-7)
+
+
 def test_moments_are_exact_under_autocast(tmp_path):
     made = setting(tmp_path, lora=False)
     seen = []
