@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from tuneprune.methods.base import Method, Metrics, Search, Subject, churn
+from tuneprune.methods.gradients import refuse_without_gradients
 from tuneprune.methods.regularise import project, settle
 from tuneprune.methods.removal import partial, shrink
 from tuneprune.methods.unit_gradients import UnitGradients, unit_gradients
@@ -25,6 +26,7 @@ from tuneprune.structure.budget import Budget, allocate
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.space import Masks
+from tuneprune.structure.weights import base_weight
 
 PROBES = (0.25, 0.5, 0.75)
 
@@ -35,6 +37,7 @@ class Hesso(Method):
     name = "hesso"
     paper = "https://arxiv.org/abs/2409.09085"
     spaces = ("width", "head_dim", "disp")
+    needs_weight_gradients = True
     presets: ClassVar = {"hesso-cric": {"corrective": True}}
 
     start_share: float = Field(default=0.1, ge=0, lt=1, description="share of the steps before the first period")
@@ -53,7 +56,13 @@ class Hesso(Method):
         return self
 
     def begin(self, subject: Subject, budget: Budget) -> Search:
-        """Start from the whole model."""
+        """Start from the whole model.
+
+        Raises:
+            UnsupportedModel: a weight that has no gradient, because it is stored quantised.
+        """
+        params = {piece.param for group in subject.space.groups for piece in group.slices}
+        refuse_without_gradients({param: base_weight(subject.model, param) for param in sorted(params)})
         return HessoSearch(self, subject, budget)
 
 

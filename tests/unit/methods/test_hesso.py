@@ -7,13 +7,13 @@ import torch
 from tiny_tuning import assert_equal, hooks_of, setting, trainable
 
 from tuneprune import methods
-from tuneprune.errors import ConfigError
+from tuneprune.errors import ConfigError, UnsupportedModel
 from tuneprune.methods import hesso
 from tuneprune.methods.hesso import Hesso, corrected_saliency, period_bounds, probed_saliency, saliency
 from tuneprune.methods.unit_gradients import UnitGradients, unit_gradients
 from tuneprune.structure.budget import Budget, allocate, count_parameters
 from tuneprune.structure.masks import Gates
-from tuneprune.structure.weights import base_weight, effective_weight, lora_norms
+from tuneprune.structure.weights import base_module, base_weight, effective_weight, lora_norms
 from tuneprune.train.memory import activation_checkpointing
 
 
@@ -220,3 +220,11 @@ def test_corrective_preset_meets_the_budget(tmp_path, space_name):
 def test_the_end_comes_after_the_start():
     with pytest.raises(ConfigError, match=r"start_share=0.5 must be below end_share=0.5"):
         methods.build({"name": "hesso", "start_share": 0.5, "end_share": 0.5})
+
+
+def test_quantised_weights_are_refused_before_training(tmp_path):
+    made = setting(tmp_path)
+    linear = base_module(made.model, "model.layers.1.mlp.up_proj")
+    linear.weight = torch.nn.Parameter(linear.weight.to(torch.int8), requires_grad=False)
+    with pytest.raises(UnsupportedModel, match=r"up_proj\.weight` is stored as int8.*needs none: .*loraprune"):
+        begin(made)
