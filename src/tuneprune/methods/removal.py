@@ -1,7 +1,6 @@
 """Removal step by step: budgets on the way to the final one, and decisions in which what is gone stays gone."""
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,7 +26,6 @@ def shrink(
     scores: Mapping[str, Tensor],
     space: PruningSpace,
     budget: Budget,
-    scope: Literal["global", "local"] = "global",
 ) -> dict[str, Tensor]:
     """Hard masks that keep the highest scores within the budget, out of what `masks` keep.
 
@@ -38,5 +36,5 @@ def shrink(
         name: torch.where(masks[name].to(score.device) > 0, score.double(), -torch.inf)
         for name, score in scores.items()
     }
-    fresh = allocate(known, space, budget, scope)
+    fresh = allocate(known, space, budget)
     return {name: fresh[name].to(mask.device) * mask for name, mask in masks.items()}

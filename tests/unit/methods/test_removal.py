@@ -19,9 +19,8 @@ def test_partial_budget_is_linear_in_what_is_due():
     assert partial(budget, 0.5).multiple_of == 4
 
 
-@pytest.mark.parametrize("scope", ["global", "local"])
 @pytest.mark.parametrize("options", [{}, {"multiple_of": 4}, {"per_layer": "uniform"}])
-def test_what_is_gone_stays_gone_within_one_unit_of_the_budget(tmp_path, scope, options):
+def test_what_is_gone_stays_gone_within_one_unit_of_the_budget(tmp_path, options):
     made = setting(tmp_path, lora=False)
     space, draw = made.space, torch.Generator().manual_seed(0)
     whole = {group.name: group.size for group in space.groups}
@@ -31,7 +30,7 @@ def test_what_is_gone_stays_gone_within_one_unit_of_the_budget(tmp_path, scope, 
     for step in range(1, 9):
         scores = {group.name: torch.rand(group.size, generator=draw) for group in space.groups}
         budget = partial(Budget(keep=0.6, **options), cubic(step / 8))
-        after = shrink(masks, scores, space, budget, scope)
+        after = shrink(masks, scores, space, budget)
         assert all((after[name] <= masks[name]).all() for name in masks)
         assert budget.target(space) - dearest < count_parameters(space, after) <= budget.target(space)
         masks = after
@@ -40,8 +39,8 @@ def test_what_is_gone_stays_gone_within_one_unit_of_the_budget(tmp_path, scope, 
 def test_the_worst_go_first(tmp_path):
     made = setting(tmp_path, lora=False)
     scores = {group.name: torch.arange(group.size).double() for group in made.space.groups}
-    once = shrink(made.space.ones(), scores, made.space, Budget(keep=0.8), "local")
-    twice = shrink(once, {name: -score for name, score in scores.items()}, made.space, Budget(keep=0.6), "local")
+    once = shrink(made.space.ones(), scores, made.space, Budget(keep=0.8))
+    twice = shrink(once, {name: -score for name, score in scores.items()}, made.space, Budget(keep=0.6))
     for group in made.space.groups:
         if group.kind == "mlp_channel":
             gone = int((once[group.name] == 0).sum())
