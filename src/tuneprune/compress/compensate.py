@@ -32,6 +32,12 @@ def kept_inputs(space: PruningSpace, masks: Masks) -> dict[str, Tensor]:
     return kept
 
 
+def ridge_solution(among: Tensor, lost: Tensor, damping: float) -> Tensor:
+    """D with D (G_SS + eps I) = `lost`, for `among` = G_SS and eps = `damping` times the mean of its diagonal."""
+    damped = among + (damping * among.diagonal().mean()).clamp(min=1e-12) * torch.eye(len(among)).to(among)
+    return torch.linalg.solve(damped, lost, left=False)
+
+
 @torch.no_grad()
 def corrections(
     model: nn.Module,
@@ -66,8 +72,7 @@ def corrections(
         lost = weight[:, gone] @ gram[gone][:, stay]  # [outputs, kept]
         if biases is not None and module in biases:
             lost -= torch.outer(biases[module].double().to(weight.device), found.total.double().to(weight.device)[stay])
-        among += (damping * among.diagonal().mean()).clamp(min=1e-12) * torch.eye(len(stay)).to(among)
-        change = torch.linalg.solve(among, lost, left=False)
+        change = ridge_solution(among, lost, damping)
         changes[module] = torch.zeros_like(weight).index_copy(1, stay, change)
     return changes
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from tuneprune.compress.compensate import ridge_solution
 from tuneprune.methods.base import Subject
 from tuneprune.structure.space import Masks, PruningSpace
 from tuneprune.structure.weights import base_weight
@@ -38,10 +39,8 @@ def gated_inputs(space: PruningSpace, masks: Masks) -> dict[str, Tensor]:
 
 def ridge_update(weight: Tensor, moment: Tensor, kept: Tensor, ridge: float) -> Tensor:
     """What is added to the kept columns of `weight`: the equation above."""
-    inner = moment[kept][:, kept].double()
-    inner.diagonal().add_(ridge * inner.diagonal().mean().clamp(min=1e-12))
-    factor = torch.linalg.cholesky(inner)
-    return torch.cholesky_solve(moment[kept][:, ~kept].double() @ weight[:, ~kept].double().T, factor).T
+    lost = weight[:, ~kept].double() @ moment[~kept][:, kept].double()
+    return ridge_solution(moment[kept][:, kept].double(), lost, ridge)
 
 
 class Compensation:
