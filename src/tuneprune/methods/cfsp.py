@@ -81,7 +81,7 @@ class Cfsp(Method):
 
     def _observe(self, subject: Subject) -> dict[str, Tensor]:
         """The influence of every layer, and the score of every MLP channel within its layer."""
-        turns = Turns(subject.architecture, lambda cosines: cosines.arccos() / math.pi)
+        turns = Turns(subject, lambda cosines: cosines.arccos() / math.pi)
         with streams(subject.model, subject.architecture, turns.see):
             inputs = gather(subject, turns.counted(subject.calibration() for _ in range(self.batches)))
         found = {"influence": turns.mean(subject.runtime)}

@@ -66,9 +66,10 @@ def importance(subject: Subject, batches: int, over_sequence: Join, over_batch: 
     A sequence is a row of the calibration data, which may hold several short documents; padding does not count.
     """
     groups = {consumer(group).module: group for group in subject.space.groups}
-    sums = {group.name: torch.zeros(group.size, dtype=torch.double) for group in subject.space.groups}
+    device = subject.model.device  # where processes can average
+    sums = {group.name: torch.zeros(group.size, dtype=torch.double, device=device) for group in subject.space.groups}
     counted = torch.zeros(0)
-    num_rows = torch.zeros(1, dtype=torch.double)
+    num_rows = torch.zeros(1, dtype=torch.double, device=device)
 
     def see(module: str, states: Tensor) -> None:
         group = groups[module]
@@ -79,18 +80,18 @@ def importance(subject: Subject, batches: int, over_sequence: Join, over_batch: 
         sizes = (parts.sum(axes) if axes else parts).sqrt()  # [rows, length, units]
         real = counted.to(sizes).unsqueeze(-1)
         rows = joined(sizes * real, real.sum(1).clamp(min=1), over_sequence)
-        sums[group.name] += (rows if over_batch == "mean" else rows.pow(2)).sum(0).cpu()
+        sums[group.name] += (rows if over_batch == "mean" else rows.pow(2)).sum(0)
 
     with reading(subject.model, groups, see):
         for _ in range(batches):
             batch = subject.calibration()
             counted = real_tokens(batch)
-            num_rows += counted.any(1).sum().cpu()
+            num_rows += counted.any(1).sum()
             subject.runtime.loss(batch)
     subject.runtime.average([*sums.values(), num_rows])
     if over_batch == "mean":
-        return {name: total / num_rows.clamp(min=1) for name, total in sums.items()}
-    return {name: total.sqrt() for name, total in sums.items()}
+        return {name: (total / num_rows.clamp(min=1)).cpu() for name, total in sums.items()}
+    return {name: total.sqrt().cpu() for name, total in sums.items()}
 
 
 def joined(sizes: Tensor, tokens: Tensor, how: Join) -> Tensor:

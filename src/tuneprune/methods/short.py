@@ -55,7 +55,7 @@ class Short(Method):
 @torch.no_grad()
 def block_influence(subject: Subject, batches: int) -> dict[str, Float[Tensor, " 1"]]:
     """BI = 1 - E[cos(x_in, x_out)] of every layer, over the tokens of the calibration data (2403.03853, equation 1)."""
-    turns = Turns(subject.architecture, lambda cosines: 1 - cosines)
+    turns = Turns(subject, lambda cosines: 1 - cosines)
     with streams(subject.model, subject.architecture, turns.see):
         for batch in turns.counted(subject.calibration() for _ in range(batches)):
             subject.runtime.loss(batch)
@@ -70,8 +70,9 @@ def angular_distances(subject: Subject, batches: int) -> dict[str, Tensor]:
     Over the last token of every document; index `layers` is the stream behind the last layer, before the final norm.
     """
     num_layers = len(subject.architecture.blocks)
-    sums = torch.zeros(num_layers + 1, num_layers + 1, dtype=torch.double)
-    count = torch.zeros(1, dtype=torch.double)
+    device = subject.model.device  # where processes can average
+    sums = torch.zeros(num_layers + 1, num_layers + 1, dtype=torch.double, device=device)
+    count = torch.zeros(1, dtype=torch.double, device=device)
     chosen = torch.zeros(0, dtype=torch.bool)
     seen: list[Tensor] = []
 
@@ -87,10 +88,10 @@ def angular_distances(subject: Subject, batches: int) -> dict[str, Tensor]:
             subject.runtime.loss(batch)
             directions = nn.functional.normalize(torch.stack(seen), dim=-1)
             cosines = torch.einsum("itd,jtd->ijt", directions, directions).clamp(-1, 1)
-            sums += torch.arccos(cosines).sum(-1).cpu() / torch.pi
-            count += chosen.sum().cpu()
+            sums += torch.arccos(cosines).sum(-1) / torch.pi
+            count += chosen.sum()
     subject.runtime.average([sums, count])
-    return {"distances": sums / count}
+    return {"distances": (sums / count).cpu()}
 
 
 def flattest(distances: Float[Tensor, "streams streams"], length: int) -> int:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tuneprune.methods.base import Batch, Runtime
+from tuneprune.methods.base import Batch, Runtime, Subject
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.statistics import reading, real_tokens
 
@@ -37,30 +37,34 @@ def streams(
 
 
 class Turns:
-    """How far every layer turns the stream: the mean over real tokens of a function of cos(x_in, x_out)."""
+    """How far every layer turns the stream: the mean over real tokens of a function of cos(x_in, x_out).
 
-    def __init__(self, architecture: Architecture, measure: Callable[[Tensor], Tensor]) -> None:
+    Sums stand on the model's device, where processes can average them.
+    """
+
+    def __init__(self, subject: Subject, measure: Callable[[Tensor], Tensor]) -> None:
         self.measure = measure
-        self._sums = torch.zeros(len(architecture.blocks) + 1, dtype=torch.double)  # by layer, and of tokens
+        size = len(subject.architecture.blocks) + 1  # by layer, and the number of tokens
+        self._sums = torch.zeros(size, dtype=torch.double, device=subject.model.device)
         self._real = torch.zeros(0, dtype=torch.bool)
 
     def counted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches, each counted before it is run."""
         for batch in batches:
             self._real = real_tokens(batch)
-            self._sums[-1] += self._real.sum().cpu()
+            self._sums[-1] += self._real.sum()
             yield batch
 
     def see(self, index: int, before: Tensor, after: Tensor) -> None:
         """What `streams` shows of the batch given last."""
         here = self._real.to(before.device)
         cosines = torch.cosine_similarity(before[here].double(), after[here].double(), dim=-1).clamp(-1, 1)
-        self._sums[index] += self.measure(cosines).sum().cpu()
+        self._sums[index] += self.measure(cosines).sum().to(self._sums)
 
     def mean(self, runtime: Runtime) -> Float[Tensor, " layers"]:
         """Over all tokens of all processes."""
         runtime.average([self._sums])
-        return self._sums[:-1] / self._sums[-1].clamp(min=1e-12)
+        return (self._sums[:-1] / self._sums[-1].clamp(min=1e-12)).cpu()
 
 
 class Moments:
