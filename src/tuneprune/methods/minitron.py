@@ -1,8 +1,8 @@
 """Minitron: keep the heads and MLP channels with the largest activations, the same number in every layer.
 
 The importance of a unit is the size of its activation on a small calibration set: averaged over each sequence, then
-joined over sequences by an L2 norm. Units are ranked within their layer, and every layer keeps equally many, so that a
-stock class holds the result. No gradients; one forward pass over the calibration data.
+joined over sequences by an L2 norm. Units are ranked within their layer, and every layer keeps equally many, so that
+most families' stock class holds the result. No gradients; one forward pass over the calibration data.
 
 Paper: https://arxiv.org/abs/2407.14679. Changed: the unit of attention is a whole KV group; heads and channels lose the
 same share, where the paper searches over candidate shapes; the MLP's activation is read behind the gate. Left out:

@@ -65,7 +65,7 @@ def in_order(subject: Subject, batches: list[Batch], kept: dict[str, int]) -> di
     """The masks that keep the `kept[name]` best units of every group, each layer scored behind the pruned ones.
 
     One forward pass records what the layers are called with; every layer then runs twice, dense for its statistics and
-    pruned for the next one's input. Held are the hidden states of all batches at one layer.
+    pruned for the next one's input. Held are the hidden states of all batches at one layer, and their attention masks.
     """
     model, runtime, masks = subject.model, subject.runtime, subject.space.ones()
     gates = Gates(model, subject.space)
