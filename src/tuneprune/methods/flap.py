@@ -25,6 +25,7 @@ from tuneprune.methods.activations import (
 )
 from tuneprune.methods.base import Decided, Method, Search, Subject, decide
 from tuneprune.structure.budget import Budget, allocate, fractional_ranks
+from tuneprune.structure.budget import check as check_budget
 from tuneprune.structure.edits import Bias
 from tuneprune.structure.space import Group, Masks, PruningSpace
 from tuneprune.structure.statistics import Statistics
@@ -54,6 +55,14 @@ class Flap(Method):
     )
     bias: bool = Field(default=True, description="add the mean of what is removed as a bias")
     batches: int = Field(default=16, ge=1, description="calibration batches")
+
+    def check(self, space: PruningSpace, budget: Budget) -> None:
+        """Refuse budgets that the smallest model exceeds with its new biases.
+
+        Raises:
+            UnreachableBudget: with the range of `keep` that can be reached.
+        """
+        check_budget(space, budget, sum(new_biases(space).values()) if self.bias else 0)
 
     def is_plain(self, space: PruningSpace) -> bool:
         """Not where a linear gets a bias that the dense model has not."""

@@ -21,7 +21,8 @@ from tuneprune.errors import UnsupportedModel
 from tuneprune.methods.base import Decided, Method, Search, Subject, decide
 from tuneprune.methods.stream import Moments, Walk, epsilon_of, pooled_moments, principal_axes
 from tuneprune.structure.architecture import Architecture
-from tuneprune.structure.budget import Budget, Reserved, allocate, check
+from tuneprune.structure.budget import Budget, Reserved, allocate
+from tuneprune.structure.budget import check as check_budget
 from tuneprune.structure.edits import EVERYWHERE, Rotate
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.rotation import added_by_rotating
@@ -46,6 +47,14 @@ class SliceGpt(Method):
         default=0.01, ge=0, description="share of the mean second moment that is added to every second moment"
     )
 
+    def check(self, space: PruningSpace, budget: Budget) -> None:
+        """Refuse budgets that the narrowest stream exceeds with its matrices on skips and its own head.
+
+        Raises:
+            UnreachableBudget: with the range of `keep` that can be reached.
+        """
+        check_budget(space, budget, self._reserved(space))
+
     def check_family(self, architecture: Architecture) -> None:
         """Refuse families whose norms do not commute with a rotation.
 
@@ -66,6 +75,7 @@ class SliceGpt(Method):
     def begin(self, subject: Subject, budget: Budget) -> Search:
         """Decide at once."""
         self.check_family(subject.architecture)
+        self.check(subject.space, budget)
         if self.variant == "stock":
             return Decided(self._stock(subject, budget))
         return Decided(self._skip(subject, budget))
@@ -73,11 +83,9 @@ class SliceGpt(Method):
     def _stock(self, subject: Subject, budget: Budget) -> Plan:
         """One basis: the principal axes of the stream at all places together, in one pass."""
         (group,) = subject.space.groups
-        reserved = _reserved(subject, bases=1)
-        check(subject.space, budget, reserved)
         found = subject.scores("stream_moments", lambda: {"moments": self._moments(subject)}, batches=self.batches)
         energies, basis = principal_axes(found["moments"], self.damping)
-        masks = allocate({group.name: energies}, subject.space, budget, reserved=reserved)
+        masks = allocate({group.name: energies}, subject.space, budget, reserved=self._reserved(subject.space))
         return self._plan({EVERYWHERE: basis}, masks, subject, budget)
 
     def _moments(self, subject: Subject) -> Tensor:
@@ -94,7 +102,7 @@ class SliceGpt(Method):
         model, architecture = subject.model, subject.architecture
         sites = list(architecture.sites())
         order = {group.name: -torch.arange(group.size, dtype=torch.double)}
-        masks = allocate(order, subject.space, budget, reserved=_reserved(subject, len(sites)))
+        masks = allocate(order, subject.space, budget, reserved=self._reserved(subject.space))
         width = int(masks[group.name].sum())
         epsilon = epsilon_of(model.get_submodule(sites[0].own_norm))
         bases: list[Tensor] = []
@@ -119,14 +127,15 @@ class SliceGpt(Method):
         found = {site.own_norm: basis for site, basis in zip(sites, bases, strict=True)}
         return self._plan(found, masks, subject, budget)
 
+    def _reserved(self, space: PruningSpace) -> Reserved:
+        """What the bases add to a stream of the kept width; the space has a gate at every skip connection."""
+        gates = [gate.module for group in space.groups for gate in group.gates]
+        skips = sum(module.endswith("_skip") for module in gates) if self.variant == "skip" else 0
+        return lambda kept: added_by_rotating(space, skips + 1, min(kept.values()))
+
     def _plan(self, bases: Mapping[str, Tensor], masks: dict[str, Tensor], subject: Subject, budget: Budget) -> Plan:
         """Rotate, then keep the leading axes."""
         plan = decide(masks, subject, budget, self)
         precision = torch.promote_types(subject.model.dtype, torch.float32)
         rotations = tuple(Rotate(at, basis.cpu().to(precision)) for at, basis in bases.items())
         return Plan((*rotations, *plan.edits), plan.space, plan.provenance)
-
-
-def _reserved(subject: Subject, bases: int) -> Reserved:
-    """What the bases add to a stream of the kept width."""
-    return lambda kept: added_by_rotating(subject.space, bases, min(kept.values()))

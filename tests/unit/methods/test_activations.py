@@ -7,6 +7,7 @@ from tiny_tuning import setting
 
 from tuneprune import methods
 from tuneprune.compress import rewrite
+from tuneprune.errors import UnreachableBudget
 from tuneprune.methods.activations import consumer, gather, input_statistics, per_unit, standardised, wanda
 from tuneprune.methods.flap import feature_scores
 from tuneprune.structure.budget import Budget
@@ -146,6 +147,17 @@ def test_flap_removes_nothing_where_nothing_has_to_go(tmp_path):
     plan = methods.build({"name": "flap", "batches": 1}).begin(made.subject, Budget(keep=1.0)).plan()
     assert plan.widths(made.space) == {group.name: group.size for group in made.space.groups}
     assert plan.added(made.space) == 0
+
+
+def test_flap_refuses_before_calibration_what_its_biases_leave_no_room_for(tmp_path):
+    made = setting(tmp_path, lora=False)
+    with pytest.raises(UnreachableBudget) as told:
+        methods.build({"name": "flap"}).check(made.space, Budget(keep=0.01))
+    lowest = float(str(told.value).split("on this model: ")[1][:6])
+    methods.build({"name": "flap", "batches": 1}).begin(made.subject, Budget(keep=lowest)).plan()
+    with pytest.raises(UnreachableBudget):
+        methods.build({"name": "flap"}).check(made.space, Budget(keep=lowest - 0.001))
+    methods.build({"name": "flap", "bias": False}).check(made.space, Budget(keep=lowest - 0.001))
 
 
 def widths(made, **options):

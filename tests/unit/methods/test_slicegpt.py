@@ -131,3 +131,16 @@ def test_a_budget_below_one_axis_is_refused_before_any_calibration(tmp_path):
         with pytest.raises(UnreachableBudget, match=r"below what space `residual` can reach .* to "):
             method.begin(subject, Budget(keep=0.01))
     assert not drawn
+
+
+def test_the_check_counts_what_is_added(tmp_path):
+    made = setting(tmp_path, variant="llama3", space_name="residual", lora=False)
+    lowest = {}
+    for kind in ("stock", "skip"):
+        method = methods.build({"name": "slicegpt", "variant": kind})
+        with pytest.raises(UnreachableBudget) as told:
+            method.check(made.space, Budget(keep=0.01, multiple_of=16))
+        lowest[kind] = float(str(told.value).split("on this model: ")[1][:6])
+        plan = method.begin(made.subject, Budget(keep=lowest[kind], multiple_of=16)).plan()
+        assert plan.widths(made.space) == {"residual": 16}
+    assert lowest["skip"] > lowest["stock"]
