@@ -81,8 +81,8 @@ class Compensation:
                 hooks.callback(module.register_forward_pre_hook(partial(record, name)).remove)
             yield
         fresh = {name: total.div_(counts[name]) for name, total in sums.items()}
-        self.subject.runtime.average(fresh.values())
         for name, moment in fresh.items():
+            self.subject.runtime.average([moment])  # one at a time: a transfer copies what it sends
             if not torch.isfinite(moment).all():
                 continue  # a step that diverges is the loop's to report
             before = self.moments.get(name)
@@ -90,7 +90,9 @@ class Compensation:
 
     @torch.no_grad()
     def gather(self, batches: int) -> None:
-        """Moments of the model as it is, by forwards of their own."""
+        """Moments of the model as it is, by forwards of their own; none where no input is gated (`depth`)."""
+        if not self.modules:
+            return
         with self.watching():
             for _ in range(batches):
                 self.subject.runtime.loss(self.subject.calibration())
