@@ -84,11 +84,11 @@ class Tuner:
         return self._summed_loss(batch) / self._mean_tokens(batch)
 
     def average(self, tensors: Iterable[Tensor]) -> None:
-        """Average tensors over all processes, in place, in one transfer."""
+        """Average tensors over all processes, in place, in one transfer, in float32 or finer."""
         tensors = list(tensors)
         if self.accelerator.num_processes == 1 or not tensors:
             return
-        flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
+        flat = torch.cat([t.reshape(-1).to(torch.promote_types(t.dtype, torch.float32)) for t in tensors])
         torch.distributed.all_reduce(flat)
         flat /= self.accelerator.num_processes
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):

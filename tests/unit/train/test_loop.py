@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -186,3 +187,13 @@ def test_bf16_autocast_keeps_weights_in_float32(tmp_path):
     result = made.tuner.run(made.begin())
     assert all(value.dtype == torch.float32 for value in trainable(made.model).values())
     assert result.last["loss"] > 0
+
+
+def test_averages_over_processes_keep_double_precision(tmp_path, monkeypatch):
+    tuner = setting(tmp_path).tuner
+    tuner.accelerator = SimpleNamespace(num_processes=2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: flat.mul_(2))  # another process with the same
+    values = [torch.tensor([1 + 1e-12], dtype=torch.double), torch.tensor(0.1), torch.tensor([[0.5]]).bfloat16()]
+    before = [value.clone() for value in values]
+    tuner.average(values)
+    assert all(torch.equal(now, then) for now, then in zip(values, before, strict=True))
