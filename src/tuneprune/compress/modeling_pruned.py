@@ -174,12 +174,12 @@ class RoutedMlp(PrunedMlp):
     """A gated MLP of which every token computes the channels of `top_k` experts, chosen by a router.
 
     `experts` says which channels each expert has; channels may belong to several. Many tokens at once are grouped, and
-    only the channels that their experts have are computed. For few tokens gathering those weights would take longer
-    than all channels do: then, and where autograd watches, all are computed and masked. The router learns through the
+    only the channels that their experts have are computed. For few tokens gathering those weights may take longer than
+    all channels do: then, and where autograd watches, all are computed and masked. The router learns through the
     straight-through derivative of its softmax.
     """
 
-    tokens_worth_grouping = 32  # per expert; measured, see docs/methods/tomoe.md
+    tokens_worth_grouping = 32  # per expert; a choice, see docs/methods/tomoe.md
     experts: Tensor
     gate_proj: nn.Module
     up_proj: nn.Module
