@@ -119,7 +119,8 @@ class GeneratorOptimizer:
             if self.skipped_in_a_row == self.MAX_SKIPPED:
                 raise TrainingDiverged(
                     f"{self.MAX_SKIPPED} generator steps in a row had a non-finite gradient."
-                    " Lower tune.learning_rate or method.generator_learning_rate, or set tune.precision=fp32."
+                    " Lower tune.learning_rate or the generator's own, an option of the method, or set"
+                    " tune.precision=fp32."
                 )
             return norm.item()
         self.skipped_in_a_row = 0
