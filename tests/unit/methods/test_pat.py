@@ -134,6 +134,22 @@ def test_the_penalty_pulls_towards_the_budget(tmp_path):
     assert search.penalty().item() == pytest.approx(10 * (made.space.num_parameters - target) / target)
 
 
+def test_orthogonality_is_asked_of_all_operators(tmp_path):
+    made = setting(tmp_path, space_name="residual")
+    search = begin(made, active_weight=0.0, margin_weight=0.0, identity_weight=2.0)
+    operators = list(search.operators.values())
+    for index, operator in enumerate(operators):
+        torch.nn.init.constant_(operator.up, 0.1 * (index + 1))
+    losses = [operator.identity_loss().item() for operator in operators]
+    assert len(set(losses)) == 5
+    penalty = search.penalty()
+    assert penalty.item() == pytest.approx(2 * sum(losses) / 5)
+    penalty.backward()
+    for operator in operators:
+        assert operator.down.grad.abs().sum() > 0
+        assert operator.up.grad.abs().sum() > 0
+
+
 def test_resumed_equals_uninterrupted(tmp_path):
     finished = []
     for folder, stops in (("whole", ()), ("parts", (3, 7))):
