@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiny import VARIANTS, random_masks, tiny_model
 
 from tuneprune.config import RunConfig
 from tuneprune.data import SUITES, TASKS
+from tuneprune.errors import UnsupportedModel
+from tuneprune.families import describe, uniform_config
 from tuneprune.families import registry as families
 from tuneprune.methods import registry as methods
-from tuneprune.structure.spaces import SPACES
+from tuneprune.structure.spaces import SPACES, build
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -73,6 +76,41 @@ def test_sources_are_described_under_their_kind():
     rows = dict(re.findall(r"^\| (\w+) \| (.*) \|$", table, re.MULTILINE))
     for name, task in TASKS.items():
         assert name.startswith("clinic_") or f"`{name}`" in rows[task.kind], name
+
+
+def offered(variant: str) -> tuple[str, list[str]]:
+    """The family of a small model, and for every space: what loads half of it, or `-` where it is refused."""
+    model = tiny_model(variant)
+    architecture = describe(model)
+    cells = []
+    for name in SPACES:
+        try:
+            space = build(name, architecture, model)
+        except UnsupportedModel:
+            cells.append("-")
+            continue
+        widths = {group: int(mask.sum()) for group, mask in random_masks(space, uniform=True).items()}
+        is_stock = uniform_config(model.config, architecture, space, widths) is not None
+        cells.append("stock" if is_stock else "file")
+    return architecture.family, cells
+
+
+def test_spaces_are_described_as_families_offer_them():
+    table = re.search(r"<!-- spaces -->(.*?)<!-- /spaces -->", read(DOCS / "spaces.md"), re.DOTALL).group(1)
+    head, _, *rows = [[cell.strip() for cell in row.strip("| ").split("|")] for row in table.strip().splitlines()]
+    assert head == ["family", *SPACES]
+    assert [row[0] for row in rows] == sorted(families())
+    described = {row[0]: row[1:] for row in rows}
+    for variant in VARIANTS:
+        family, cells = offered(variant)
+        assert described[family] == cells, variant
+
+
+def test_spaces_are_described_with_their_methods():
+    rows = dict(re.findall(r"^\| `(\w+)` \|.*\| ([^|]+) \|$", read(DOCS / "spaces.md"), re.MULTILINE))
+    assert rows == {
+        space: ", ".join(name for name, method in methods().items() if space in method.spaces) for space in SPACES
+    }
 
 
 def test_readme_names_every_family_space_method_and_suite():
