@@ -88,9 +88,10 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
                 + suggest(self.space, SPACES)
             )
         if self.space not in self.method.spaces:
+            able = ", ".join(name for name, method in methods.registry().items() if self.space in method.spaces)
             raise ConfigError(
                 f"method `{self.method.title}` does not support space `{self.space}`;"
-                f" it supports {', '.join(self.method.spaces)}."
+                f" it supports {', '.join(self.method.spaces)}, and methods for `{self.space}` are {able}."
             )
         return self
 

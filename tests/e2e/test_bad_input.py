@@ -74,6 +74,16 @@ def other_vocabulary(case):
     case.model(vocab_size=20)
 
 
+def of_family(variant, space, method):
+    """Another family's model, in a space that it does not offer."""
+
+    def change(case):
+        model = tiny_runs.save_model(case.folder / "model", variant)
+        case.content.update(model=str(model), space=space, method={"name": method})
+
+    return change
+
+
 def set_to(path, value):
     def change(case):
         *parents, leaf = path.split(".")
@@ -148,6 +158,36 @@ CASES = {
     ),
     "method on norms that it cannot treat": (norms_behind, ["gemma2", "`slicegpt` needs RMSNorms", "`magnitude`"]),
     "method on MLPs that it cannot treat": (plain_mlps, ["starcoder2", "`tomoe` routes gated MLPs only", "`atp`"]),
+    "space that the method cannot treat": (
+        set_to("space", "experts"),
+        ["`atp`", "`experts`", "it supports width", "methods for `experts` are magnitude, random"],
+    ),
+    "preset on a space that it cannot treat": (
+        lambda case: case.content.update(space="depth", method={"name": "hesso-cric"}),
+        ["`hesso-cric`", "`depth`", "it supports width, head_dim, disp", "methods for `depth` are atp,"],
+    ),
+    "keep that a method cannot reach": (
+        lambda case: case.content.update(method={"name": "cfsp"}, budget={"keep": 0.4}),
+        ["`cfsp` removes MLP channels only", "budget.keep=0.4", "keeps 0.5400", "Raise budget.keep"],
+    ),
+    "experts of a model without": (
+        lambda case: case.content.update(space="experts", method={"name": "magnitude"}),
+        ["llama", "`experts` needs a mixture of experts", "Use space `width` or `disp`"],
+    ),
+    "depth of a mixture": (of_family("mixtral", "depth", "short"), ["mixtral", "`depth`", "Use space `experts`"]),
+    "width of a mixture": (of_family("qwen3_moe", "width", "atp"), ["qwen3_moe", "`width`", "Use space `experts`"]),
+    "dims of partly rotated heads": (
+        of_family("phi", "head_dim", "magnitude"),
+        ["phi", "`head_dim` needs RoPE over the whole head", "Use space `width` or `disp`"],
+    ),
+    "residual stream under LayerNorm": (
+        of_family("gpt_neox", "residual", "slicegpt"),
+        ["gpt_neox", "`residual` needs RMSNorm", "Use space `width`, `disp` or `depth`"],
+    ),
+    "compensation in a space without such inputs": (
+        lambda case: case.content.update(space="depth", method={"name": "short"}, compensate="obs"),
+        ["compensate=obs", "`depth`", "width, head_dim or disp"],
+    ),
     "multiple of too much": (set_to("budget.multiple_of", 1000), ["budget.multiple_of=1000", "Use at most"]),
     "too long for the model": (set_to("tune.max_length", 4096), ["tune.max_length=4096", "context of 128"]),
     "recover of other length": (set_to("recover", {"max_length": 16}), ["recover.max_length=16", "tune.max_length=32"]),

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from torch import nn
 
 from tuneprune.errors import ConfigError, UnsupportedModel, suggest
-from tuneprune.structure.architecture import Architecture, Attention, Block, Mlp, Projection
+from tuneprune.structure.architecture import Architecture, Attention, Block, Experts, Mlp, Projection
 from tuneprune.structure.residual import residual
 from tuneprune.structure.space import Gate, Group, Kind, PruningSpace, Segment, WeightSlice
 
@@ -34,6 +34,11 @@ def build(name: str, architecture: Architecture, model: nn.Module) -> PruningSpa
     if name not in SPACES:
         known = ", ".join(SPACES)
         raise ConfigError(f"Unknown space `{name}`; known spaces are {known}.{suggest(name, SPACES)}")
+    if name != "experts" and any(isinstance(block.feed_forward, Experts) for block in architecture.blocks):
+        raise UnsupportedModel(
+            f"{architecture.family}: space `{name}` cannot cut mixtures of experts, which this family has for MLPs. Use"
+            " space `experts`."
+        )
     shapes = {path: tuple(parameter.shape) for path, parameter in model.named_parameters()}
     groups = [
         group
