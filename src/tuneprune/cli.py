@@ -148,7 +148,7 @@ def plan(run_file: RunFile, out: Out = None, overrides: Set = None) -> None:
     folder = out or Path("out") / run_file.stem
     with _at_work() as progress:
         decided = plan_model(config, folder, progress)
-    typer.echo(f"{len(decided.edits)} groups decided in {folder / 'plan'}")
+    typer.echo(f"{len(decided.edits)} edits in {folder / 'plan'}")
 
 
 @app.command()
@@ -178,10 +178,14 @@ def methods(as_json: AsJson = False) -> None:
     """List the methods, and the presets of their options."""
     from tuneprune.methods import presets, registry
 
-    listed = {name: first_line(method.__doc__) + f"  {method.paper}" for name, method in registry().items()}
+    listed = {
+        name: f"{first_line(method.__doc__)} Spaces: {', '.join(method.spaces)}. {method.paper}"
+        for name, method in registry().items()
+    }
     for name, method in presets().items():
-        values = ", ".join(f"{key}={value}" for key, value in method.presets[name].items())
-        listed[name] = f"Preset of {method.name}: {values}"
+        fields = method.model_fields
+        values = (f"{key}={value}" for key, value in method.presets[name].items() if value != fields[key].default)
+        listed[name] = f"Preset of {method.name}: {', '.join(values)}"
     print_list(listed, as_json)
 
 

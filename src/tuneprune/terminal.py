@@ -2,6 +2,9 @@
 
 import json
 import os
+import shutil
+import sys
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,13 +66,15 @@ def print_sections(content: Mapping[str, Any], indent: str = "") -> None:
 
 
 def print_list(entries: Mapping[str, str], as_json: bool) -> None:
-    """Names with a line of text each, or as JSON."""
+    """Names with some text each, wrapped where a terminal reads it, or as JSON."""
     if as_json:
         typer.echo(json.dumps(entries, indent=1))
         return
-    width = max(map(len, entries))
+    indent = max(map(len, entries)) + 2
+    columns = max(shutil.get_terminal_size().columns, indent + 20) if sys.stdout.isatty() else sys.maxsize
     for name, text in entries.items():
-        typer.echo(f"{name:<{width}}  {text}")
+        lines = textwrap.wrap(text, columns - indent, break_long_words=False, break_on_hyphens=False)
+        typer.echo(f"{name:<{indent}}" + f"\n{'':<{indent}}".join(lines))
 
 
 def first_line(docstring: str | None) -> str:

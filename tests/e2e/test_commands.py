@@ -36,6 +36,24 @@ def test_lists(command, known, tuneprune, capsys):
     assert known in json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("command", ["methods", "families", "spaces", "suites"])
+def test_lists_fit_a_terminal(command, tuneprune, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert tuneprune(command) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_methods_are_listed_with_spaces_and_presets(tuneprune, capsys):
+    assert tuneprune("methods", "--json") == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert "Spaces: depth. https://arxiv.org/abs/2403.03853" in listed["short"]
+    assert listed["hesso-cric"] == "Preset of hesso: corrective=True"
+    assert "prior=none" in listed["atp-paper"]
+    assert "temperature" not in listed["atp-paper"]  # as by default
+    assert not any(text.startswith("Hyper-parameters") for text in listed.values())
+
+
 def test_help_names_every_command(tuneprune, capsys):
     assert tuneprune("--help") == 0
     text = capsys.readouterr().out

@@ -32,7 +32,7 @@ from tuneprune.structure.weights import base_weight
 
 
 class Apt(Method):
-    """Hyper-parameters of APT's pruning."""
+    """Drop units of low salience, heavy tails counted, while LoRA tunes."""
 
     name = "apt"
     paper = "https://arxiv.org/abs/2401.12200"

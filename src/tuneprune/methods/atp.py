@@ -34,7 +34,7 @@ from tuneprune.structure.space import Masks
 
 
 class Atp(Method):
-    """Hyper-parameters of ATP."""
+    """Learn the masks with a generator while LoRA tunes, and decide on the way to the budget."""
 
     name = "atp"
     paper = "https://arxiv.org/abs/2412.14426"

@@ -27,7 +27,7 @@ from tuneprune.structure.space import Masks, PruningSpace
 
 
 class DispLlm(Method):
-    """Hyper-parameters of DISP-LLM."""
+    """Learn by a hypernetwork which dims of the residual stream every sublayer reads and writes."""
 
     name = "disp_llm"
     paper = "https://arxiv.org/abs/2410.11988"

@@ -32,7 +32,7 @@ PROBES = (0.25, 0.5, 0.75)
 
 
 class Hesso(Method):
-    """Hyper-parameters of HESSO and HESSO-CRIC."""
+    """Let redundant units fall to zero period by period while the rest tunes."""
 
     name = "hesso"
     paper = "https://arxiv.org/abs/2409.09085"

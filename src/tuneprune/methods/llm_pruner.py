@@ -30,7 +30,7 @@ Reduction = Literal["sum", "mean", "max", "prod", "first"]
 
 
 class LlmPruner(Method):
-    """Hyper-parameters of LLM-Pruner."""
+    """Keep the units of largest weight times gradient in the layers between protected ones."""
 
     name = "llm_pruner"
     paper = "https://arxiv.org/abs/2305.11627"

@@ -31,7 +31,7 @@ from tuneprune.structure.weights import LoraFactors, by_unit, effective_weight, 
 
 
 class LoraPrune(Method):
-    """Hyper-parameters of LoRAPrune."""
+    """Drop units by an importance that LoRA's own gradients give, while LoRA tunes."""
 
     name = "loraprune"
     paper = "https://arxiv.org/abs/2305.18403"

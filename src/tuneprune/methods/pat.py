@@ -30,7 +30,7 @@ from tuneprune.structure.weights import base_module, lora_factors
 
 
 class Pat(Method):
-    """Hyper-parameters of PAT."""
+    """Train one mask of the residual stream, and operators that make up for it, together with LoRA."""
 
     name = "pat"
     paper = "https://arxiv.org/abs/2408.14721"

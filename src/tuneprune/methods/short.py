@@ -23,7 +23,7 @@ from tuneprune.structure.statistics import real_tokens
 
 
 class Short(Method):
-    """Hyper-parameters of Short."""
+    """Drop the layers that change the residual stream least."""
 
     name = "short"
     paper = "https://arxiv.org/abs/2403.03853"

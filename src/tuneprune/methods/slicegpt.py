@@ -30,7 +30,7 @@ from tuneprune.structure.space import PruningSpace
 
 
 class SliceGpt(Method):
-    """Hyper-parameters of SliceGPT."""
+    """Rotate the residual stream to its principal axes and drop the trailing ones."""
 
     name = "slicegpt"
     paper = "https://arxiv.org/abs/2401.15024"

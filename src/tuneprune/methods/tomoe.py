@@ -48,7 +48,7 @@ from tuneprune.structure.space import Masks
 
 
 class Tomoe(Method):
-    """Hyper-parameters of ToMoE."""
+    """Turn every MLP into experts of overlapping channels, with a router that picks one for each token."""
 
     name = "tomoe"
     paper = "https://arxiv.org/abs/2501.15316"
