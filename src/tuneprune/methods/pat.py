@@ -109,8 +109,8 @@ class PatSearch(Search):
 
     @property
     def phase(self) -> str:  # type: ignore[override]
-        """`select` while the mask is learned, then `frozen`."""
-        return "select" if self._decision is None else "frozen"
+        """`control` while the mask is learned, then `frozen`."""
+        return "control" if self._decision is None else "frozen"
 
     def parameters(self) -> list[Trained]:
         """The mask's logits, and the operators."""

@@ -111,7 +111,7 @@ def test_training_reaches_mask_and_operators_until_the_decision(tmp_path):
 
     search.after_step = watch
     made.tuner.run(search)
-    assert [phase for phase, _ in seen] == ["select"] * 5 + ["frozen"] * 7
+    assert [phase for phase, _ in seen] == ["control"] * 5 + ["frozen"] * 7
     assert not torch.equal(seen[0][1], seen[4][1])
     assert torch.equal(seen[4][1], seen[-1][1])
     for site, operator in search.operators.items():
