@@ -82,6 +82,8 @@ class RowRecord(Section):
     scores: dict[str, dict[str, Estimate]]
     relative: Estimate | None = None
     difference: Estimate | None = Field(default=None, description="of relative performance to the reference method")
+    fluency: Estimate | None = Field(default=None, description="relative performance over the perplexities alone")
+    fluency_difference: Estimate | None = Field(default=None, description="of fluency to the reference method")
     task_differences: dict[str, Estimate] = Field(default_factory=dict, description="of its share of each task")
     decide_s: float | None = None
     train_s: float | None = None
@@ -219,6 +221,8 @@ def _row(group: Mapping[int, CellRecord], others: Mapping[int, CellRecord] | Non
         scores=_estimates([cell.scores for cell in cells]),
         relative=_over([cell.relative.mean if cell.relative else None for cell in cells]),
         difference=paired(_values(group, _mean_share), _values(others, _mean_share)) if others else None,
+        fluency=_over([_fluency(cell) for cell in cells]),
+        fluency_difference=paired(_values(group, _fluency), _values(others, _fluency)) if others else None,
         task_differences=_task_differences(group, others) if others else {},
         decide_s=_mean([cell.decide_s for cell in cells]),
         train_s=_mean([cell.train_s for cell in cells]),
@@ -243,6 +247,14 @@ def _task_differences(group: Mapping[int, CellRecord], others: Mapping[int, Cell
 
 def _mean_share(cell: CellRecord) -> float | None:
     return cell.relative.mean if cell.relative else None
+
+
+def _fluency(cell: CellRecord) -> float | None:
+    """The mean share over the tasks scored by perplexity, which no lucky guess can raise."""
+    shares = cell.relative.tasks if cell.relative else {}
+    fluent = [share for task, share in shares.items() if headline_metric(cell.scores[task]) == "perplexity"]
+    known = [share for share in fluent if share is not None]
+    return _mean(known) if len(known) == len(fluent) else None
 
 
 def _values(group: Mapping[int, CellRecord], of: Callable[[CellRecord], float | None]) -> dict[int, float]:

@@ -67,7 +67,7 @@ def task_table(comparison: ComparisonRecord, keep: float) -> TextTable:
 
 def _difference(row: RowRecord, task: str, against: str) -> str:
     found = row.task_differences.get(task)
-    return MISSING if found is None else difference_text(row.model_copy(update={"difference": found}), against)
+    return MISSING if found is None else difference_text(row, against, found)
 
 
 def _verdict_at(comparison: ComparisonRecord, keep: float) -> str:

@@ -21,7 +21,10 @@ class TextTable:
 
 
 def quality_table(comparison: ComparisonRecord, keep: float) -> TextTable:
-    """Scores of every task at one budget, the relative performance, and its difference to the reference method."""
+    """Scores of every task at one budget, and relative performance with its difference to the reference method.
+
+    That over the perplexities alone stands beside that over all tasks, because tasks near chance cannot blur it.
+    """
     columns = comparison.columns
     tasks = [f"{column.task} {column.metric} {column.arrow}" for column in columns]
     rows = comparison.at(keep)
@@ -30,10 +33,12 @@ def quality_table(comparison: ComparisonRecord, keep: float) -> TextTable:
     for row in rows:
         scores = [row.scores.get(column.task, {}).get(column.metric) for column in columns]
         texts = [score_text(c.metric, score.mean if score else None) for c, score in zip(columns, scores, strict=True)]
-        relative, difference = share_text(row.relative), difference_text(row, comparison.against)
+        fluency = (share_text(row.fluency), difference_text(row, comparison.against, row.fluency_difference))
+        relative = (share_text(row.relative), difference_text(row, comparison.against, row.difference))
         name = _name(row, most)
-        cells.append((name, row.space or MISSING, percent_text(row.kept_share.mean), *texts, relative, difference))
-    headers = ("method", "space", "kept of total", *tasks, "relative performance", f"points to {comparison.against}")
+        cells.append((name, row.space or MISSING, percent_text(row.kept_share.mean), *texts, *fluency, *relative))
+    points = f"points to {comparison.against}"
+    headers = ("method", "space", "kept of total", *tasks, "over perplexities", points, "over all tasks", points)
     return TextTable(_title(comparison, keep), headers, tuple(cells), tuple(row.role for row in rows))
 
 
@@ -49,7 +54,11 @@ def summary_table(comparison: ComparisonRecord) -> TextTable:
         texts = [label, space or MISSING]
         for keep in comparison.keeps:
             row = by_place.get((label, keep))
-            texts += [share_text(row.relative), difference_text(row, comparison.against)] if row else [MISSING] * 2
+            texts += (
+                [share_text(row.relative), difference_text(row, comparison.against, row.difference)]
+                if row
+                else [MISSING] * 2
+            )
         cells.append(tuple(texts))
     title = f"{comparison.model.short_name}: relative performance, mean over tasks and seeds"
     return TextTable(title, tuple(headers), tuple(cells), ("pruned",) * len(cells))
@@ -110,8 +119,9 @@ def note(comparison: ComparisonRecord) -> str:
         return "One seed: no intervals, and differences may be luck."
     seeds = ", ".join(map(str, comparison.seeds))
     return (
-        f"Means over seeds {seeds}; ± is half of a 95 % Student-t interval. The last column is the difference in"
-        f" relative performance to {comparison.against}, paired by seed, with its 95 % interval; * where it excludes 0."
+        f"Means over seeds {seeds}; ± is half of a 95 % Student-t interval. Over perplexities and over all tasks: the"
+        f" mean relative performance; points are differences in it to {comparison.against}, paired by seed, with their"
+        " 95 % intervals; * where one excludes 0."
     )
 
 
@@ -123,9 +133,8 @@ def share_text(estimate: Estimate | None) -> str:
     return text if not estimate.reach else f"{text.removesuffix(' %')} ± {100 * estimate.reach:.1f} %"
 
 
-def difference_text(row: RowRecord, against: str) -> str:
+def difference_text(row: RowRecord, against: str, difference: Estimate | None) -> str:
     """A difference in percentage points with its interval; a star where it excludes 0."""
-    difference = row.difference
     if row.role == "pruned" and row.label == against:
         return "reference"
     if difference is None:

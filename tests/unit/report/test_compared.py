@@ -82,6 +82,13 @@ def test_rows_average_over_seeds_and_compare_within_them():
     )
 
 
+def test_perplexities_alone_have_their_own_mean_and_difference():
+    found = comparison()
+    _, _, atp, magnitude = found.rows
+    assert atp.fluency.mean == pytest.approx(statistics.mean(QUALITY["atp"]))
+    assert magnitude.fluency_difference == magnitude.task_differences["clinic_text"]
+
+
 def test_against_another_method_turns_the_sign():
     rows = comparison(against="magnitude").rows
     assert rows[2].difference.mean == pytest.approx(0.06)
