@@ -50,6 +50,14 @@ def test_page_invents_no_option_and_states_true_defaults(name):
             assert any(form in row for form in forms(default)), f"{option}: the default is {default!r}, not in: {row}"
 
 
+@pytest.mark.parametrize("name", sorted(methods()))
+def test_pages_of_methods_have_one_shape(name):
+    sections = re.findall(r"^## (.*)$", read(DOCS / "methods" / f"{name}.md"), re.MULTILINE)
+    for expected in ("The idea", r"(Symbols and o|O)ptions", "What differs, and why", "What it costs.*"):
+        assert any(re.fullmatch(expected, section) for section in sections), f"{expected}: {sections}"
+    assert sections[0] == "The idea"
+
+
 def forms(default: object) -> list[str]:
     """The ways a page may write a default."""
     if isinstance(default, bool):
