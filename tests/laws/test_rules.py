@@ -112,8 +112,10 @@ def test_families_know_nothing_but_the_vocabulary():
     allowed = (
         "tuneprune.structure",
         "tuneprune.errors",
+        "tuneprune.families.gated_mlp",
         "tuneprune.families.head_width",
         "tuneprune.families.plain_attention",
+        "tuneprune.families.plain_decoder",
         "tuneprune.families.reshaped",
         "tuneprune.families.rotary_width",
     )

@@ -2,7 +2,7 @@
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import cache
 from types import ModuleType
@@ -11,7 +11,7 @@ from typing import Any, cast
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 
 from tuneprune.errors import UnsupportedModel, suggest
-from tuneprune.structure.architecture import Architecture, Attention, Mlp, Projection, StockShape
+from tuneprune.structure.architecture import Architecture, Attention, Block, Mlp, NormStyle, Projection, StockShape
 from tuneprune.structure.space import PruningSpace
 from tuneprune.structure.weights import base_weight
 
@@ -140,6 +140,32 @@ def plain_attention(config: Any, path: str, *, out: str = "o_proj", **facts: Any
         num_kv_heads=config.num_key_value_heads,
         head_dim=head,
         **facts,
+    )
+
+
+def gated_mlp(config: Any, path: str) -> Mlp:  # noqa: ANN401
+    """An MLP of three separate projections `gate_proj`, `up_proj`, `down_proj`."""
+    width = config.intermediate_size
+    return Mlp(
+        path,
+        Projection(f"{path}.gate_proj", width),
+        Projection(f"{path}.up_proj", width),
+        f"{path}.down_proj",
+        width,
+    )
+
+
+def plain_decoder(config: Any, block: Callable[[int], Block], norms: NormStyle | None = None) -> Architecture:  # noqa: ANN401
+    """The blocks between `model.embed_tokens` and `model.norm`, under the head `lm_head`."""
+    return Architecture(
+        family=config.model_type,
+        hidden=config.hidden_size,
+        embed="model.embed_tokens",
+        blocks=tuple(block(index) for index in range(config.num_hidden_layers)),
+        final_norm="model.norm",
+        head="lm_head",
+        tied=config.tie_word_embeddings,
+        norms=norms or NormStyle(),
     )
 
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from tuneprune.families import plain_attention, reshaped
-from tuneprune.structure.architecture import Architecture, Block, Mlp, NormStyle, Projection, StockShape
+from tuneprune.families import gated_mlp, plain_attention, plain_decoder, reshaped
+from tuneprune.structure.architecture import Architecture, Block, NormStyle, StockShape
 
 MODEL_TYPES = ("gemma2", "gemma3_text")
 
@@ -22,29 +22,14 @@ def describe(config: Any) -> Architecture:  # noqa: ANN401
             attention=plain_attention(
                 config, attention, qk_norm=(f"{attention}.q_norm", f"{attention}.k_norm") if has_qk_norm else None
             ),
-            feed_forward=Mlp(
-                mlp,
-                Projection(f"{mlp}.gate_proj", config.intermediate_size),
-                Projection(f"{mlp}.up_proj", config.intermediate_size),
-                f"{mlp}.down_proj",
-                config.intermediate_size,
-            ),
+            feed_forward=gated_mlp(config, mlp),
             attention_norm=f"{path}.input_layernorm",
             mlp_norm=f"{path}.pre_feedforward_layernorm",
             attention_post_norm=f"{path}.post_attention_layernorm",
             mlp_post_norm=f"{path}.post_feedforward_layernorm",
         )
 
-    return Architecture(
-        family=config.model_type,
-        hidden=config.hidden_size,
-        embed="model.embed_tokens",
-        blocks=tuple(block(index) for index in range(config.num_hidden_layers)),
-        final_norm="model.norm",
-        head="lm_head",
-        tied=config.tie_word_embeddings,
-        norms=NormStyle(offset=1.0),
-    )
+    return plain_decoder(config, block, NormStyle(offset=1.0))
 
 
 def uniform(config: PretrainedConfig, shape: StockShape) -> PretrainedConfig | None:

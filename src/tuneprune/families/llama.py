@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import MistralConfig, PretrainedConfig
 
-from tuneprune.families import head_width, reshaped, rotary_width
-from tuneprune.structure.architecture import Architecture, Attention, Block, Mlp, Projection, StockShape
+from tuneprune.families import gated_mlp, plain_attention, plain_decoder, reshaped, rotary_width
+from tuneprune.structure.architecture import Architecture, Block, StockShape
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "granite", "smollm3")
 
@@ -16,50 +16,24 @@ MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "granite", "smollm3")
 def describe(config: Any) -> Architecture:  # noqa: ANN401
     """Seven separate projections a block. Biases need no word here: groups take those the weights have."""
     has_rope = getattr(config, "no_rope_layers", None) or [1] * config.num_hidden_layers  # the name says the opposite
-    head = head_width(config)
-    queries, keys, channels = (
-        config.num_attention_heads * head,
-        config.num_key_value_heads * head,
-        config.intermediate_size,
-    )
 
     def block(index: int) -> Block:
         path = f"model.layers.{index}"
         attention, mlp = f"{path}.self_attn", f"{path}.mlp"
         return Block(
             path=path,
-            attention=Attention(
-                path=attention,
-                q=Projection(f"{attention}.q_proj", queries),
-                k=Projection(f"{attention}.k_proj", keys),
-                v=Projection(f"{attention}.v_proj", keys),
-                out=f"{attention}.o_proj",
-                num_heads=config.num_attention_heads,
-                num_kv_heads=config.num_key_value_heads,
-                head_dim=head,
+            attention=plain_attention(
+                config,
+                attention,
                 rotary_dim=rotary_width(config) if has_rope[index] else 0,
                 qk_norm=(f"{attention}.q_norm", f"{attention}.k_norm") if config.model_type == "qwen3" else None,
             ),
-            feed_forward=Mlp(
-                mlp,
-                Projection(f"{mlp}.gate_proj", channels),
-                Projection(f"{mlp}.up_proj", channels),
-                f"{mlp}.down_proj",
-                channels,
-            ),
+            feed_forward=gated_mlp(config, mlp),
             attention_norm=f"{path}.input_layernorm",
             mlp_norm=f"{path}.post_attention_layernorm",
         )
 
-    return Architecture(
-        family=config.model_type,
-        hidden=config.hidden_size,
-        embed="model.embed_tokens",
-        blocks=tuple(block(index) for index in range(config.num_hidden_layers)),
-        final_norm="model.norm",
-        head="lm_head",
-        tied=config.tie_word_embeddings,
-    )
+    return plain_decoder(config, block)
 
 
 def uniform(config: PretrainedConfig, shape: StockShape) -> PretrainedConfig | None:

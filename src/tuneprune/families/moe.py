@@ -5,7 +5,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from tuneprune.errors import UnsupportedModel
-from tuneprune.families import plain_attention, reshaped
+from tuneprune.families import plain_attention, plain_decoder, reshaped
 from tuneprune.structure.architecture import Architecture, Block, Experts, StockShape
 
 MODEL_TYPES = ("mixtral", "qwen3_moe")
@@ -41,15 +41,7 @@ def describe(config: Any) -> Architecture:  # noqa: ANN401
             mlp_norm=f"{path}.post_attention_layernorm",
         )
 
-    return Architecture(
-        family=config.model_type,
-        hidden=config.hidden_size,
-        embed="model.embed_tokens",
-        blocks=tuple(block(index) for index in range(config.num_hidden_layers)),
-        final_norm="model.norm",
-        head="lm_head",
-        tied=config.tie_word_embeddings,
-    )
+    return plain_decoder(config, block)
 
 
 def uniform(config: Any, shape: StockShape) -> PretrainedConfig | None:  # noqa: ANN401

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from tuneprune.families import head_width, reshaped, rotary_width
+from tuneprune.families import head_width, plain_decoder, reshaped, rotary_width
 from tuneprune.structure.architecture import Architecture, Attention, Block, Mlp, Projection, StockShape
 
 MODEL_TYPES = ("phi3",)
@@ -46,15 +46,7 @@ def describe(config: Any) -> Architecture:  # noqa: ANN401
             mlp_norm=f"{path}.post_attention_layernorm",
         )
 
-    return Architecture(
-        family=config.model_type,
-        hidden=config.hidden_size,
-        embed="model.embed_tokens",
-        blocks=tuple(block(index) for index in range(config.num_hidden_layers)),
-        final_norm="model.norm",
-        head="lm_head",
-        tied=config.tie_word_embeddings,
-    )
+    return plain_decoder(config, block)
 
 
 def uniform(config: PretrainedConfig, shape: StockShape) -> PretrainedConfig | None:

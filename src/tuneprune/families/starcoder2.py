@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from tuneprune.families import plain_attention, reshaped
+from tuneprune.families import plain_attention, plain_decoder, reshaped
 from tuneprune.structure.architecture import Architecture, Block, Mlp, NormStyle, Projection, StockShape
 
 MODEL_TYPES = ("starcoder2",)
@@ -25,16 +25,7 @@ def describe(config: Any) -> Architecture:  # noqa: ANN401
             mlp_norm=f"{path}.post_attention_layernorm",
         )
 
-    return Architecture(
-        family=config.model_type,
-        hidden=config.hidden_size,
-        embed="model.embed_tokens",
-        blocks=tuple(block(index) for index in range(config.num_hidden_layers)),
-        final_norm="model.norm",
-        head="lm_head",
-        tied=config.tie_word_embeddings,
-        norms=NormStyle(is_centred=True),
-    )
+    return plain_decoder(config, block, NormStyle(is_centred=True))
 
 
 def uniform(config: PretrainedConfig, shape: StockShape) -> PretrainedConfig | None:
