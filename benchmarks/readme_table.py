@@ -32,7 +32,9 @@ def with_comparisons(readme: str, comparisons: dict[str, ComparisonRecord]) -> s
     """The README with a summary of these comparisons, and the scores of one budget, between its markers."""
     parts: list[str] = []
     for suite, comparison in comparisons.items():
-        parts += [f"### {suite.capitalize()}", "", *markdown_lines(summary_table(comparison)), "", note(comparison), ""]
+        summary = summary_table(comparison)
+        parts += [f"### {suite.capitalize()}", "", f"{summary.title}:", "", *markdown_lines(summary), ""]
+        parts += [note(comparison), ""]
         if DETAIL in comparison.keeps:
             table = quality_table(comparison, DETAIL)
             parts += [f"{table.title}:", "", *markdown_lines(table), ""]

@@ -43,9 +43,10 @@ def quality_table(comparison: ComparisonRecord, keep: float) -> TextTable:
 
 
 def summary_table(comparison: ComparisonRecord) -> TextTable:
-    """One row a method: relative performance and difference at every budget."""
+    """One row a method: relative performance and difference at every budget, over perplexities where there are some."""
     pruned = [row for row in comparison.rows if row.role == "pruned"]
     by_place = {(row.label, row.keep): row for row in pruned}
+    is_fluent = all(row.fluency is not None for row in pruned)
     headers = ["method", "space"]
     for keep in comparison.keeps:
         headers += [f"keep {percent_text(keep, 0)}", f"points to {comparison.against}"]
@@ -54,14 +55,23 @@ def summary_table(comparison: ComparisonRecord) -> TextTable:
         texts = [label, space or MISSING]
         for keep in comparison.keeps:
             row = by_place.get((label, keep))
-            texts += (
-                [share_text(row.relative), difference_text(row, comparison.against, row.difference)]
-                if row
-                else [MISSING] * 2
-            )
+            if row is None:
+                texts += [MISSING] * 2
+                continue
+            share, difference = _fluent(row) if is_fluent else _overall(row)
+            texts += [share_text(share), difference_text(row, comparison.against, difference)]
         cells.append(tuple(texts))
-    title = f"{comparison.model.short_name}: relative performance, mean over tasks and seeds"
+    over = "the tasks scored by perplexity" if is_fluent else "tasks"
+    title = f"{comparison.model.short_name}: relative performance, mean over {over} and seeds"
     return TextTable(title, tuple(headers), tuple(cells), ("pruned",) * len(cells))
+
+
+def _fluent(row: RowRecord) -> tuple[Estimate | None, Estimate | None]:
+    return row.fluency, row.fluency_difference
+
+
+def _overall(row: RowRecord) -> tuple[Estimate | None, Estimate | None]:
+    return row.relative, row.difference
 
 
 def cost_table(comparison: ComparisonRecord, keep: float) -> TextTable:
