@@ -9,7 +9,7 @@ from report_samples import parameters, record, scores
 from tuneprune.errors import DataError
 from tuneprune.report import ComparisonRecord, ReferenceRecord, comparison_markdown, comparison_rich
 from tuneprune.report.compared_page import render_comparison, verdict
-from tuneprune.report.compared_tables import quality_table
+from tuneprune.report.compared_tables import quality_table, summary_table
 from tuneprune.report.intervals import Estimate, paired, t_quantile
 from tuneprune.report.quality import quality_picture
 
@@ -87,6 +87,15 @@ def test_perplexities_alone_have_their_own_mean_and_difference():
     _, _, atp, magnitude = found.rows
     assert atp.fluency.mean == pytest.approx(statistics.mean(QUALITY["atp"]))
     assert magnitude.fluency_difference == magnitude.task_differences["clinic_text"]
+
+
+def test_summary_is_over_perplexities_where_tasks_have_some():
+    found = comparison(keeps=(0.8, 0.6))
+    table = summary_table(found)
+    assert "scored by perplexity" in table.title
+    assert table.rows[1][2] == "89.0 ± 2.5 %"
+    without = found.model_copy(update={"rows": [row.model_copy(update={"fluency": None}) for row in found.rows]})
+    assert "scored by perplexity" not in summary_table(without).title
 
 
 def test_against_another_method_turns_the_sign():
