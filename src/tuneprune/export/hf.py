@@ -1,7 +1,6 @@
 """A pruned model as a Hugging Face folder that `from_pretrained` loads without tuneprune."""
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,9 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tuneprune.errors import ConfigError, TunePruneError
+from tuneprune.errors import TunePruneError
 from tuneprune.export import shipped
+from tuneprune.export.placing import placed
 
 CONFIG = "config.json"
 
@@ -39,25 +39,17 @@ def write(
         ConfigError: `folder` is a file, or holds something that is not an export.
         TunePruneError: the disk refused the files.
     """
-    folder = folder.resolve()
-    _check_replaceable(folder)
-    partial = folder.with_name(f".{folder.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        # Hugging Face renames some families' tensors on disk, and for shipped code does not rename them back.
-        model.save_pretrained(partial, max_shard_size=max_shard_size, save_original_format=not _is_ragged(model))
-        tokenizer.save_pretrained(partial)
-        loader = _finish(model, partial)
-        _publish(partial, folder)
+        with placed(folder, CONFIG) as partial:
+            # Hugging Face renames some families' tensors on disk, and for shipped code does not rename them back.
+            model.save_pretrained(partial, max_shard_size=max_shard_size, save_original_format=not _is_ragged(model))
+            tokenizer.save_pretrained(partial)
+            return _finish(model, partial)
     except (OSError, SafetensorError) as error:
         raise TunePruneError(
-            f"{folder}: the model could not be written ({error}). Free space on the disk or choose another folder;"
-            " what was there before is untouched."
+            f"{folder.resolve()}: the model could not be written ({error}). Free space on the disk or choose another"
+            " folder; what was there before is untouched."
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return loader
 
 
 def weight_bytes(folder: Path) -> int:
@@ -102,25 +94,3 @@ def _legacy_rope(config: dict[str, Any]) -> dict[str, Any]:
     if rope.get("rope_type", "default") != "default":
         legacy["rope_scaling"] = rope  # complete: transformers 5 reads it instead of `rope_parameters`
     return legacy
-
-
-def _check_replaceable(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder}: is a file, but the model needs a folder. Name another one.")
-    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
-        raise ConfigError(f"{folder}: holds files that are not a model, which would be lost. Name another folder.")
-
-
-def _publish(partial: Path, folder: Path) -> None:
-    """Move the finished folder into place; the old one steps aside first, because a rename replaces no full folder."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    try:
-        partial.rename(folder)
-    except OSError:
-        if old.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
