@@ -12,7 +12,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from tuneprune.terminal import first_line, is_main_process, print_list, print_sections, show_comparison, show_results
+from tuneprune import catalogue
+from tuneprune.catalogue import AsJson
+from tuneprune.terminal import is_main_process, print_sections, show_comparison, show_results
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -21,9 +23,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(catalogue.app)
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="the run file")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="override: key.path=value (repeatable)")]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Out = Annotated[Path | None, typer.Option(help="output folder; by default out/<name of the run file>")]
 EXIT_USER, EXIT_STOPPED = 2, 75
 
@@ -166,53 +168,26 @@ def compress(
 
 
 @app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="folder of a finished run, or a Hugging Face folder")],
+    to: Annotated[str, typer.Option(help="targets, comma separated; options as name:option=value")],
+    out: Annotated[Path | None, typer.Option(help="holds a folder for each; by default exports/ of a run")] = None,
+    proof: Annotated[bool, typer.Option(help="run what was written, and compare")] = True,
+) -> None:
+    """Convert a finished model for other runtimes, and prove that it says the same there."""
+    from tuneprune.stages import export_model
+
+    with _at_work() as progress:
+        found = export_model(model, to.split(","), out, progress, proof=proof)
+    typer.echo(json.dumps(found, indent=1))
+
+
+@app.command()
 def report(folder: Annotated[Path, typer.Argument(help="the folder of a finished run")]) -> None:
     """Write report.html of a finished run again."""
     from tuneprune.stages import rewrite_report
 
     typer.echo(str(rewrite_report(folder)))
-
-
-@app.command()
-def methods(as_json: AsJson = False) -> None:
-    """List the methods, and the presets of their options."""
-    from tuneprune.methods import presets, registry
-
-    listed = {
-        name: f"{first_line(method.__doc__)} Spaces: {', '.join(method.spaces)}. {method.paper}"
-        for name, method in registry().items()
-    }
-    for name, method in presets().items():
-        fields = method.model_fields
-        values = (f"{key}={value}" for key, value in method.presets[name].items() if value != fields[key].default)
-        listed[name] = f"Preset of {method.name}: {', '.join(values)}"
-    print_list(listed, as_json)
-
-
-@app.command()
-def families(as_json: AsJson = False) -> None:
-    """List the model families."""
-    from tuneprune.families import registry
-
-    print_list({name: first_line(family.__doc__) for name, family in registry().items()}, as_json)
-
-
-@app.command()
-def spaces(as_json: AsJson = False) -> None:
-    """List the pruning spaces."""
-    from tuneprune.structure.spaces import SPACES
-
-    print_list({name: first_line(space.__doc__) for name, space in SPACES.items()}, as_json)
-
-
-@app.command()
-def suites(as_json: AsJson = False) -> None:
-    """List the evaluation suites."""
-    from tuneprune.data import SUITES
-
-    print_list(
-        {name: ", ".join(f"{t.name} ({t.metrics[0]})" for t in tasks) for name, tasks in SUITES.items()}, as_json
-    )
 
 
 def main() -> None:

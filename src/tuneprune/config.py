@@ -50,7 +50,9 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
         " methods spend by default",
     )
     evaluate: EvaluateConfig
-    export: list[str] = ["hf"]
+    export: list[str] = Field(
+        default=["hf"], description="`hf` and further targets, as name or name:option=value (`tuneprune targets`)"
+    )
     reference: bool = Field(default=True, description="also tune the dense model alike, for relative performance")
     speed: bool = Field(default=True, description="measure speed before and after")
     seed: int = Field(default=0, ge=0)

@@ -161,7 +161,9 @@ def check_shape(config: RunConfig, hf_config: PretrainedConfig) -> tuple[Archite
     check_compensation(config, space)
     check_budget(space, config.budget)
     config.method.check(space, config.budget)
-    export.check(config.export, export.stock_holds(hf_config, architecture, space, config.method, config.budget))
+    export.check(
+        config.export, lambda: export.foresee(skeleton(hf_config), architecture, space, config.method, config.budget)
+    )
     return architecture, space
 
 

@@ -56,7 +56,8 @@ def run(
         job.progress.stage("export and prove")
         small.to(job.dtype)  # pyright: ignore[reportArgumentType]  (transformers hides its self)
         loader = export.write(small, job.tokenizer, out / "model")
-        proof = make_proof(job, plan, export.prove(out / "model", probe, needs_remote_code=loader.needs_remote_code))
+        found = export.prove(out / "model", probe, needs_remote_code=loader.needs_remote_code)
+        proof = make_proof(job, plan, found | {"exports": convert(job)})
         scores = (dense, tuned, job.score(small.float(), "pruned"))
         write_results(job, make_record(job, plan, proof, scores, measure_speed(job, small)), proof)
     job.close()
@@ -162,6 +163,17 @@ def recover(job: Job, small: PreTrainedModel, probe: export.Probe, plan: Plan) -
     merge_lora(small, architecture)
     small = round_weights(small, job.dtype)
     return small, take_probe(job, small)
+
+
+def convert(job: Job) -> dict[str, Any]:
+    """The exports beside the Hugging Face folder, each proven against it, by label."""
+    targets = export.named(job.config.export)
+    if not targets:
+        return {}
+    job.progress.stage("convert")
+    source, folder = job.out / "model", job.out / "exports"
+    reference = export.take_reference(source)
+    return {label: export.convert(source, target, folder / label, reference) for label, target in targets.items()}
 
 
 def measure_speed(job: Job, small: PreTrainedModel) -> dict[str, Any] | None:

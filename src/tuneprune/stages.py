@@ -1,6 +1,7 @@
 """The stages of a run one at a time, on files."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -81,6 +82,40 @@ def compress_model(model: str, plan_folder: Path, out: Path) -> int:
     small.to(stored_dtype(load_config(model)))  # pyright: ignore[reportArgumentType]  (transformers hides its self)
     export.write(small, load_tokenizer(model), out)
     return sum(parameter.numel() for parameter in small.parameters())
+
+
+def export_model(
+    source: Path, targets: list[str], out: Path | None, progress: Progress, *, proof: bool = True
+) -> dict[str, Any]:
+    """Convert an exported folder, or the model of a finished run, and prove what comes out; results by label.
+
+    Args:
+        source: the folder of a run, or any Hugging Face folder of a known family.
+        out: takes one folder a target; by default `exports` in the run's folder.
+
+    Raises:
+        TunePruneError: no model there, or a target that cannot hold it or lacks its packages.
+    """
+    is_run = (source / "record.json").is_file()
+    if not is_run and out is None:
+        raise ConfigError(f"{source} is not the folder of a run: name a folder for the exports with --out.")
+    model, out = (source / "model" if is_run else source), out or source / "exports"
+    check_folder(str(model), "model", "config.json")
+    named = export.named(targets)
+    if not named:
+        raise ConfigError(
+            "--to: name a target besides hf, which the folder is already. `tuneprune targets` lists them."
+        )
+    shape = export.Shape.of(AutoConfig.from_pretrained(model))
+    for target in named.values():
+        target.refuse(shape)
+        target.require()
+    reference = export.take_reference(model) if proof else None
+    found = {}
+    for label, target in named.items():
+        progress.stage(f"convert to {label}")
+        found[label] = export.convert(model, target, out / label, reference)
+    return found
 
 
 def rewrite_report(folder: Path) -> Path:

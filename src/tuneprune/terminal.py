@@ -70,7 +70,7 @@ def print_list(entries: Mapping[str, str], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(entries, indent=1))
         return
-    indent = max(map(len, entries)) + 2
+    indent = max(map(len, entries), default=0) + 2
     columns = max(shutil.get_terminal_size().columns, indent + 20) if sys.stdout.isatty() else sys.maxsize
     for name, text in entries.items():
         lines = textwrap.wrap(text, columns - indent, break_long_words=False, break_on_hyphens=False)

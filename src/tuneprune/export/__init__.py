@@ -1,39 +1,71 @@
 """From a pruned model in memory to files that others load, and the proof that they say the same."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from transformers import PretrainedConfig
 
 from tuneprune import families
-from tuneprune.errors import UnsupportedExport, suggest
+from tuneprune.export.conversion import convert
 from tuneprune.export.hf import Loader, weight_bytes, write
+from tuneprune.export.placing import placed
 from tuneprune.export.proof import Probe, prove, take_probe
+from tuneprune.export.reference import Reference, load_exported, take_reference
+from tuneprune.export.shape import Shape, foresee
+from tuneprune.export.targets import HUGGING_FACE, build, registry
+from tuneprune.export.targets.base import Target
 from tuneprune.methods.base import Method
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.budget import Budget, allocate, units_per_step
 from tuneprune.structure.space import PruningSpace
 
-__all__ = ["Loader", "Probe", "check", "prove", "stock_holds", "take_probe", "weight_bytes", "write"]
+__all__ = [
+    "Loader",
+    "Probe",
+    "Reference",
+    "Shape",
+    "Target",
+    "check",
+    "convert",
+    "foresee",
+    "load_exported",
+    "named",
+    "placed",
+    "prove",
+    "registry",
+    "stock_holds",
+    "take_probe",
+    "take_reference",
+    "weight_bytes",
+    "write",
+]
 
-TARGETS = ("hf",)
-PLANNED = ("gguf", "vllm")
+
+def named(texts: Sequence[str]) -> dict[str, Target]:
+    """The targets beyond the Hugging Face folder, by a label that a folder can be named after.
+
+    Raises:
+        UnsupportedExport: an unknown target.
+        ConfigError: an option the target has not, or a value out of range.
+    """
+    return {text.replace(":", "-").replace("=", "-"): build(text) for text in texts if text != HUGGING_FACE}
 
 
-def check(targets: Sequence[str], stock: bool | None) -> None:
+def check(texts: Sequence[str], shape: Callable[[], Shape]) -> None:
     """Refuse, before any training, what cannot be exported.
 
     Args:
-        stock: what `stock_holds` says of the run.
+        shape: what the run may make of the model; only asked for where a target needs to know.
 
     Raises:
-        UnsupportedExport: a target that does not exist, or not yet.
+        UnsupportedExport: a target that does not exist, whose packages are missing, or that cannot hold the shape.
     """
+    targets = named(texts).values()
     for target in targets:
-        if target in PLANNED:
-            raise UnsupportedExport(f"Export `{target}` is not there yet. {_way_out(stock)}")
-        if target not in TARGETS:
-            known = ", ".join(TARGETS)
-            raise UnsupportedExport(f"Unknown export `{target}`; known exports are {known}.{suggest(target, TARGETS)}")
+        target.require()
+    foreseen = shape() if targets else None
+    for target in targets:
+        assert foreseen is not None
+        target.refuse(foreseen)
 
 
 def stock_holds(
@@ -46,7 +78,7 @@ def stock_holds(
     kinds = {group.kind for group in space.groups}
     budget = method.constrained(budget)
     is_even = budget.per_layer == "uniform" and kinds <= {"kv_group", "mlp_channel", "expert"}
-    if not method.is_plain(space) or not (is_even or kinds in ({"block"}, {"hidden"})):
+    if method.adds(space) or not (is_even or kinds in ({"block"}, {"hidden"})):
         return False
     if kinds == {"block"}:
         return True
@@ -74,13 +106,3 @@ def _heads(space: PruningSpace, budget: Budget) -> Iterator[Mapping[str, int]]:
     step = units_per_step(heads[0], budget.multiple_of)
     for kept in range(step, heads[0].size + 1, step):
         yield whole | {group.name: kept for group in heads}
-
-
-def _way_out(stock: bool | None) -> str:
-    """What works instead, given whether the result is a stock model."""
-    if stock:
-        return "Use export: [hf]; the result is a stock model, which other tools can convert."
-    return (
-        "Use export: [hf]; with space `width` and budget.per_layer=uniform it is a stock model for most families and"
-        " methods, which other tools can convert."
-    )

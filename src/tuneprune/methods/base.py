@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from tuneprune.methods.store import ScoreStore
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.budget import Budget
-from tuneprune.structure.edits import Edit
+from tuneprune.structure.edits import Addition, Edit
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.space import Masks, PruningSpace
 
@@ -194,9 +194,9 @@ class Method(BaseModel):
             TunePruneError: what is possible instead.
         """
 
-    def is_plain(self, space: PruningSpace) -> bool:  # noqa: ARG002  (a hook's signature)
-        """Whether its plans add nothing that a stock class has no place for, such as biases or matrices on skips."""
-        return True
+    def adds(self, space: PruningSpace) -> frozenset[Addition]:  # noqa: ARG002  (a hook's signature)
+        """What its plans add that a stock class has no place for."""
+        return frozenset()
 
     def constrained(self, budget: Budget) -> Budget:
         """The budget under the constraints that the method sets itself."""

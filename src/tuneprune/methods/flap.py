@@ -26,7 +26,7 @@ from tuneprune.methods.activations import (
 from tuneprune.methods.base import Decided, Method, Search, Subject, decide
 from tuneprune.structure.budget import Budget, allocate, fractional_ranks
 from tuneprune.structure.budget import check as check_budget
-from tuneprune.structure.edits import Bias
+from tuneprune.structure.edits import Addition, Bias
 from tuneprune.structure.space import Group, Masks, PruningSpace
 from tuneprune.structure.statistics import Statistics
 
@@ -64,9 +64,9 @@ class Flap(Method):
         """
         check_budget(space, budget, sum(new_biases(space).values()) if self.bias else 0)
 
-    def is_plain(self, space: PruningSpace) -> bool:
-        """Not where a linear gets a bias that the dense model has not."""
-        return not (self.bias and any(new_biases(space)))
+    def adds(self, space: PruningSpace) -> frozenset[Addition]:
+        """Biases of linears that have none in the dense model."""
+        return frozenset(("biases",) if self.bias and any(new_biases(space)) else ())
 
     def begin(self, subject: Subject, budget: Budget) -> Search:
         """Decide at once."""

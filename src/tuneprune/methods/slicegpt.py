@@ -23,7 +23,7 @@ from tuneprune.methods.stream import Moments, Walk, epsilon_of, pooled_moments, 
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.budget import Budget, Reserved, allocate
 from tuneprune.structure.budget import check as check_budget
-from tuneprune.structure.edits import EVERYWHERE, Rotate
+from tuneprune.structure.edits import EVERYWHERE, Addition, Rotate
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.rotation import added_by_rotating
 from tuneprune.structure.space import PruningSpace
@@ -68,9 +68,9 @@ class SliceGpt(Method):
                 " `magnitude`."
             )
 
-    def is_plain(self, space: PruningSpace) -> bool:  # noqa: ARG002
-        """Not with a basis for every norm, which takes matrices on the skip connections."""
-        return self.variant == "stock"
+    def adds(self, space: PruningSpace) -> frozenset[Addition]:  # noqa: ARG002
+        """A basis for every norm takes matrices on the skip connections."""
+        return frozenset(("skip matrices",) if self.variant == "skip" else ())
 
     def begin(self, subject: Subject, budget: Budget) -> Search:
         """Decide at once."""

@@ -40,11 +40,11 @@ from tuneprune.methods.regularise import lora_residue, project
 from tuneprune.methods.scoring import prior, standardised_logs
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.budget import Budget, allocate, check, units_per_step
-from tuneprune.structure.edits import Edit, Keep, Route
+from tuneprune.structure.edits import Addition, Edit, Keep, Route
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.routing import routed, token_mask
-from tuneprune.structure.space import Masks
+from tuneprune.structure.space import Masks, PruningSpace
 
 
 class Tomoe(Method):
@@ -98,12 +98,15 @@ class Tomoe(Method):
         """Not where the budget counts what one token uses."""
         return self.budget_counts == "total"
 
+    def adds(self, space: PruningSpace) -> frozenset[Addition]:  # noqa: ARG002
+        """A router for every MLP."""
+        return frozenset(("routers",))
+
     def check_family(self, architecture: Architecture) -> None:
         """Refuse MLPs without a gate, by UnsupportedModel."""
         if any(block.mlp.gate is None for block in architecture.blocks):
             raise UnsupportedModel(
-                f"{architecture.family}: its MLPs have no gate, and method `tomoe` routes gated MLPs only. Use another"
-                " method, such as `atp` on space `width` or `disp`."
+                f"{architecture.family}: its MLPs have no gate to route by. Use method `atp` on space `width`."
             )
 
     def begin(self, subject: Subject, budget: Budget) -> Search:
@@ -119,8 +122,7 @@ class TomoeSearch(Search):
         self.options, self.subject, self.budget = options, subject, budget
         self.device, space = subject.model.device, subject.space
         self.routed = [group.name for group in space.groups if group.kind == "mlp_channel"]
-        hidden = subject.architecture.hidden
-        self.added = len(self.routed) * options.experts * hidden
+        self.added = len(self.routed) * options.experts * (hidden := subject.architecture.hidden)
         check(space, budget, self.added)
         self.gates = Gates(subject.model, space)
         self.generator = ExpertGenerator(
@@ -210,10 +212,8 @@ class TomoeSearch(Search):
 
     def _routes(self) -> list[Route]:
         """The routed groups under the decision in force."""
-        return [
-            Route(name, experts, {"weight": self.generator.router(name).detach().clone()})
-            for name, experts in self._experts.items()
-        ]
+        routers = {name: {"weight": self.generator.router(name).detach().clone()} for name in self._experts}
+        return [Route(name, experts, routers[name]) for name, experts in self._experts.items()]
 
     def _active(self) -> int:
         """Parameters that one token uses at most, routers included."""

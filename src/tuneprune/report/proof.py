@@ -1,7 +1,7 @@
 """The proof that comes with every export: what was cut, and that nothing else changed."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -132,6 +132,9 @@ class Proof(Stored):
     bytes_on_disk: BytesOnDisk
     tokenizer_agrees: bool | None = Field(
         default=None, description="the exported tokenizer encodes a probe text as before"
+    )
+    exports: dict[str, dict[str, Any]] = Field(
+        default={}, description="what `export.convert` found of every further target, by label"
     )
 
     def checks(self) -> list[Check]:

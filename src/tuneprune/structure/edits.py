@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,6 +11,8 @@ from torch import Tensor
 
 Tensors = Mapping[str, Tensor]
 EVERYWHERE = "*"
+Addition = Literal["biases", "routers", "skip matrices"]
+"""What edits can put into a model, and a stock class has no place for."""
 
 
 @dataclass(frozen=True)

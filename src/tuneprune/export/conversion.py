@@ -1,0 +1,57 @@
+"""From an exported Hugging Face folder to another kind of file, with a proof beside it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from tuneprune.errors import TunePruneError
+from tuneprune.export.placing import placed
+from tuneprune.export.reference import Reference
+from tuneprune.export.shape import Shape
+from tuneprune.export.targets.base import Target
+
+RECORD = "export.json"
+
+
+def convert(source: Path, target: Target, folder: Path, reference: Reference | None) -> dict[str, Any]:
+    """Write the target's files to `folder` and prove them; the result also stands in `folder/export.json`.
+
+    Args:
+        source: an exported Hugging Face folder.
+        reference: what it answers; None leaves the proof out.
+
+    Returns:
+        {target, options, files: {name: bytes}, proof}, where proof is {status, why, ...}: `run` (the runtime answered:
+        `engine`, `logits` {max_abs_diff, max_rel_diff}, `greedy_equal`), `structure` (names and shapes were checked, as
+        the runtime is not there) or `not run`.
+
+    Raises:
+        UnsupportedExport: the target cannot hold the model, or its packages are missing.
+        TunePruneError: the disk refused the files, or the written files do not run.
+    """
+    shape = Shape.of(AutoConfig.from_pretrained(source))
+    target.refuse(shape)
+    target.require()
+    try:
+        with placed(folder, RECORD) as partial:
+            target.write(source, partial, shape)
+            files = {str(file.relative_to(partial)): file.stat().st_size for file in sorted(partial.rglob("*"))}
+            proof = {"status": "not run", "why": "no proof was asked for"}
+            if reference is not None:
+                proof = target.prove(partial, reference, shape)
+            found = {
+                "schema": 1,
+                "target": target.name,
+                "options": target.model_dump(mode="json"),
+                "files": files,
+                "proof": proof,
+            }
+            (partial / RECORD).write_text(json.dumps(found, indent=1) + "\n", encoding="utf8")
+    except OSError as error:
+        raise TunePruneError(
+            f"{folder}: the export `{target.name}` could not be written ({error}). Free space on the disk or choose"
+            " another folder; what was there before is untouched."
+        ) from error
+    return found

@@ -1,0 +1,70 @@
+"""What an exported folder itself says, for its conversions to repeat."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+
+from tuneprune import families
+from tuneprune.compress.modeling_pruned import resize, resize_head
+from tuneprune.export.proof import Probe, take_probe
+
+TEXTS = (
+    "The patient was given two tablets a day and came back after a week without fever.",
+    "This agreement ends thirty days after either party has told the other in writing.",
+    "Once upon a time a small dog found a red ball under the old tree near the river.",
+)
+ROWS, LENGTH, NEW_TOKENS = 2, 24, 32
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Logits on a few rows of tokens, and the greedy continuation of a prompt, in float32 by transformers."""
+
+    probe: Probe
+    greedy_ids: Int[Tensor, " new"]
+
+
+def load_exported(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The model of an exported folder on the CPU, stock or ragged, without running any code of the folder.
+
+    Ragged ones are rebuilt by `modeling_pruned`, of which the folder's own code is a copy.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    stock = families.stock_class(config)
+    if not hasattr(config, "pruned"):
+        return stock.from_pretrained(folder, dtype=dtype).eval()
+    model = stock._from_config(config, dtype=dtype)
+    resize(model, config.pruned)
+    resize_head(model, config.pruned)
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(file)
+    wanted = model.state_dict().keys()
+    missing = wanted - tensors.keys() - set(model.all_tied_weights_keys)
+    assert not missing, f"{folder} lacks {sorted(missing)}"
+    model.load_state_dict(tensors, strict=False)
+    model.tie_weights()
+    return model.eval()
+
+
+@torch.no_grad()
+def take_reference(folder: Path) -> Reference:
+    """The answers of an exported folder."""
+    model, tokenizer = load_exported(folder), AutoTokenizer.from_pretrained(folder)
+    probe = take_probe(model, tokenizer, TEXTS, rows=ROWS, length=LENGTH)
+    prompt = probe.prompt_ids[None]
+    ids = model.generate(  # pyright: ignore[reportCallIssue]  (a mixin's method)
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        num_beams=1,
+        pad_token_id=tokenizer.pad_token_id or 0,
+        eos_token_id=None,  # all of them, whatever they say
+    )
+    return Reference(probe, ids[0, prompt.shape[1] :].cpu())

@@ -1,0 +1,120 @@
+"""The shape of a smaller model, for whoever has to hold it: read off its config, or foreseen before any training."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from tuneprune import families
+from tuneprune.compress import cut
+from tuneprune.methods.base import Method
+from tuneprune.structure.architecture import Architecture, Block, Experts
+from tuneprune.structure.budget import Budget, allocate
+from tuneprune.structure.plan import Plan
+from tuneprune.structure.space import PruningSpace
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """Widths of one decoder layer; `mlp_width` is 0 in a mixture, `num_experts` everywhere else."""
+
+    num_heads: int
+    num_kv_heads: int
+    qk_dim: int
+    v_dim: int
+    mlp_width: int
+    num_experts: int = 0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model as its config states it.
+
+    `architecture` is that of the config's stock class, before any layer's own widths. `oddities` are what such a layer
+    does not do in any stock class: `biases`, `routers` and `skip matrices` that a plan added, `parts of the stream` and
+    `rotary pairs` of a layer's own.
+    """
+
+    config: PretrainedConfig
+    architecture: Architecture
+    hidden: int
+    layers: tuple[LayerShape, ...]
+    oddities: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, config: Any) -> "Shape":  # noqa: ANN401  (every family has its own config class)
+        """The shape of an exported model, stock or ragged, or of any model of a known family.
+
+        Raises:
+            UnsupportedModel: no family file knows this model type.
+        """
+        architecture = families.describe_config(config)
+        pruned: Mapping[str, Mapping[str, Any]] = getattr(config, "pruned", {})
+        layers = tuple(_layer(block, pruned) for block in architecture.blocks)
+        hidden = pruned.get("stream", {}).get("width", architecture.hidden)
+        return cls(config, architecture, hidden, layers, frozenset(_oddities(pruned)))
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether no stock class holds it, so that it comes with a modelling file."""
+        return hasattr(self.config, "pruned")
+
+    @property
+    def widths(self) -> dict[str, set[int]]:
+        """All values of each width over the layers."""
+        return {name: {getattr(layer, name) for layer in self.layers} for name in LayerShape.__annotations__}
+
+
+def foresee(
+    skeleton: PreTrainedModel, architecture: Architecture, space: PruningSpace, method: Method, budget: Budget
+) -> Shape:
+    """The shape of one decision that meets the budget: what a method may make of the model, before it has decided.
+
+    Whatever the constraints of space and budget force on every decision holds for this one too; what they leave open
+    (which layer keeps how much) is as arbitrary as a method's answer. Consumes `skeleton`, a model of shapes only.
+    """
+    budget = method.constrained(budget)
+    draw = torch.Generator().manual_seed(0)
+    scores = {group.name: torch.rand(group.size, generator=draw) for group in space.groups}
+    plan = Plan.from_masks(allocate(scores, space, budget), space)
+    additions = method.adds(space)
+    stock = families.uniform_config(skeleton.config, architecture, space, plan.widths(space))
+    if stock is not None and not additions:
+        return Shape.of(stock)
+    if any(group.kind == "block" for group in space.groups):  # what is added to a shallower model holds nowhere
+        shape = Shape.of(skeleton.config if stock is None else stock)
+    else:
+        shape = Shape.of(cut(skeleton, architecture, space, plan).config)
+    return Shape(shape.config, shape.architecture, shape.hidden, shape.layers, shape.oddities | additions)
+
+
+def _layer(block: Block, pruned: Mapping[str, Mapping[str, Any]]) -> LayerShape:
+    attention, mlp = block.attention, block.feed_forward
+    linears = pruned.get("linears", {})
+    own = pruned.get("attentions", {}).get(attention.path, {})
+    v_dim = own.get("v_dim", attention.head_dim)
+    num_heads = linears.get(attention.out, [attention.num_heads * v_dim])[0] // v_dim
+    is_mixture = isinstance(mlp, Experts)
+    kept = [pruned.get("experts", {}).get(path, mlp.num_experts) for path in mlp.modules] if is_mixture else [0]
+    return LayerShape(
+        num_heads=num_heads,
+        num_kv_heads=num_heads // attention.queries_per_kv,
+        qk_dim=own.get("qk_dim", attention.head_dim),
+        v_dim=v_dim,
+        mlp_width=0 if is_mixture else linears.get(mlp.down, [mlp.width])[0],
+        num_experts=kept[0],
+    )
+
+
+def _oddities(pruned: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    parts = [*pruned.get("attentions", {}).values(), *pruned.get("mlps", {}).values()]
+    found = {
+        "biases": any(len(shape) > 2 for shape in pruned.get("linears", {}).values()),
+        "routers": any("experts" in part for part in parts),
+        "skip matrices": bool(pruned.get("stream", {}).get("skips")),
+        "parts of the stream": any({"read", "write"} & part.keys() for part in parts),
+        "rotary pairs": any("rotary" in part for part in parts),
+    }
+    return {name for name, is_there in found.items() if is_there}
