@@ -1,24 +1,26 @@
 # Every target sets up what it needs, so each of them works alone on a fresh machine.
 
 PYTHON ?= python3.11
-BIN := .venv/bin
-READY := .venv/.ready
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+EXTRAS := dev
 CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 QUICKSTART := out/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check format clean
+.PHONY: help setup quickstart test test-exports check format clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: $(READY) ## make .venv with tuneprune and its tools in it
 
 # torch comes first and alone: its own requirement decides which build a machine gets.
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	touch $@
 
 quickstart: setup ## tune and prune the embedded model, and compare with magnitude
@@ -27,6 +29,11 @@ quickstart: setup ## tune and prune the embedded model, and compare with magnitu
 
 test: setup ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses $(CORES)
+
+# In an environment of its own: some of these packages change how slowly and how loudly others are imported.
+test-exports: ## run the tests of all export targets, with their runtimes (llama-cpp-python is built from source)
+	$(MAKE) --no-print-directory BIN=.venv-exports/bin READY=.venv-exports/.ready VENV=.venv-exports EXTRAS=dev,exports setup
+	OMP_NUM_THREADS=1 .venv-exports/bin/python -m pytest -n auto --maxprocesses $(CORES) tests/exports
 
 check: setup ## lint, formatting, types, import layers
 	$(BIN)/ruff check .
@@ -39,5 +46,5 @@ format: setup ## let ruff format and fix what it can
 	$(BIN)/ruff format .
 
 clean: ## remove .venv and every cache; results under out/ stay
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-exports .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests benchmarks embedded -name __pycache__ -type d -prune -exec rm -rf {} +
