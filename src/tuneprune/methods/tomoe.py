@@ -106,7 +106,8 @@ class Tomoe(Method):
         """Refuse MLPs without a gate, by UnsupportedModel."""
         if any(block.mlp.gate is None for block in architecture.blocks):
             raise UnsupportedModel(
-                f"{architecture.family}: its MLPs have no gate to route by. Use method `atp` on space `width`."
+                f"{architecture.family}: its MLPs have no gate, and method `tomoe` routes gated MLPs only. Use `atp` on"
+                " space `width`."
             )
 
     def begin(self, subject: Subject, budget: Budget) -> Search:
