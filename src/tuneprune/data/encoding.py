@@ -7,9 +7,8 @@ from transformers import PreTrainedTokenizerBase
 
 from tuneprune.data.examples import Example
 from tuneprune.errors import ConfigError
+from tuneprune.structure.statistics import IGNORED
 
-IGNORED = -100
-"""The label of a token that no loss is taken on."""
 _SHORTEST = 8
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tuneprune.data.encoding import IGNORED, Encoded
+from tuneprune.data.encoding import Encoded
 from tuneprune.errors import ConfigError, DataError
+from tuneprune.structure.statistics import IGNORED
 
 Batch = dict[str, Tensor]
 

@@ -213,7 +213,7 @@ class AtpSearch(Search):
         self._scores = state["scores"]
         self._masks = {name: mask.to(self.device) for name, mask in state["masks"].items()}
         self.frozen_at = state["frozen_at"]
-        if self.compensation is not None and state["compensation"]["moments"]:
+        if self.compensation is not None:
             self.compensation.load_state_dict(state["compensation"], self._masks)
 
     def _logits(self) -> dict[str, Tensor]:
@@ -255,6 +255,8 @@ class AtpSearch(Search):
             self._masks = self._allocate(self._logits())
         self.frozen_at = self.step
         self._compensate()
+        if self.compensation is not None:
+            self.compensation.settle()
 
     def _compensate(self) -> None:
         if self.compensation is not None:

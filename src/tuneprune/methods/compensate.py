@@ -20,8 +20,8 @@ from tuneprune.methods.base import Subject
 from tuneprune.structure.space import Masks, PruningSpace
 from tuneprune.structure.weights import base_weight
 
-Moments = dict[str, Tensor]
-"""Mean over tokens of x xᵀ of what enters a linear, by module; float32."""
+Tensors = dict[str, Tensor]
+"""A weight by module, or the moments of what enters one: mean over tokens of x xᵀ, float32."""
 
 
 def gated_inputs(space: PruningSpace, masks: Masks) -> dict[str, Tensor]:
@@ -47,20 +47,21 @@ class Compensation:
     """The frozen weights of all linears whose inputs are gated, kept the best ones for the decision in force.
 
     Moments are gathered from forwards that a search makes anyway (`watching`) and follow the weights by an
-    exponential mean. Memory: the pretrained weight of every such linear, and its moments twice while watching,
-    inputs x inputs each.
+    exponential mean. Memory, until the decision is settled: the pretrained weight of every such linear, and its
+    moments twice while watching, inputs x inputs each.
     """
 
     def __init__(self, subject: Subject, ridge: float, momentum: float) -> None:
         self.subject, self.ridge, self.momentum = subject, ridge, momentum
         self.modules = list(gated_inputs(subject.space, subject.space.ones()))
-        self.moments: Moments = {}
+        self.moments: Tensors = {}
+        self._is_settled = False
         self._dense = {name: base_weight(subject.model, f"{name}.weight").detach().clone() for name in self.modules}
 
     @contextmanager
     def watching(self) -> Generator[None, None, None]:
         """Add what the forwards inside show to the moments; enter it before gates, whose own hooks come later."""
-        sums: Moments = {}  # not one moment a batch: those of 16 batches would be larger than the model
+        sums: Tensors = {}  # not one moment a batch: those of 16 batches would be larger than the model
         last: dict[str, Tensor] = {}
         counts = dict.fromkeys(self.modules, 0)
 
@@ -107,12 +108,25 @@ class Compensation:
             if kept.any() and not kept.all() and name in self.moments:
                 weight[:, kept] += ridge_update(dense, self.moments[name], kept, self.ridge).to(weight)
 
-    def state_dict(self) -> dict[str, Moments]:
-        """The moments; the pretrained weights come with the model."""
-        return {"moments": self.moments}
+    def settle(self) -> None:
+        """Leave the weights as they are for good, and let go of all that another decision would need."""
+        self.moments, self._dense, self._is_settled = {}, {}, True
 
-    def load_state_dict(self, state: dict[str, Moments], masks: Masks) -> None:
+    def state_dict(self) -> dict[str, Tensors]:
+        """The moments, as the pretrained weights come with the model; the weights themselves once settled."""
+        if not self._is_settled:
+            return {"moments": self.moments}
+        model = self.subject.model
+        return {"weights": {name: base_weight(model, f"{name}.weight").detach() for name in self.modules}}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensors], masks: Masks) -> None:
         """Go on from a `state_dict`, under the decision that was in force."""
-        device = self.subject.model.device
-        self.moments = {name: moment.to(device) for name, moment in state["moments"].items()}
-        self.apply(masks)
+        model = self.subject.model
+        if "weights" in state:
+            for name, weight in state["weights"].items():
+                base_weight(model, f"{name}.weight").copy_(weight)
+            self.settle()
+        elif state["moments"]:
+            self.moments = {name: moment.to(model.device) for name, moment in state["moments"].items()}
+            self.apply(masks)

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tuneprune.data.encoding import IGNORED
 from tuneprune.errors import UnsupportedModel
 from tuneprune.methods.base import Batch, Subject
-from tuneprune.structure.statistics import real_tokens
+from tuneprune.structure.statistics import IGNORED, real_tokens
 from tuneprune.structure.weights import base_weight
 
 

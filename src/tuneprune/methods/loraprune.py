@@ -105,7 +105,9 @@ class LoraPruneSearch(Search):
         return self.gates(self._masks, "open" if self.options.revisable and not self.frozen else "masked")
 
     def after_backward(self) -> None:
-        """Mix this step's importance into the moving average."""
+        """Mix this step's importance into the moving average, as long as somebody will decide by it."""
+        if self.frozen:
+            return
         momentum, is_local = self.options.momentum, self.options.scope == "local"
         with torch.no_grad():
             if self._importance is None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 Batch = Mapping[str, Tensor]
 IGNORED = -100
+"""The label of a token that no loss is taken on."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from tuneprune.methods.base import Search
 from tuneprune.signals import Stopped, on_signals
 from tuneprune.structure.budget import count_parameters
 from tuneprune.structure.space import PruningSpace
+from tuneprune.structure.statistics import IGNORED
 from tuneprune.train import checkpoint
 from tuneprune.train.config import TuneConfig
 from tuneprune.train.log import StepLog
@@ -28,7 +29,6 @@ from tuneprune.train.schedule import learning_rate
 
 Batch = Mapping[str, Tensor]
 Observer = Callable[[Mapping[str, Any]], None]
-IGNORED = -100
 
 
 @dataclass

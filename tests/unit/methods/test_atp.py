@@ -4,10 +4,11 @@ import pytest
 import torch
 from tiny_tuning import assert_equal, hooks_of, setting, trainable
 
+from tuneprune.methods.compensate import gated_inputs
 from tuneprune.methods.regularise import lora_residue
 from tuneprune.structure.budget import Budget, count_parameters
 from tuneprune.structure.edits import Drop
-from tuneprune.structure.weights import lora_factors
+from tuneprune.structure.weights import base_weight, lora_factors
 
 
 def within_one_unit(space, masks, budget):
@@ -116,11 +117,15 @@ def test_control_share_of_zero_keeps_the_priors_decision(tmp_path):
 @pytest.mark.parametrize("prior", ["none", "magnitude", "taylor"])
 @pytest.mark.parametrize("decisions", ["sampled", "on_budget"])
 @pytest.mark.parametrize("control_share", [0.0, 0.5])
-def test_compensation_has_moments_whatever_the_prior(tmp_path, prior, decisions, control_share):
+def test_there_is_compensation_whatever_the_prior(tmp_path, prior, decisions, control_share):
     made = setting(tmp_path, steps=4)
     search = made.begin(compensate=True, prior=prior, decisions=decisions, control_share=control_share)
+    dense = {name: base_weight(made.model, f"{name}.weight").clone() for name in search.compensation.modules}
     made.tuner.run(search)
-    assert set(search.compensation.moments) == set(search.compensation.modules)
+    cut = {name for name, kept in gated_inputs(made.space, search.masks()).items() if not kept.all()}
+    assert cut
+    changed = {name for name, weight in dense.items() if not base_weight(made.model, f"{name}.weight").equal(weight)}
+    assert changed == cut
 
 
 def test_control_limit_ends_the_control_phase_early(tmp_path):

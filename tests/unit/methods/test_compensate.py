@@ -103,3 +103,25 @@ def test_a_removed_twin_is_replaced_by_its_twin(tmp_path, space_name):
         torch.testing.assert_close(forward(made, batch), dense, rtol=1e-3, atol=1e-3)
     compensation.apply(made.space.ones())
     assert torch.equal(forward(made, batch), dense)
+
+
+def test_a_settled_compensation_keeps_the_weights_alone(tmp_path):
+    """Checkpoints of the frozen phase then hold no moments, which are larger than the model."""
+    made = setting(tmp_path / "one")
+    masks, module = removing_channels(made.space, [5])
+    compensation = Compensation(made.subject, ridge=1e-6, momentum=0.9)
+    compensation.gather(1)
+    compensation.apply(masks)
+    compensation.settle()
+    state = compensation.state_dict()
+    assert set(state) == {"weights"}
+    assert not compensation.moments
+    weights = {name: weight.clone() for name, weight in state["weights"].items()}
+
+    fresh = setting(tmp_path / "two")
+    resumed = Compensation(fresh.subject, ridge=1e-6, momentum=0.9)
+    assert not torch.equal(base_weight(fresh.model, f"{module}.weight"), weights[module])
+    resumed.load_state_dict({"weights": weights}, masks)
+    for name, weight in weights.items():
+        assert torch.equal(base_weight(fresh.model, f"{name}.weight"), weight)
+    assert resumed.state_dict().keys() == state.keys()
