@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tuneprune.compress.modeling_pruned import resize, resize_head
@@ -46,13 +47,15 @@ def reshape(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
     """The smaller model before its weights are loaded, with the old generation settings. Consumes `model`.
 
     A stock model is built in its precision, not cast to it: the frequencies of RoPE stay in float32, as when the model
-    is loaded.
+    is loaded. Its parameters are on the meta device, its buffers are not: nothing would fill in those that no
+    checkpoint holds.
     """
     if recipe.stock is None:
         model.config.pruned = recipe.pruned
         resize(model, recipe.pruned)
         resize_head(model, recipe.pruned)
         return model
-    small: Any = AutoModelForCausalLM.from_config(recipe.stock, dtype=model.dtype)
+    with init_empty_weights(include_buffers=False):
+        small: Any = AutoModelForCausalLM.from_config(recipe.stock, dtype=model.dtype)
     small.generation_config = model.generation_config
     return small.train(model.training)
