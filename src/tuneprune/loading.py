@@ -6,7 +6,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,6 +20,8 @@ from tuneprune.errors import ConfigError, UnsupportedModel
 from tuneprune.families import describe_config
 
 WEIGHTS = ("*.safetensors", "*.bin")
+WEIGHT_NAMES = (".weight", ".qweight", ".weight_packed")
+FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def load_config(model: str) -> PretrainedConfig:
@@ -27,7 +29,7 @@ def load_config(model: str) -> PretrainedConfig:
 
     Raises:
         ConfigError: no such folder, no config, or no weights beside it.
-        UnsupportedModel: a family nobody described.
+        UnsupportedModel: a family nobody described, or weights that are quantised or pruned to uneven widths.
     """
     check_folder(model, "model", "config.json")
     try:
@@ -39,12 +41,41 @@ def load_config(model: str) -> PretrainedConfig:
         raise UnsupportedModel(
             f"model: {model} was pruned to uneven widths before; prune the dense model to the smaller budget instead."
         )
-    if getattr(config, "quantization_config", None):
+    kind = quantisation(config) or _stored_as(Path(model))
+    if kind:
         raise UnsupportedModel(
-            f"model: {model} is quantised. Start from its unquantised weights, and quantise the result."
+            f"model: {model} is quantised ({kind}), so single rows of its weights cannot be cut. Start from the weights"
+            " that it was quantised from, or from ones that transformers dequantised and saved, and quantise the"
+            " result."
         )
     describe_config(config)
     return config
+
+
+def quantisation(config: PretrainedConfig) -> str:
+    """How a model is quantised, such as `gptq, 4 bits`; empty where its config says nothing of it."""
+    raw: Any = getattr(config, "quantization_config", None) or getattr(config, "compression_config", None)
+    if not raw:
+        return ""
+    settings: dict[str, Any] = raw if isinstance(raw, dict) else raw.to_dict()
+    loaded = next((bits for bits in (4, 8) if settings.get(f"load_in_{bits}bit")), None)
+    bits = loaded or settings.get("bits") or settings.get("w_bit")
+    name = settings.get("quant_method") or ("bitsandbytes" if loaded else settings.get("format", "of an unknown kind"))
+    return f"{name}, {bits} bits" if bits else str(name)
+
+
+def _stored_as(folder: Path) -> str:
+    """The type of weights that no config declares and that are no floating-point numbers of 16 bits or more."""
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="numpy") as stored:
+                types = {name: stored.get_slice(name).get_dtype() for name in stored.keys()}  # noqa: SIM118  (not a mapping)
+        except (OSError, SafetensorError):
+            continue  # loading says what is wrong with it
+        for name, kind in types.items():
+            if name.endswith(WEIGHT_NAMES) and kind not in FLOATS:
+                return f"{name} is stored as {kind}"
+    return ""
 
 
 def check_folder(name: str, key: str, config_file: str) -> None:

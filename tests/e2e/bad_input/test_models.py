@@ -26,10 +26,6 @@ def uneven_model(case):
     case.model(pruned={"layers": []})
 
 
-def quantised(case):
-    case.model(quantization_config={"quant_method": "gptq", "bits": 4})
-
-
 def other_vocabulary(case):
     case.model(vocab_size=20)
 
@@ -43,7 +39,6 @@ CASES = {
     "model without tokenizer": (no_tokenizer, ["tokenizer"]),
     "unsupported family": (gpt2, ["`gpt2`", "llama", "qwen3"]),
     "uneven model": (uneven_model, ["pruned", "dense model"]),
-    "quantised model": (quantised, ["quantised", "unquantised"]),
     "tokenizer of another model": (other_vocabulary, ["tokenizer", "20 embeddings"]),
 }
 
