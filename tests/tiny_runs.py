@@ -6,11 +6,13 @@ from pathlib import Path
 
 import torch
 import yaml
-from tiny import tiny_model
+from peft import LoraConfig, get_peft_model
+from tiny import logits, tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from toy_tokenizer import WORDS
 from transformers import PreTrainedTokenizerFast
 
+NAMES = {"gpt_neox": {"embed_tokens": "embed_in", "lm_head": "embed_out", "norm": "final_layer_norm"}}
 METHOD = {"name": "atp", "prior_batches": 2, "generator_size": 8, "generator_heads": 2, "generator_blocks": 1}
 TUNE = {
     "steps": 6,
@@ -29,6 +31,21 @@ def save_model(folder: Path, variant: str = "llama", **changes) -> Path:
     model.save_pretrained(folder)
     letter_tokenizer().save_pretrained(folder)
     return folder
+
+
+def make_adapter(folder: Path, variant: str = "llama", changes: dict | None = None, **options) -> torch.Tensor:
+    """An adapter as somebody else's training leaves it, for such a model; gives what the adapted model says."""
+    model = tiny_model(variant, dtype=torch.float32, **changes or {})
+    options = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | options
+    options["modules_to_save"] = [NAMES.get(variant, {}).get(n, n) for n in options.get("modules_to_save", ())] or None
+    adapted = get_peft_model(model, LoraConfig(**options)).eval()
+    torch.manual_seed(3)
+    for name, parameter in adapted.named_parameters():
+        if any(part in name for part in ("lora_", "modules_to_save", "trainable_tokens")):
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    expected = logits(adapted)
+    adapted.save_pretrained(folder, save_embedding_layers=False)
+    return expected
 
 
 def letter_tokenizer() -> PreTrainedTokenizerFast:
@@ -77,7 +94,7 @@ def run_content(folder: Path, model: Path) -> dict:
     }
 
 
-def write_run(folder: Path, model: Path, **sections) -> Path:
+def write_run(folder: Path, model: Path, /, **sections) -> Path:
     """A run file; sections given as mappings are merged into the default ones, options of the same method too."""
     content = run_content(folder, model)
     for key, value in sections.items():

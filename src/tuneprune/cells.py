@@ -141,7 +141,7 @@ def check_cells(cells: Iterable[Cell], config: RunConfig, out: Path) -> None:
         TunePruneError: the first problem, with the method and the budget it is about.
     """
     check(config)
-    hf_config = load_config(config.model.base)
+    hf_config = load_config(config.model.base, config.model.adapter)
     seen: set[tuple[str, float]] = set()
     for cell in cells:
         shape = (cell.config.space, cell.config.budget.keep)

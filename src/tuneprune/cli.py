@@ -158,12 +158,15 @@ def compress(
     model: Annotated[str, typer.Argument(help="dense model folder or hub id")],
     plan: Annotated[Path, typer.Option(help="folder with plan.json and plan.safetensors")],
     out: Annotated[Path, typer.Option(help="folder for the smaller model")],
+    adapter: Annotated[
+        str | None, typer.Option(help="the LoRA adapter of the run the plan comes from, merged in first")
+    ] = None,
 ) -> None:
     """Apply a plan to a dense model and write the smaller one."""
     from tuneprune.stages import compress_model
 
     with _at_work():
-        num_parameters = compress_model(model, plan, out)
+        num_parameters = compress_model(model, plan, out, adapter)
     typer.echo(f"{num_parameters:,} parameters in {out}")
 
 

@@ -25,7 +25,7 @@ from tuneprune.checks import (
 from tuneprune.config import RunConfig
 from tuneprune.data import Data, load
 from tuneprune.errors import ConfigError
-from tuneprune.loading import check_adapter, load_config, load_model, load_tokenizer, skeleton, stored_dtype
+from tuneprune.loading import load_config, load_model, load_tokenizer, skeleton, stored_dtype
 from tuneprune.methods.store import ScoreStore
 from tuneprune.progress import Progress
 from tuneprune.report import write_atomically
@@ -134,9 +134,7 @@ def check(config: RunConfig) -> Checked:
     Raises:
         TunePruneError: what is wrong with the run file, the model, the data or the budget.
     """
-    hf_config = load_config(config.model.base)
-    if config.model.adapter is not None:
-        check_adapter(config.model.adapter)
+    hf_config = load_config(config.model.base, config.model.adapter)
     check_lengths(config, hf_config.max_position_embeddings)
     check_trackers(config.tune.trackers)
     architecture, space = check_shape(config, hf_config)
@@ -226,7 +224,7 @@ def outlook(config: RunConfig) -> dict[str, Any]:
     """What a checked run would do: sizes before and after, data, and how the result will load."""
     checked = check(config)
     space, budget = checked.space, config.budget
-    hf_config = load_config(config.model.base)
+    hf_config = load_config(config.model.base, config.model.adapter)
     stock = export.stock_holds(hf_config, checked.architecture, space, config.method, budget)
     target = budget.target(space)
     return {

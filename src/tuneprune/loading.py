@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from tuneprune.adapters import merge, merged_config
 from tuneprune.errors import ConfigError, UnsupportedModel
 from tuneprune.families import describe_config
 
@@ -24,11 +25,11 @@ WEIGHT_NAMES = (".weight", ".qweight", ".weight_packed")
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
-def load_config(model: str) -> PretrainedConfig:
-    """The config of a folder or hub id, without its weights.
+def load_config(model: str, adapter: str | None = None) -> PretrainedConfig:
+    """The config of a folder or hub id, without its weights; what it is with a user's LoRA adapter merged in.
 
     Raises:
-        ConfigError: no such folder, no config, or no weights beside it.
+        ConfigError: no such folder, no config, or no weights beside it; an adapter that does not belong to it.
         UnsupportedModel: a family nobody described, or weights that are quantised or pruned to uneven widths.
     """
     check_folder(model, "model", "config.json")
@@ -49,7 +50,10 @@ def load_config(model: str) -> PretrainedConfig:
             " result."
         )
     describe_config(config)
-    return config
+    if adapter is None:
+        return config
+    check_folder(adapter, "model.adapter", "adapter_config.json")
+    return merged_config(adapter, skeleton(config))
 
 
 def quantisation(config: PretrainedConfig) -> str:
@@ -96,15 +100,6 @@ def check_folder(name: str, key: str, config_file: str) -> None:
         raise ConfigError(f"{key}: there is no folder {name}. Name a Hugging Face folder or a hub id (owner/name).")
 
 
-def check_adapter(adapter: str) -> None:
-    """Refuse a LoRA adapter that is not there.
-
-    Raises:
-        ConfigError: no such folder, or no adapter in it.
-    """
-    check_folder(adapter, "model.adapter", "adapter_config.json")
-
-
 def _refuse_unknown(folder: Path) -> None:
     """Name the known families when transformers itself does not know the model type.
 
@@ -122,10 +117,10 @@ def load_model(model: str, adapter: str | None, device: torch.device) -> PreTrai
     """The dense model, with a user's LoRA adapter merged in; float32 on a CPU, the stored precision on a GPU.
 
     Raises:
-        ConfigError: weights or adapter that cannot be read.
+        ConfigError: weights or an adapter that cannot be read, or an adapter of another base.
         UnsupportedModel: a model that cannot be cut.
     """
-    config = load_config(model)
+    config = load_config(model, adapter)
     dtype = torch.float32 if device.type == "cpu" else (config.dtype or torch.float32)
     try:
         both: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, output_loading_info=True)
@@ -137,15 +132,13 @@ def load_model(model: str, adapter: str | None, device: torch.device) -> PreTrai
                 " Download the model again."
             )
         if adapter is not None:
-            from peft import PeftModel  # costs seconds to import, and few runs have an adapter
-
-            loaded = PeftModel.from_pretrained(loaded, adapter).merge_and_unload()
+            loaded = merge(loaded, adapter)
     except ConfigError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as error:
         raise ConfigError(f"model: cannot load {adapter or model}: {_first_line(error)}") from error
     loaded.config.use_cache = True
-    return loaded.to(device).eval()
+    return loaded.to(device).eval()  # pyright: ignore[reportArgumentType]  (transformers hides its self)
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:

@@ -67,14 +67,17 @@ def plan_model(config: RunConfig, out: Path, progress: Progress) -> Plan:
     return tune_and_prune(prepare(config, out, resume=False, progress=progress))[1]
 
 
-def compress_model(model: str, plan_folder: Path, out: Path) -> int:
+def compress_model(model: str, plan_folder: Path, out: Path, adapter: str | None = None) -> int:
     """Apply a stored plan to a dense model and write the smaller one; returns its number of parameters.
+
+    Args:
+        adapter: the LoRA adapter that was merged into the model the plan was made of.
 
     Raises:
         TunePruneError: no plan, a plan of another model, or a folder that cannot be written.
     """
     plan = Plan.load(plan_folder)
-    dense = load_model(model, None, torch.device("cpu"))
+    dense = load_model(model, adapter, torch.device("cpu"))
     architecture = families.describe(dense)
     name = str(plan.provenance.get("space", "width"))
     space = spaces.build(name, architecture, dense)

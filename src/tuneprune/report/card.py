@@ -89,10 +89,11 @@ def _introduction(record: RunRecord) -> str:
     if budget.per_layer == "uniform":
         limits.append("the same widths in all layers")
     constraint = f" ({', '.join(limits)})" if limits else ""
+    adapted = f" with the LoRA adapter `{escape_markdown(record.model.adapter_name)}`" if record.model.adapter else ""
     family, method, space = (escape_markdown(t) for t in (record.model.family, record.method.name, record.space))
     return (
         f"# {name}, tuned and pruned to {percent_text(record.parameters.share_total)} of its parameters\n\n"
-        f"A smaller {family} model made from `{name}` by tuneprune: LoRA tuning on domain data and "
+        f"A smaller {family} model made from `{name}`{adapted} by tuneprune: LoRA tuning on domain data and "
         f"structured pruning with the method `{method}` in the space `{space}`, asked to keep "
         f"{percent_text(budget.keep)} of {budget.of} parameters{constraint}. The removed units are gone from "
         "the weight files; no masks are left to apply."

@@ -37,11 +37,21 @@ class ModelRecord(OpenSection):
     family: str
     parameters: int
     path: str | None = Field(default=None, description="the folder it was read from; None for a model of the hub")
+    adapter: str | None = Field(default=None, description="the user's LoRA adapter that was merged into it first")
 
     @property
     def short_name(self) -> str:
         """The last part of the id: what a table has room for, without anybody's folders."""
-        return self.id.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] or self.id
+        return _last_part(self.id)
+
+    @property
+    def adapter_name(self) -> str:
+        """The last part of the adapter's id or folder, empty where there was none."""
+        return _last_part(self.adapter or "")
+
+
+def _last_part(name: str) -> str:
+    return name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] or name
 
 
 class ScoreRecord(Section):

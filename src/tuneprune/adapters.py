@@ -1,0 +1,137 @@
+"""A user's LoRA adapter, checked against the base that it is to be merged into before any weights are read."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+from tuneprune.errors import ConfigError
+
+MERGED_ONLY = "Only LoRA (also DoRA and rsLoRA) for causal language models is merged here"
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def merged_config(adapter: str, skeleton: PreTrainedModel) -> PretrainedConfig:
+    """The config of the base once the adapter is merged in: embeddings that it trains apart are no longer tied.
+
+    Args:
+        skeleton: the base without memory behind its weights; it is changed.
+
+    Raises:
+        ConfigError: an adapter that cannot be read, is not LoRA, or was made for another base.
+    """
+    options = _options(adapter)
+    with _quietly():
+        return _fitted(adapter, skeleton, options)
+
+
+def merge(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
+    """The model with an adapter in its weights; `merged_config` has found that it belongs there."""
+    from peft import PeftModel
+
+    with _quietly():
+        return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+
+
+def _fitted(adapter: str, skeleton: PreTrainedModel, options: Any) -> PretrainedConfig:  # noqa: ANN401
+    """The config after merging.
+
+    Raises:
+        ConfigError: names what does not fit.
+    """
+    from peft import get_peft_model, get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    try:
+        stored = {name: tuple(tensor.shape) for name, tensor in load_peft_weights(adapter, device="cpu").items()}
+        wrapped = get_peft_model(skeleton, options)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise _other_base(adapter, options, str(error).strip().splitlines()[0]) from error
+    _refuse_shared(adapter, skeleton, wrapped, options)
+    wanted = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    whole = {f"base_model.model.{name}": parameter for name, parameter in skeleton.named_parameters()}
+    found = _difference(
+        stored, {n: tuple(t.shape) for n, t in wanted.items()}, {n: tuple(p.shape) for n, p in whole.items()}
+    )
+    if found:
+        raise _other_base(adapter, options, found)
+    merged: Any = wrapped.merge_and_unload()
+    if merged.get_input_embeddings().weight is not merged.get_output_embeddings().weight:
+        merged.config.tie_word_embeddings = False
+    return merged.config
+
+
+def _options(adapter: str) -> Any:  # noqa: ANN401  (peft's config, imported only where there is one)
+    """The adapter's own settings, without an initialisation that would look at weights.
+
+    Raises:
+        ConfigError: they cannot be read, or are not those of LoRA on a causal language model.
+    """
+    from peft import LoraConfig, PeftConfig  # costs seconds to import, and few runs have an adapter
+
+    try:
+        options: Any = PeftConfig.from_pretrained(adapter)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"model.adapter: cannot read the settings of {adapter}: {str(error).strip().splitlines()[0]}"
+        ) from error
+    kind, task = (str(getattr(value, "value", value)) for value in (options.peft_type, options.task_type))
+    if not isinstance(options, LoraConfig) or kind != "LORA":
+        raise ConfigError(
+            f"model.adapter: {adapter} is an adapter of type {kind}. {MERGED_ONLY}: name a LoRA adapter, or merge yours"
+            " with peft and name the result as model.base."
+        )
+    if task not in ("CAUSAL_LM", "None"):
+        raise ConfigError(f"model.adapter: {adapter} was made for the task {task}. {MERGED_ONLY}; name one of those.")
+    options.init_lora_weights = False
+    return options
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without peft's warnings: of names that transformers changes, and of embeddings, which are checked here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _refuse_shared(adapter: str, skeleton: PreTrainedModel, wrapped: Any, options: Any) -> None:  # noqa: ANN401
+    """Refuse LoRA on embeddings that are the head too: merged there, it would change both.
+
+    Raises:
+        ConfigError: says what to do instead.
+    """
+    if not skeleton.config.tie_word_embeddings or getattr(options, "ensure_weight_tying", False):
+        return
+    ends = (wrapped.get_input_embeddings(), wrapped.get_output_embeddings())
+    if any(hasattr(end, "base_layer") and hasattr(end, "lora_A") for end in ends):
+        raise ConfigError(
+            f"model.adapter: {adapter} has LoRA on the embeddings or the head, which are one tensor in this model, so"
+            " merging it would change both. Train it without them, or with modules_to_save instead."
+        )
+
+
+def _difference(stored: Shapes, wanted: Shapes, whole: Shapes) -> str:
+    """What of an adapter does not fit, in words; empty where all does."""
+    for name, shape in stored.items():
+        fits = wanted.get(name, whole.get(name))
+        if fits is None:
+            return f"the base has no place for {name}"
+        if fits != shape:
+            return f"{name} is {_size(shape)} and the base takes {_size(fits)}"
+    missing = sorted(wanted.keys() - stored.keys())
+    return f"the adapter lacks {len(missing)} weights, such as {missing[0]}" if missing else ""
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _other_base(adapter: str, options: Any, found: str) -> ConfigError:  # noqa: ANN401
+    own = options.base_model_name_or_path
+    return ConfigError(
+        f"model.adapter: {adapter} does not belong to model.base: {found.rstrip('.')}. Name the base that it was"
+        f" trained on{f' ({own})' if own else ''}, or an adapter of this one."
+    )

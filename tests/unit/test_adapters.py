@@ -1,0 +1,107 @@
+"""A user's adapter: merged as PEFT runs it, of whatever kind of LoRA; refused where it does not belong."""
+
+import pytest
+import tiny_runs
+import torch
+from peft import IA3Config, TaskType, get_peft_model
+from tiny import logits, tiny_model
+from tiny_runs import make_adapter
+
+from tuneprune import families
+from tuneprune.errors import ConfigError
+from tuneprune.loading import load_config, load_model, skeleton
+from tuneprune.structure import spaces
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing"),  # peft asks by the old name
+    pytest.mark.filterwarnings("ignore:.*_pattern keys did not match"),  # peft on packed experts
+    pytest.mark.filterwarnings("ignore:.*tie"),  # peft says that it unties embeddings
+]
+CPU = torch.device("cpu")
+OF_EVERY_FAMILY = {
+    "linears": {},
+    "rank pattern": {"rank_pattern": {r"layers.0.*attn.*": 2}, "alpha_pattern": {r"layers.1.*attn.*": 7}},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "embeddings and head in whole": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "head in whole": {"modules_to_save": ["lm_head"]},
+    "norm in whole": {"modules_to_save": ["norm"]},
+    "single tokens": {"trainable_token_indices": [3, 4]},
+}
+FAMILIES = ["llama", "llama3", "mistral", "qwen2", "qwen3", "phi3", "gpt_neox", "mixtral"]
+REFUSED_BY_PEFT = {("mixtral", "dora")}  # packed experts know no DoRA
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bases")
+    return {variant: str(tiny_runs.save_model(folder / variant, variant)) for variant in FAMILIES}
+
+
+@pytest.mark.parametrize("kind", OF_EVERY_FAMILY)
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_merged_as_it_runs(tmp_path, bases, variant, kind):
+    if (variant, kind) in REFUSED_BY_PEFT:
+        pytest.skip("peft has no such adapters for this family")
+    expected = make_adapter(tmp_path / "adapter", variant, **OF_EVERY_FAMILY[kind])
+    model = load_model(bases[variant], str(tmp_path / "adapter"), CPU)
+    torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
+    assert not [name for name, _ in model.named_parameters() if "lora" in name or "base_layer" in name]
+    config = load_config(bases[variant], str(tmp_path / "adapter"))  # what a run checks before it loads anything
+    assert families.describe(model) == families.describe_config(config)
+    space = "experts" if variant == "mixtral" else "disp"
+    planned, real = (spaces.build(space, families.describe(model), m) for m in (skeleton(config), model))
+    assert planned.fingerprint == real.fingerprint
+
+
+def test_an_adapter_may_untie_embeddings(tmp_path, bases):
+    """Trained apart, embeddings and head are two tensors afterwards, and both count."""
+    make_adapter(tmp_path, "llama3", modules_to_save=["lm_head"])
+    assert load_config(bases["llama3"]).tie_word_embeddings
+    assert not load_config(bases["llama3"], str(tmp_path)).tie_word_embeddings
+
+
+REFUSED = {
+    "wider model": ("llama", {"intermediate_size": 64}, {}, ["does not belong", "x"]),
+    "longer model": ("llama", {"num_hidden_layers": 4}, {}, ["does not belong", "no place for", "layers.2"]),
+    "shorter model": (
+        "llama",
+        {"num_hidden_layers": 1},
+        {"target_modules": ["q_proj"]},
+        ["does not belong", "lacks", "layers.1"],
+    ),
+    "other family": ("phi3", {}, {"target_modules": ["qkv_proj"]}, ["does not belong", "qkv_proj"]),
+    "other vocabulary": ("llama", {"vocab_size": 70}, {"modules_to_save": ["lm_head"]}, ["lm_head", "70 x 32"]),
+    "another task": ("llama", {}, {"task_type": TaskType.SEQ_CLS}, ["the task SEQ_CLS", "causal language models"]),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(tmp_path, bases, name):
+    variant, changes, options, fragments = REFUSED[name]
+    make_adapter(tmp_path / "adapter", variant, changes, **options)
+    with pytest.raises(ConfigError) as caught:
+        load_config(bases["llama"], str(tmp_path / "adapter"))
+    for fragment in (str(tmp_path / "adapter"), *fragments):
+        assert fragment in str(caught.value)
+
+
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_lora_on_tied_embeddings_is_refused(tmp_path, bases, target):
+    make_adapter(tmp_path, "llama3", target_modules=[target, "o_proj"])
+    with pytest.raises(ConfigError, match="one tensor in this model"):
+        load_config(bases["llama3"], str(tmp_path))
+
+
+def test_adapters_of_other_kinds_are_refused(tmp_path, bases):
+    options = IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
+    get_peft_model(tiny_model("llama", dtype=torch.float32), options).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"of type IA3.*merge yours with peft and name the result as model\.base"):
+        load_config(bases["llama"], str(tmp_path))
+
+
+def test_unreadable_settings_are_refused(tmp_path, bases):
+    make_adapter(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(ConfigError, match="cannot read the settings"):
+        load_config(bases["llama"], str(tmp_path))
