@@ -159,6 +159,16 @@ def skeleton(config: PretrainedConfig) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config)
 
 
+def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The model with its weights in `dtype`, in place.
+
+    Unlike `model.to(dtype)` it leaves buffers alone: the frequencies of RoPE stay in float32, as in a loaded model.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
 def stored_dtype(config: PretrainedConfig) -> torch.dtype:
     """The precision the weights are stored in, which the result is stored in too."""
     return config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32

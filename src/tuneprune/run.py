@@ -12,6 +12,7 @@ from tuneprune.compress import cut, rewrite
 from tuneprune.compress.compensate import compensate_plan
 from tuneprune.config import RunConfig
 from tuneprune.job import Job, Scores, prepare
+from tuneprune.loading import cast_weights
 from tuneprune.methods.base import Search, Subject
 from tuneprune.progress import Progress
 from tuneprune.recording import make_proof, make_record, write_results
@@ -54,11 +55,10 @@ def run(
 
     if job.accelerator.is_main_process:
         job.progress.stage("export and prove")
-        small.to(job.dtype)  # pyright: ignore[reportArgumentType]  (transformers hides its self)
-        loader = export.write(small, job.tokenizer, out / "model")
+        loader = export.write(cast_weights(small, job.dtype), job.tokenizer, out / "model")
         found = export.prove(out / "model", probe, needs_remote_code=loader.needs_remote_code)
         proof = make_proof(job, plan, found | {"exports": convert(job)})
-        scores = (dense, tuned, job.score(small.float(), "pruned"))
+        scores = (dense, tuned, job.score(cast_weights(small, torch.float32), "pruned"))
         write_results(job, make_record(job, plan, proof, scores, measure_speed(job, small)), proof)
     job.close()
     return RunRecord.load(out / "record.json")
