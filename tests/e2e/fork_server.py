@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401  (import once, before the forks)
 
 from tuneprune import cli, run
-from tuneprune.export import proof, reload_probe
+from tuneprune.export import fresh, reload_probe
 
 torch.set_num_threads(1)
 
@@ -32,7 +32,7 @@ def probe_and_keep(job, model, plan):
 
 
 take_probe, run.masked_probe = run.masked_probe, probe_and_keep
-proof.subprocess = SimpleNamespace(run=reload_here)
+fresh.subprocess = SimpleNamespace(run=reload_here)
 
 
 def child(request):

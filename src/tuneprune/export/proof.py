@@ -1,9 +1,5 @@
 """The proof of an export: what loads in a fresh process computes what the masked model computed."""
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,8 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tuneprune.errors import DataError, TunePruneError
+from tuneprune.errors import DataError
 from tuneprune.export import reload_probe
+from tuneprune.export.fresh import run_fresh
 from tuneprune.export.hf import weight_bytes
 
 PROMPT_TOKENS = 16
@@ -84,33 +81,16 @@ def prove(folder: Path, probe: Probe, *, needs_remote_code: bool) -> dict[str, A
         TunePruneError: the folder does not load or does not run there.
     """
     with tempfile.TemporaryDirectory(prefix="tuneprune-proof-") as scratch:
-        probe_file, result_file = Path(scratch, "probe.safetensors"), Path(scratch, "result.json")
+        probe_file = Path(scratch, "probe.safetensors")
         tensors = {
             name: getattr(probe, name).contiguous() for name in ("input_ids", "logits", "prompt_ids", "text_ids")
         }
         save_file(tensors, probe_file, metadata={"text": probe.text})
-        arguments = [str(folder.resolve()), str(probe_file), str(result_file), str(int(needs_remote_code))]
-        # -P keeps the program's own folder off the import path, where its neighbours would pass for libraries
-        command = [sys.executable, "-P", reload_probe.__file__, *arguments]
-        child = subprocess.run(command, env=_environment(scratch), capture_output=True, text=True, check=False)
-        if child.returncode != 0:
-            last = (child.stderr.strip() or f"exit status {child.returncode}").splitlines()[-1]
-            raise TunePruneError(f"{folder}: the exported model does not run in a fresh process: {last}")
-        result = json.loads(result_file.read_text(encoding="utf8"))
+        arguments = [str(probe_file), str(int(needs_remote_code))]
+        result = run_fresh(reload_probe, str(folder.resolve()), arguments)
     result["logits"]["dtype"] = probe.dtype
     result["bytes_on_disk"] = {"pruned": weight_bytes(folder)}
     return result
-
-
-def _environment(scratch: str) -> dict[str, str]:
-    """The child's environment: offline, and with a code cache of its own so that parallel runs do not meet."""
-    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    return {
-        **os.environ,
-        **offline,
-        "HF_MODULES_CACHE": str(Path(scratch, "modules")),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
 
 
 def _stream(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], count: int) -> list[int]:

@@ -1,8 +1,8 @@
 """A program for a fresh process: loads an exported folder without tuneprune and compares it with a probe.
 
-Usage: python reload_probe.py FOLDER PROBE RESULT TRUST, where PROBE is a safetensors file with `input_ids`,
-`logits`, `prompt_ids` and `text_ids` (of the `text` in its metadata), RESULT the JSON file to write and TRUST 1
-where the folder needs its own code.
+Usage: python reload_probe.py FOLDER RESULT PROBE TRUST, where RESULT is the JSON file to write, PROBE a safetensors
+file with `input_ids`, `logits`, `prompt_ids` and `text_ids` (of the `text` in its metadata), and TRUST 1 where the
+folder needs its own code.
 """
 
 import json
@@ -66,7 +66,7 @@ def sample(model: Any, tokenizer: Any, prompt_ids: Any) -> dict[str, Any]:  # no
     }
 
 
-def main(folder: str, probe_file: str, result_file: str, trust: str) -> None:
+def main(folder: str, result_file: str, probe_file: str, trust: str) -> None:
     """Load, compare, generate, and write what was found."""
     sys.meta_path.insert(0, Blocker())
     import torch

@@ -1,0 +1,40 @@
+"""Programs in fresh Python processes, which see a model as whoever receives it does."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tuneprune.errors import TunePruneError
+
+
+def run_fresh(program: ModuleType, folder: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """What the program, called with the model's folder or id, a result file to write and `arguments`, wrote there.
+
+    It runs offline, and with a code cache of its own so that parallel runs do not meet.
+
+    Raises:
+        TunePruneError: it failed; with its last words.
+    """
+    assert program.__file__ is not None
+    with tempfile.TemporaryDirectory(prefix="tuneprune-fresh-") as scratch:
+        result_file = Path(scratch, "result.json")
+        environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_OFFLINE": "1",
+            "HF_MODULES_CACHE": str(Path(scratch, "modules")),
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        # -P keeps the program's own folder off the import path, where its neighbours would pass for libraries
+        command = [sys.executable, "-P", program.__file__, folder, str(result_file), *arguments]
+        child = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if child.returncode != 0:
+            last = (child.stderr.strip() or f"exit status {child.returncode}").splitlines()[-1]
+            raise TunePruneError(f"{folder}: the model does not run in a fresh process: {last}")
+        return json.loads(result_file.read_text(encoding="utf8"))
