@@ -35,6 +35,7 @@ def measure_speed(
 def compare_speed(
     dense: nn.Module,
     pruned: nn.Module,
+    twins: Mapping[str, nn.Module] | None = None,
     *,
     batch_sizes: Sequence[int] = (1, 8),
     prompt_tokens: int = 64,
@@ -43,6 +44,8 @@ def compare_speed(
 ) -> dict[str, Any]:
     """Tokens/s of two models, which take turns at every forward pass, and their ratio.
 
+    `twins` are further models, by name, that take part in the same turns.
+
     Prefill counts the prompt's tokens over the time of the first forward pass, decode the tokens of the
     following cached steps over their time, both in all rows of the batch. Each number is {median, low, high}
     over the repeats (low and high are the extremes); a ratio is pruned / dense within one repeat, above 1 =
@@ -50,13 +53,14 @@ def compare_speed(
 
     Returns:
         {device, dtype, threads, prompt_tokens, new_tokens, repeats, settings: [{batch_size, phase (prefill or
-        decode), dense: {...}, pruned: {...}, ratio: {...}}, ...]}, in tokens/s.
+        decode), dense: {...}, pruned: {...}, ratio: {...}, twins: {name: {speed: {...}, ratio: {...}, over_pruned:
+        {...}}}}, ...]}, in tokens/s; a twin's ratios are over dense and over pruned.
 
     Raises:
         ConfigError: no repeats, or a batch size below 1.
     """
     return _measure(
-        {"dense": dense, "pruned": pruned},
+        {"dense": dense, "pruned": pruned, **(twins or {})},
         batch_sizes=batch_sizes,
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
@@ -107,7 +111,8 @@ def _rates(
     for repeat in range(-1, repeats):
         turns = [_Turns(model, prompt) for model in models.values()]
         for step in range(-1, new_tokens):  # -1 is the prefill
-            for turn in turns if (repeat + step) % 2 else reversed(turns):  # nobody always goes second
+            first = (repeat + step) % len(turns)  # nobody always goes second
+            for turn in (*turns[first:], *turns[:first]):
                 turn.step()
         for name, turn in zip(models, turns, strict=True):
             if repeat >= 0:
@@ -141,11 +146,20 @@ def _nothing() -> None:
 
 def _summarize(batch_size: int, phase: str, rates: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     row: dict[str, Any] = {"batch_size": batch_size, "phase": phase}
-    row |= {name: _spread(numbers) for name, numbers in rates.items()}
-    if "dense" in rates:
-        pairs = zip(rates["pruned"], rates["dense"], strict=True)
-        row["ratio"] = _spread([pruned / dense for pruned, dense in pairs])
-    return row
+    if "dense" not in rates:
+        return row | {name: _spread(numbers) for name, numbers in rates.items()}
+    dense, pruned = rates["dense"], rates["pruned"]
+    twins = {
+        name: {"speed": _spread(twin), "ratio": _ratio(twin, dense), "over_pruned": _ratio(twin, pruned)}
+        for name, twin in rates.items()
+        if name not in ("dense", "pruned")
+    }
+    row |= {"dense": _spread(dense), "pruned": _spread(pruned), "ratio": _ratio(pruned, dense)}
+    return row | ({"twins": twins} if twins else {})
+
+
+def _ratio(rates: Sequence[float], base: Sequence[float]) -> dict[str, float]:
+    return _spread([rate / other for rate, other in zip(rates, base, strict=True)])
 
 
 def _spread(numbers: Sequence[float]) -> dict[str, float]:

@@ -23,6 +23,15 @@ def test_two_models_are_compared_in_every_setting():
     assert dense.training
 
 
+def test_twins_take_part_in_every_round():
+    models = {"uniform": toy_model(intermediate_size=24), "aligned": toy_model(intermediate_size=32)}
+    speed = compare_speed(toy_model(), toy_model(intermediate_size=16), models, batch_sizes=(1,), repeats=2)
+    for row in speed["settings"]:
+        assert set(row["twins"]) == set(models)
+        for twin in row["twins"].values():
+            assert all(0 < twin[name]["low"] <= twin[name]["high"] for name in ("speed", "ratio", "over_pruned"))
+
+
 def test_lengths_are_shortened_to_the_context():
     speed = measure_speed(toy_model(max_position_embeddings=24), batch_sizes=(1,), repeats=1)
     assert speed["prompt_tokens"] + speed["new_tokens"] == 24
