@@ -7,6 +7,7 @@ from transformers import PretrainedConfig
 from tuneprune import families
 from tuneprune.export.conversion import convert
 from tuneprune.export.hf import Loader, weight_bytes, write
+from tuneprune.export.memory import memory_use
 from tuneprune.export.placing import placed
 from tuneprune.export.proof import Probe, prove, take_probe
 from tuneprune.export.reference import Reference, load_exported, take_reference
@@ -28,6 +29,7 @@ __all__ = [
     "convert",
     "foresee",
     "load_exported",
+    "memory_use",
     "named",
     "placed",
     "prove",
