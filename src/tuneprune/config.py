@@ -54,7 +54,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
         default=["hf"], description="`hf` and further targets, as name or name:option=value (`tuneprune targets`)"
     )
     reference: bool = Field(default=True, description="also tune the dense model alike, for relative performance")
-    speed: bool = Field(default=True, description="measure speed before and after")
+    speed: bool = Field(default=True, description="measure speed and memory before and after")
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="before")

@@ -62,7 +62,6 @@ def make_record(
     plan: Plan,
     proof: Proof,
     scores: tuple[Scores, Scores | None, Scores],
-    speed: dict[str, Any] | None,
 ) -> RunRecord:
     """The whole run in numbers."""
     config = job.config
@@ -87,7 +86,7 @@ def make_record(
         "relative_performance": evaluate.relative_performance(pruned, tuned, job.tasks) if tuned else None,
         "time": job.seconds | {f"{stage}_s": result.seconds for stage, result in job.results.items()},
         "memory": {"peak_bytes": max((result.peak_bytes for result in job.results.values()), default=None)},
-        "speed": speed,
+        "speed": proof.speed.model_dump() if proof.speed else None,
         "environment": environment(job),
         "widths": {g.name: {"kind": g.kind, "kept": widths[g.name], "size": g.size} for g in job.space.groups},
         "training": training(job, plan),

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from tuneprune import evaluate, export
+from tuneprune import export
 from tuneprune.compress import cut, rewrite
 from tuneprune.compress.compensate import compensate_plan
 from tuneprune.config import RunConfig
+from tuneprune.costs import measure_costs
 from tuneprune.job import Job, Scores, prepare
 from tuneprune.loading import cast_weights
 from tuneprune.methods.base import Search, Subject
@@ -57,9 +58,9 @@ def run(
         job.progress.stage("export and prove")
         loader = export.write(cast_weights(small, job.dtype), job.tokenizer, out / "model")
         found = export.prove(out / "model", probe, needs_remote_code=loader.needs_remote_code)
-        proof = make_proof(job, plan, found | {"exports": convert(job)})
+        proof = make_proof(job, plan, found | {"exports": convert(job)} | measure_costs(job, plan, small))
         scores = (dense, tuned, job.score(cast_weights(small, torch.float32), "pruned"))
-        write_results(job, make_record(job, plan, proof, scores, measure_speed(job, small)), proof)
+        write_results(job, make_record(job, plan, proof, scores), proof)
     job.close()
     return RunRecord.load(out / "record.json")
 
@@ -174,11 +175,3 @@ def convert(job: Job) -> dict[str, Any]:
     source, folder = job.out / "model", job.out / "exports"
     reference = export.take_reference(source)
     return {label: export.convert(source, target, folder / label, reference) for label, target in targets.items()}
-
-
-def measure_speed(job: Job, small: PreTrainedModel) -> dict[str, Any] | None:
-    """Prefill and decode speed of the dense and the smaller model, in turns."""
-    if not job.config.speed:
-        return None
-    job.progress.stage("measure speed")
-    return evaluate.compare_speed(job.dense(), small)

@@ -4,6 +4,7 @@ from tuneprune.report.card import model_card
 from tuneprune.report.compared import CellRecord, ComparisonRecord, RowRecord
 from tuneprune.report.compared_page import write_comparison
 from tuneprune.report.compared_tables import comparison_markdown, comparison_rich
+from tuneprune.report.costs import MemoryUse, SpeedRecord
 from tuneprune.report.page import write_report
 from tuneprune.report.proof import (
     BytesOnDisk,
@@ -25,7 +26,6 @@ from tuneprune.report.record import (
     RelativePerformance,
     RunRecord,
     ScoreRecord,
-    SpeedRecord,
     TrainingRecord,
     Width,
 )
@@ -44,6 +44,7 @@ __all__ = [
     "LogitProof",
     "LoraResidue",
     "MemoryRecord",
+    "MemoryUse",
     "MethodRecord",
     "ModelRecord",
     "Parameters",

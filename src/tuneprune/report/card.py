@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from tuneprune.report.comparison import compare
+from tuneprune.report.costs import memory_rows, memory_sentence, speed_sentence, twins_sentence
 from tuneprune.report.numbers import bytes_text, count_text, percent_text, score_text
 from tuneprune.report.proof import Proof
 from tuneprune.report.record import RunRecord
@@ -32,6 +33,7 @@ def model_card(record: RunRecord, proof: Proof | None, *, base_licence: str | No
         _size(record, proof),
         _scores(record),
         loading_section(proof),
+        _speed(record),
         _proof(proof),
         _data(record),
         _licence(record, base_licence),
@@ -117,6 +119,10 @@ def _size(record: RunRecord, proof: Proof | None) -> str:
         sizes = proof.bytes_on_disk
         share = percent_text(sizes.pruned / sizes.dense if sizes.dense else None)
         lines.append(f"| weight files | {bytes_text(sizes.dense)} | {bytes_text(sizes.pruned)} | {share} |")
+        for name, dense, pruned in memory_rows(proof.memory):
+            share = percent_text(pruned / dense)
+            lines.append(f"| {name.lower()} | {bytes_text(dense)} | {bytes_text(pruned)} | {share} |")
+        lines += ["", memory_sentence(proof.memory)] if proof.memory else []
     return "\n".join(lines)
 
 
@@ -148,6 +154,25 @@ def _proof(proof: Proof | None) -> str:
         return ""
     lines = [f"- {check.name}: {MARKS[check.passed]} — {escape_markdown(check.detail)}" for check in proof.checks()]
     return "\n".join(["## Proof", "", "Measured on this folder after it was written; see `proof.json`.", "", *lines])
+
+
+def _speed(record: RunRecord) -> str:
+    """Speed of the dense and the pruned model, and of stock models of its size; empty where none was measured."""
+    speed = record.speed
+    if speed is None or not speed.settings:
+        return ""
+    twins = [f"{twin.text} / dense" for twin in speed.twins.values()]
+    header = ["phase", "batch", "dense, tokens/s", "pruned, tokens/s", "pruned / dense", *twins]
+    lines = ["## Speed", "", _table_row(header), _table_row([":---"] + ["---:"] * (len(header) - 1))]
+    for setting in speed.settings:
+        rates = [f"{rate.median:,.0f}" for rate in (setting.dense, setting.pruned)]
+        ratios = [ratio.text for ratio in (setting.ratio, *(twin.ratio for twin in setting.twins.values()))]
+        lines.append(_table_row([setting.phase, str(setting.batch_size), *rates, *ratios]))
+    how = (
+        f"Median and extremes over {speed.repeats} interleaved repeats, {speed.prompt_tokens} prompt and"
+        f" {speed.new_tokens} new tokens, {speed.dtype} on {speed.device}, {speed.threads} threads."
+    )
+    return "\n".join([*lines, "", " ".join(filter(None, (how, twins_sentence(speed), speed_sentence(speed))))])
 
 
 def _data(record: RunRecord) -> str:

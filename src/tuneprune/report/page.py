@@ -10,10 +10,11 @@ from markupsafe import Markup
 from tuneprune.report.card import loading_code
 from tuneprune.report.charts import line_chart
 from tuneprune.report.comparison import base_label, compare
+from tuneprune.report.costs import memory_rows, memory_sentence, speed_sentence, twins_sentence
 from tuneprune.report.curves import curves
 from tuneprune.report.numbers import bytes_text, count_text, percent_text, scientific_text, seconds_text
 from tuneprune.report.proof import Proof
-from tuneprune.report.record import RunRecord, SpeedRecord, SpeedSetting
+from tuneprune.report.record import RunRecord
 from tuneprune.report.stored import write_atomically
 from tuneprune.report.summary import data_rows, flat
 from tuneprune.report.tables import html_table, seeds_sentence
@@ -92,8 +93,10 @@ def render_page(
         has_scores=any(comparison.columns for comparison in compare(records)),
         widths=widths_picture(record.widths),
         sizes=_sizes(record, proof),
+        memory_sentence=memory_sentence(proof.memory) if proof else "",
         charts=charts,
         speed_sentence=speed_sentence(record.speed) if record.speed else "",
+        twins_sentence=twins_sentence(record.speed) if record.speed else "",
         loading=loading_code(proof, "path/to/run/model"),
         data=data_rows(record.data, with_hashes=True),
         training=_training(record),
@@ -118,28 +121,6 @@ def verdict(record: RunRecord, proof: Proof | None) -> str:
         failed = ", ".join(check.name.lower() for check in proof.checks() if check.passed is False)
         sentences.append(f"The proof FAILED: {failed}")
     return ". ".join(sentences) + "."
-
-
-def speed_sentence(speed: SpeedRecord) -> str:
-    """Where the pruned model is faster and where it is not, said plainly; within the spread counts as not."""
-    not_faster = [setting for setting in speed.settings if setting.ratio.low <= 1]
-    if not speed.settings:
-        return "Nothing was measured."
-    if not not_faster:
-        ratios = [setting.ratio.median for setting in speed.settings]
-        return f"The pruned model is faster in every setting: {min(ratios):.2f} to {max(ratios):.2f} times."
-    where = "; ".join(_setting_text(setting) for setting in not_faster)
-    which = f"in {len(not_faster)} of {len(speed.settings)} settings"
-    return (
-        f"The pruned model is not clearly faster {which}: {where}. Fewer parameters alone do not make a "
-        "model faster; small matrices, ragged widths and Python overhead can eat the gain."
-    )
-
-
-def _setting_text(setting: SpeedSetting) -> str:
-    ratio = setting.ratio
-    spread = f"{ratio.low:.2f} to {ratio.high:.2f}"
-    return f"{setting.phase} at batch {setting.batch_size}, {ratio.median:.2f} times ({spread})"
 
 
 def _facts(record: RunRecord, proof: Proof | None) -> list[Fact]:
@@ -190,6 +171,7 @@ def _sizes(record: RunRecord, proof: Proof | None) -> list[SizeRow]:
         sizes = proof.bytes_on_disk
         share = sizes.pruned / sizes.dense if sizes.dense else None
         rows.append(SizeRow("Weight files", bytes_text(sizes.dense), bytes_text(sizes.pruned), share))
+        rows += [SizeRow(name, bytes_text(a), bytes_text(b), b / a) for name, a, b in memory_rows(proof.memory)]
     return rows
 
 

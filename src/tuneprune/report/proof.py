@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
+from tuneprune.report.costs import MemoryUse, SpeedRecord
 from tuneprune.report.numbers import bytes_text, count_text, percent_text, scientific_text
 from tuneprune.report.stored import SCHEMA, Section, Stored
 
@@ -119,7 +120,7 @@ class Check:
 
 
 class Proof(Stored):
-    """`proof.json`: parameters, logits, LoRA residue, generation, loader and bytes of one export."""
+    """`proof.json`: parameters, logits, LoRA residue, generation, loader, bytes, speed and memory of one export."""
 
     what: ClassVar[str] = "proof"
 
@@ -133,6 +134,8 @@ class Proof(Stored):
     tokenizer_agrees: bool | None = Field(
         default=None, description="the exported tokenizer encodes a probe text as before"
     )
+    speed: SpeedRecord | None = Field(default=None, description="dense and pruned, in turns in one process")
+    memory: MemoryUse | None = Field(default=None, description="dense and pruned, each in a fresh process")
     exports: dict[str, dict[str, Any]] = Field(
         default={}, description="what `export.convert` found of every further target, by label"
     )

@@ -4,6 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from tuneprune.report.costs import SpeedRecord
 from tuneprune.report.proof import LoraResidue, Parameters, Proof
 from tuneprune.report.stored import SCHEMA, OpenSection, Section, Stored
 
@@ -92,36 +93,6 @@ class EnvironmentRecord(OpenSection):
     threads: int | None = None
     device: str | None = None
     commit: str | None = None
-
-
-class Spread(Section):
-    """A measurement repeated: median and extremes."""
-
-    median: float
-    low: float
-    high: float
-
-
-class SpeedSetting(OpenSection):
-    """Tokens per second of both models in one setting; ratio = pruned over dense, above 1 = faster."""
-
-    batch_size: int
-    phase: str
-    dense: Spread
-    pruned: Spread
-    ratio: Spread
-
-
-class SpeedRecord(OpenSection):
-    """Speed before and after, both models measured in turns on the same machine."""
-
-    device: str
-    dtype: str
-    threads: int
-    prompt_tokens: int
-    new_tokens: int
-    repeats: int
-    settings: list[SpeedSetting]
 
 
 class Width(Section):

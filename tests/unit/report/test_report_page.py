@@ -7,8 +7,9 @@ from report_samples import metrics, proof, record, scores, speed, widths
 
 from tuneprune.report import Width, write_report
 from tuneprune.report.charts import Chart, Series, line_chart, smoothed
+from tuneprune.report.costs import speed_sentence
 from tuneprune.report.curves import curves, timeline
-from tuneprune.report.page import render_page, speed_sentence, verdict
+from tuneprune.report.page import render_page, verdict
 from tuneprune.report.widths import kind_rows, widths_picture
 
 HOSTILE = '<script>alert("x")</script>"><img src=x onerror=alert(1)>'

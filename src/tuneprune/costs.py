@@ -1,0 +1,126 @@
+"""What the dense and the pruned model cost to run: speed in turns, memory in fresh processes."""
+
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from tuneprune import evaluate, export
+from tuneprune.compress.twins import Twin, uniform_twin
+from tuneprune.errors import TunePruneError
+from tuneprune.job import Job
+from tuneprune.loading import cast_weights
+from tuneprune.report.costs import SpeedRecord, speed_sentence
+from tuneprune.report.numbers import bytes_text
+from tuneprune.structure import spaces
+from tuneprune.structure.plan import Plan
+from tuneprune.structure.space import Kind
+
+BATCH_SIZES = (1, 8)
+ALIGNMENTS = (128, 64)
+"""What the widths of the aligned twin are multiples of, the first that the size allows."""
+KERNEL_STEP = 8
+"""Matrix kernels for 16-bit numbers want both sides of a matrix in multiples of this."""
+
+
+def measure_costs(job: Job, plan: Plan, small: PreTrainedModel) -> dict[str, Any]:
+    """`speed` and `memory` as the proof has them; empty where the run file does not ask for them.
+
+    Both models compute in the dense one's precision: float32 on a CPU, the stored one on a GPU.
+    """
+    if not job.config.speed:
+        return {}
+    job.progress.stage("measure speed")
+    dense = job.dense()
+    speed = measure_speed(job, plan, dense, cast_weights(small, dense.dtype))
+    dtype = dense.dtype
+    del dense
+    job.progress.stage("measure memory")
+    return {"speed": speed, "memory": measure_memory(job, small, speed, dtype)}
+
+
+def measure_speed(job: Job, plan: Plan, dense: PreTrainedModel, small: PreTrainedModel) -> dict[str, Any]:
+    """Speed of both and, beside a ragged model, of stock models of its size, all in the same rounds."""
+    twins = twins_of(job, plan, dense, small)
+    needed = sum(twin.parameters for twin, _ in twins.values()) * small.dtype.itemsize
+    missing = None
+    if needed > free_memory(small.device):
+        missing = f"they take {bytes_text(needed)} of memory, more than is free."
+        twins = {}
+    elif needs_own_code(small) and not twins:
+        missing = f"no stock class of {job.architecture.family} has even widths of this size."
+    models = {name: twin.build(small.device, small.dtype) for name, (twin, _) in twins.items()}
+    shapes = [module.weight.shape for module in small.modules() if isinstance(module, nn.Linear)]
+    found: dict[str, Any] = {
+        **evaluate.compare_speed(dense, small, models, batch_sizes=BATCH_SIZES),
+        "twins": {
+            name: {"parameters": twin.parameters, "widths": twin.widths, "multiple_of": step}
+            for name, (twin, step) in twins.items()
+        },
+        "twins_missing": missing,
+        "matrices": len(shapes),
+        "odd_matrices": sum(any(side % KERNEL_STEP for side in shape) for shape in shapes),
+    }
+    return found | {"verdict": speed_sentence(SpeedRecord.model_validate(found))}
+
+
+def twins_of(job: Job, plan: Plan, dense: PreTrainedModel, small: PreTrainedModel) -> dict[str, tuple[Twin, int]]:
+    """Stock models of the size of a ragged one, with what their widths are multiples of; none beside a stock model."""
+    if not needs_own_code(small):
+        return {}
+    even = job.space if job.space.name in ("width", "experts") else spaces.build("width", job.architecture, dense)
+    target = sum(parameter.numel() for parameter in small.parameters())
+    shares = kept_shares(job, plan)
+    twins: dict[str, tuple[Twin, int]] = {}
+    for name, steps in (("uniform", (1,)), ("aligned", ALIGNMENTS)):
+        for step in steps:
+            twin = uniform_twin(dense.config, job.architecture, even, target, shares, step)
+            if twin is not None and all(twin.widths != other.widths for other, _ in twins.values()):
+                twins[name] = (twin, step)
+                break
+    return twins
+
+
+def kept_shares(job: Job, plan: Plan) -> dict[Kind, float]:
+    """The share that a plan keeps of the units of each kind, over all layers."""
+    widths = plan.widths(job.space)
+    sizes: dict[Kind, int] = {}
+    kept: dict[Kind, int] = {}
+    for group in job.space.groups:
+        sizes[group.kind] = sizes.get(group.kind, 0) + group.size
+        kept[group.kind] = kept.get(group.kind, 0) + widths[group.name]
+    return {kind: kept[kind] / size for kind, size in sizes.items()}
+
+
+def measure_memory(job: Job, small: PreTrainedModel, speed: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Memory of both models, each in a fresh process of its own.
+
+    A model that does not run there is left out with the reason: at this point a whole run would be lost with it.
+    """
+    base = Path(job.config.model.base)
+    models = {
+        "dense": (str(base.resolve()) if base.is_dir() else str(base), False),
+        "pruned": (str((job.out / "model").resolve()), needs_own_code(small)),
+    }
+    found: dict[str, Any] = {"device": speed["device"], "dtype": str(dtype).removeprefix("torch.")}
+    lengths = {name: speed[name] for name in ("prompt_tokens", "new_tokens")}
+    for name, (model, code) in models.items():
+        options = {"needs_remote_code": code, "device": small.device, "dtype": dtype, **lengths}
+        try:
+            found[name] = export.memory_use(model, batch_sizes=BATCH_SIZES, **options)
+        except TunePruneError as error:
+            found["problem"] = str(error).replace(model, f"the {name} folder")  # a card travels
+    return found | lengths
+
+
+def needs_own_code(model: PreTrainedModel) -> bool:
+    """Whether no stock class holds the model."""
+    return hasattr(model.config, "pruned")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be had without making others give theirs back."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available

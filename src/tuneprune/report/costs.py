@@ -1,0 +1,191 @@
+"""What a model costs to run: speed and memory of the dense and the pruned one, and what they say in plain words."""
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from tuneprune.report.numbers import bytes_text, count_text
+from tuneprune.report.stored import OpenSection, Section
+
+
+class Spread(Section):
+    """A measurement repeated: median and extremes."""
+
+    median: float
+    low: float
+    high: float
+
+    @property
+    def text(self) -> str:
+        """Of a ratio: the median and, in brackets, the extremes."""
+        return f"{self.median:.2f} times ({self.low:.2f} to {self.high:.2f})"
+
+
+class TwinSpeed(Section):
+    """A twin in one setting: tokens per second, and within one round over the dense and over the pruned model."""
+
+    speed: Spread
+    ratio: Spread
+    over_pruned: Spread
+
+
+class SpeedSetting(OpenSection):
+    """Tokens per second of both models in one setting; ratio = pruned over dense, above 1 = faster."""
+
+    batch_size: int
+    phase: str
+    dense: Spread
+    pruned: Spread
+    ratio: Spread
+    twins: dict[str, TwinSpeed] = Field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """What the setting is called in a sentence."""
+        return f"{self.phase} at batch {self.batch_size}"
+
+
+class TwinRecord(Section):
+    """A stock model of random weights and of the pruned model's size, with the same widths in all layers."""
+
+    parameters: int
+    widths: dict[str, int] = Field(description="units that every layer keeps, by kind")
+    multiple_of: int = Field(description="what the widths are multiples of")
+
+    @property
+    def text(self) -> str:
+        """What the widths are called in a sentence."""
+        step = f" in multiples of {self.multiple_of}" if self.multiple_of > 1 else ""
+        return f"uniform widths{step}"
+
+
+class SpeedRecord(OpenSection):
+    """Speed before and after, all models measured in turns on the same machine."""
+
+    device: str
+    dtype: str
+    threads: int
+    prompt_tokens: int
+    new_tokens: int
+    repeats: int
+    settings: list[SpeedSetting]
+    twins: dict[str, TwinRecord] = Field(
+        default_factory=dict, description="measured beside a ragged model: what uniform widths would give"
+    )
+    twins_missing: str | None = Field(default=None, description="why a ragged model has none")
+    matrices: int | None = Field(default=None, description="weight matrices of the pruned model")
+    odd_matrices: int | None = Field(default=None, description="those with a side that is no multiple of 8")
+    verdict: str | None = Field(default=None, description="where the pruned model is faster and where not, and why")
+
+
+class PeakRecord(Section):
+    """The largest memory of a process up to the end of a generation at this batch size."""
+
+    batch_size: int
+    bytes: int
+
+
+class ModelMemory(Section):
+    """Memory of a fresh process that loads a model, prefills and decodes; resident on a CPU, allocated on a GPU."""
+
+    weight_bytes: int
+    cache_bytes_per_token: int = Field(description="keys and values of one token of one row, all layers")
+    libraries_bytes: int = Field(description="the peak before anything was loaded")
+    loaded_bytes: int = Field(description="the peak when the model was loaded")
+    peaks: list[PeakRecord]
+
+
+class MemoryUse(Section):
+    """Memory of the dense and of the pruned model; one that did not run is missing, and `problem` says why."""
+
+    device: str
+    dtype: str
+    prompt_tokens: int
+    new_tokens: int
+    dense: ModelMemory | None = None
+    pruned: ModelMemory | None = None
+    problem: str | None = None
+
+
+def speed_sentence(speed: SpeedRecord) -> str:
+    """Where the pruned model is faster and where it is not, and why, said plainly; within the spread counts as not."""
+    if not speed.settings:
+        return "Nothing was measured."
+    not_faster = [setting for setting in speed.settings if setting.ratio.low <= 1]
+    if not not_faster:
+        ratios = [setting.ratio.median for setting in speed.settings]
+        return f"The pruned model is faster in every setting: {min(ratios):.2f} to {max(ratios):.2f} times."
+    where = "; ".join(f"{setting.text}, {setting.ratio.text}" for setting in not_faster)
+    which = f"in {len(not_faster)} of {len(speed.settings)} settings"
+    return " ".join([f"The pruned model is not clearly faster {which}: {where}.", *_reasons(speed, not_faster)])
+
+
+def _reasons(speed: SpeedRecord, not_faster: Sequence[SpeedSetting]) -> list[str]:
+    """Why it is not faster, as far as the twins tell."""
+    if not speed.twins:
+        general = (
+            "Fewer parameters alone do not make a model faster; small matrices, ragged widths and Python overhead can"
+            " eat the gain."
+        )
+        missing = f"What uniform widths would give was not measured: {speed.twins_missing}"
+        return [general, *([missing] if speed.twins_missing else [])]
+    by_widths = [setting for setting in not_faster if any(twin.ratio.low > 1 for twin in setting.twins.values())]
+    by_size = [setting for setting in not_faster if setting not in by_widths]
+    reasons: list[str] = []
+    if by_widths:
+        reasons.append(
+            "The widths are what costs: at the same number of parameters "
+            + "; ".join(_twins_text(speed, setting) for setting in by_widths)
+            + ". Ask for them with budget.per_layer=uniform and budget.multiple_of."
+        )
+        if speed.odd_matrices:
+            reasons.append(f"{speed.odd_matrices} of {speed.matrices} matrices have a side that is no multiple of 8.")
+    if by_size:
+        reasons.append(
+            "The size is what costs: stock models of the same number of parameters are not clearly faster than the"
+            " dense one either ("
+            + "; ".join(_twins_text(speed, setting) for setting in by_size)
+            + "), so most of a step is what does not shrink with the weights, such as launching operations."
+        )
+    return reasons
+
+
+def _twins_text(speed: SpeedRecord, setting: SpeedSetting) -> str:
+    ratios = " and ".join(f"{speed.twins[name].text} {twin.ratio.text}" for name, twin in setting.twins.items())
+    return f"{setting.text}, {ratios}"
+
+
+def twins_sentence(speed: SpeedRecord) -> str:
+    """Which stock models were measured beside a ragged one; empty where none was."""
+    if not speed.twins:
+        return ""
+    sizes = " and ".join(f"{count_text(twin.parameters)} with {twin.text}" for twin in speed.twins.values())
+    return f"Measured in the same rounds: stock models of random weights, {sizes}."
+
+
+def memory_rows(memory: MemoryUse | None) -> list[tuple[str, int, int]]:
+    """What of the memory, and the bytes of the dense and of the pruned model; none where one of them did not run."""
+    if memory is None or memory.dense is None or memory.pruned is None:
+        return []
+    dense, pruned = memory.dense, memory.pruned
+    return [
+        (f"Weights in memory ({memory.dtype})", dense.weight_bytes, pruned.weight_bytes),
+        ("Key/value cache, one token", dense.cache_bytes_per_token, pruned.cache_bytes_per_token),
+        *(
+            (f"Peak of a process, batch {one.batch_size}", one.bytes, other.bytes)
+            for one, other in zip(dense.peaks, pruned.peaks, strict=True)
+        ),
+    ]
+
+
+def memory_sentence(memory: MemoryUse | None) -> str:
+    """How memory was measured, or why not; empty where nobody asked."""
+    if memory is None:
+        return ""
+    if memory.dense is None or memory.pruned is None:
+        return f"Memory was not measured: {memory.problem}"
+    libraries = bytes_text(memory.dense.libraries_bytes)
+    return (
+        f"Each peak is of a fresh process on {memory.device} that loads the model, reads {memory.prompt_tokens} tokens"
+        f" and writes {memory.new_tokens}; its libraries alone take {libraries}."
+    )
