@@ -9,6 +9,7 @@ import yaml
 
 from tuneprune.report.comparison import compare
 from tuneprune.report.costs import memory_rows, memory_sentence, speed_sentence, twins_sentence
+from tuneprune.report.exports import HEADERS, export_rows
 from tuneprune.report.numbers import bytes_text, count_text, percent_text, score_text
 from tuneprune.report.proof import Proof
 from tuneprune.report.record import RunRecord
@@ -34,6 +35,7 @@ def model_card(record: RunRecord, proof: Proof | None, *, base_licence: str | No
         _scores(record),
         loading_section(proof),
         _speed(record),
+        _exports(proof),
         _proof(proof),
         _data(record),
         _licence(record, base_licence),
@@ -173,6 +175,14 @@ def _speed(record: RunRecord) -> str:
         f" {speed.new_tokens} new tokens, {speed.dtype} on {speed.device}, {speed.threads} threads."
     )
     return "\n".join([*lines, "", " ".join(filter(None, (how, twins_sentence(speed), speed_sentence(speed))))])
+
+
+def _exports(proof: Proof | None) -> str:
+    rows = export_rows(proof.exports) if proof is not None else []
+    if not rows:
+        return ""
+    lines = ["## Exports", "", _table_row(HEADERS), _table_row([":---"] * len(HEADERS))]
+    return "\n".join([*lines, *(_table_row([escape_markdown(cell) for cell in row.cells]) for row in rows)])
 
 
 def _data(record: RunRecord) -> str:

@@ -12,6 +12,7 @@ from tuneprune.report.charts import line_chart
 from tuneprune.report.comparison import base_label, compare
 from tuneprune.report.costs import memory_rows, memory_sentence, speed_sentence, twins_sentence
 from tuneprune.report.curves import curves
+from tuneprune.report.exports import HEADERS, export_rows
 from tuneprune.report.numbers import bytes_text, count_text, percent_text, scientific_text, seconds_text
 from tuneprune.report.proof import Proof
 from tuneprune.report.record import RunRecord
@@ -97,6 +98,8 @@ def render_page(
         charts=charts,
         speed_sentence=speed_sentence(record.speed) if record.speed else "",
         twins_sentence=twins_sentence(record.speed) if record.speed else "",
+        export_headers=HEADERS,
+        exports=export_rows(proof.exports) if proof else [],
         loading=loading_code(proof, "path/to/run/model"),
         data=data_rows(record.data, with_hashes=True),
         training=_training(record),

@@ -1,12 +1,27 @@
+import pytest
 from report_samples import proof, proof_data, record, speed, spread
 
 from tuneprune.report import model_card
 from tuneprune.report.costs import MemoryUse, SpeedRecord, memory_rows, memory_sentence, speed_sentence, twins_sentence
+from tuneprune.report.exports import export_rows
 from tuneprune.report.page import render_page
 
 TWINS = {
     "uniform": {"parameters": 3_600_000, "widths": {"kv_group": 2, "mlp_channel": 395}, "multiple_of": 1},
     "aligned": {"parameters": 3_550_000, "widths": {"kv_group": 2, "mlp_channel": 384}, "multiple_of": 64},
+}
+EXPORTS = {
+    "gguf": {
+        "target": "gguf",
+        "files": {"model-F16.gguf": 7_000_000, "notes.txt": 10},
+        "proof": {
+            "status": "run",
+            "engine": "llama.cpp",
+            "logits": {"max_abs_diff": 1e-3, "max_rel_diff": 2.5e-4},
+            "greedy_equal": True,
+        },
+    },
+    "vllm": {"files": {"config.json": 900}, "proof": {"status": "structure", "why": "vllm | is not installed"}},
 }
 
 
@@ -81,6 +96,32 @@ def test_memory_that_was_not_measured_is_said_with_its_reason():
     assert "not measured: the dense folder" in memory_sentence(found.memory)
     assert "not measured: the dense folder" in model_card(record(), found)
     assert memory_sentence(None) == ""
+
+
+@pytest.mark.parametrize("make", [lambda r, p: model_card(r, p), lambda r, p: str(render_page(r, p, [], ""))])
+def test_exports_are_listed_with_how_far_they_were_checked(make):
+    text = make(record(), proof(exports=EXPORTS))
+    for said in (
+        "model-F16.gguf and 1 more",
+        "7.00 MB",
+        "run (llama.cpp)",
+        "2.5e-04",
+        "equal",
+        "names and shapes, not",
+    ):
+        assert said in text
+    assert "Exports" not in make(record(), proof())
+
+
+def test_an_export_without_a_run_has_dashes():
+    row = export_rows(EXPORTS)[1]
+    assert (row.difference, row.greedy, row.file, row.checked) == (
+        "–",
+        "–",
+        "config.json",
+        "names and shapes, not run (vllm | is not installed)",
+    )
+    assert "vllm \\| is" in model_card(record(), proof(exports=EXPORTS))
 
 
 def test_proof_keeps_speed_and_memory():
