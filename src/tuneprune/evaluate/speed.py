@@ -150,15 +150,15 @@ def _summarize(batch_size: int, phase: str, rates: Mapping[str, Sequence[float]]
         return row | {name: _spread(numbers) for name, numbers in rates.items()}
     dense, pruned = rates["dense"], rates["pruned"]
     twins = {
-        name: {"speed": _spread(twin), "ratio": _ratio(twin, dense), "over_pruned": _ratio(twin, pruned)}
+        name: {"speed": _spread(twin), "ratio": _relative(twin, dense), "over_pruned": _relative(twin, pruned)}
         for name, twin in rates.items()
         if name not in ("dense", "pruned")
     }
-    row |= {"dense": _spread(dense), "pruned": _spread(pruned), "ratio": _ratio(pruned, dense)}
+    row |= {"dense": _spread(dense), "pruned": _spread(pruned), "ratio": _relative(pruned, dense)}
     return row | ({"twins": twins} if twins else {})
 
 
-def _ratio(rates: Sequence[float], base: Sequence[float]) -> dict[str, float]:
+def _relative(rates: Sequence[float], base: Sequence[float]) -> dict[str, float]:
     return _spread([rate / other for rate, other in zip(rates, base, strict=True)])
 
 
