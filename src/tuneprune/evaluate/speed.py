@@ -46,10 +46,10 @@ def compare_speed(
 
     `twins` are further models, by name, that take part in the same turns.
 
-    Prefill counts the prompt's tokens over the time of the first forward pass, decode the tokens of the
-    following cached steps over their time, both in all rows of the batch. Each number is {median, low, high}
-    over the repeats (low and high are the extremes); a ratio is pruned / dense within one repeat, above 1 =
-    faster. A short context shortens prompt and new tokens; the result holds the numbers used.
+    Prefill counts the prompt's tokens over the time of the first forward pass, decode one token over the median time
+    of the following cached steps (of which a busy machine interrupts some), both in all rows of the batch. Each number
+    is {median, low, high} over the repeats (low and high are the extremes); a ratio is pruned / dense within one
+    repeat, above 1 = faster. A short context shortens prompt and new tokens; the result holds the numbers used.
 
     Returns:
         {device, dtype, threads, prompt_tokens, new_tokens, repeats, settings: [{batch_size, phase (prefill or
@@ -117,7 +117,7 @@ def _rates(
         for name, turn in zip(models, turns, strict=True):
             if repeat >= 0:
                 rates["prefill"][name].append(batch_size * prompt_tokens / turn.seconds[0])
-                rates["decode"][name].append(batch_size * new_tokens / sum(turn.seconds[1:]))
+                rates["decode"][name].append(batch_size / statistics.median(turn.seconds[1:]))
     return rates
 
 
