@@ -128,15 +128,25 @@ def inspect(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="model folder or hub id")],
-    suite: Annotated[str, typer.Option(help="suites, comma separated")],
+    suite: Annotated[str | None, typer.Option(help="suites, comma separated")] = None,
+    tasks: Annotated[str | None, typer.Option(help="tasks of lm-evaluation-harness instead, comma separated")] = None,
+    task_path: Annotated[Path | None, typer.Option(help="folder of your own lm-evaluation-harness task files")] = None,
     limit: Annotated[int | None, typer.Option(help="items per task, at most")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="sequences in one forward pass; by default 16")] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="run the folder's own model code")] = False,
 ) -> None:
-    """Evaluate a model on suites and print its scores as JSON."""
-    from tuneprune.stages import evaluate_model
+    """Evaluate a model on suites, or on tasks of lm-evaluation-harness, and print its scores as JSON."""
+    from tuneprune.errors import ConfigError
+    from tuneprune.stages import evaluate_model, evaluate_on_tasks
 
+    if (suite is None) == (tasks is None):
+        raise ConfigError("evaluate: give either --suite (`tuneprune suites` lists them) or --tasks.")
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "batch_size": batch_size}
     with _at_work():
-        scores = evaluate_model(model, suite.split(","), limit, trust_remote_code=trust_remote_code)
+        if tasks is None:
+            scores = evaluate_model(model, (suite or "").split(","), limit, **options)
+        else:
+            scores = evaluate_on_tasks(model, tasks.split(","), limit, task_path=task_path, **options)
     typer.echo(json.dumps(scores, indent=1))
 
 

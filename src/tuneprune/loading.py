@@ -6,6 +6,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
@@ -80,6 +81,12 @@ def _stored_as(folder: Path) -> str:
             if name.endswith(WEIGHT_NAMES) and kind not in FLOATS:
                 return f"{name} is stored as {kind}"
     return ""
+
+
+def needs_own_code(config: PretrainedConfig) -> bool:
+    """Whether a model's class is in a file beside its weights, because transformers has none of that name."""
+    named = (config.architectures or [""])[0]
+    return bool(getattr(config, "auto_map", None)) and not hasattr(transformers, named)
 
 
 def check_folder(name: str, key: str, config_file: str) -> None:

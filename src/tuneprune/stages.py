@@ -5,15 +5,15 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tuneprune import evaluate, export, families
 from tuneprune.compress import compress
 from tuneprune.config import Compensation, RunConfig, explain
 from tuneprune.errors import ConfigError
 from tuneprune.evaluate import EvaluateConfig
-from tuneprune.job import prepare
-from tuneprune.loading import check_folder, load_config, load_model, load_tokenizer, stored_dtype
+from tuneprune.job import Scores, prepare
+from tuneprune.loading import check_folder, load_config, load_model, load_tokenizer, needs_own_code, stored_dtype
 from tuneprune.methods import registry
 from tuneprune.progress import Progress
 from tuneprune.recording import read_metrics
@@ -24,31 +24,65 @@ from tuneprune.structure.plan import Plan
 
 
 def evaluate_model(
-    model: str, suites: list[str], limit: int | None, *, trust_remote_code: bool
-) -> dict[str, dict[str, float]]:
+    model: str, suites: list[str], limit: int | None, *, trust_remote_code: bool, batch_size: int | None = None
+) -> Scores:
     """Scores of any model folder or hub id on suites, the pruned ones of a run included.
 
     Raises:
         TunePruneError: an unknown suite, missing data, or a model that does not load.
     """
+    given = {"suite": suites, "limit": limit} | ({} if batch_size is None else {"batch_size": batch_size})
     try:
-        config = EvaluateConfig(suite=suites, limit=limit)
+        config = EvaluateConfig.model_validate(given)
     except ValidationError as error:
         raise ConfigError(explain(error, EvaluateConfig)) from error
     check_folder(model, "model", "config.json")
     tokenizer = load_tokenizer(model)
     tasks = evaluate.load_tasks(config, tokenizer)
+    loaded = _any_model(model, torch.float32, trust_remote_code=trust_remote_code)
+    return evaluate.evaluate(loaded, tokenizer, tasks, batch_size=config.batch_size, max_length=config.max_length)
+
+
+def evaluate_on_tasks(
+    model: str,
+    tasks: list[str],
+    limit: int | None,
+    *,
+    task_path: Path | None,
+    trust_remote_code: bool,
+    batch_size: int | None = None,
+) -> Scores:
+    """Scores of any model folder or hub id on tasks of lm-evaluation-harness, as its own command line gives them.
+
+    Raises:
+        TunePruneError: the library is not installed, an unknown task, missing data, or a model that does not load.
+    """
+    for option, number in (("--limit", limit), ("--batch-size", batch_size)):
+        if number is not None and number < 1:
+            raise ConfigError(f"{option} {number}: give at least 1.")
+    check_folder(model, "model", "config.json")
+    known = evaluate.find_tasks(tasks, task_path)
+    tokenizer = load_tokenizer(model)
+    loaded = _any_model(model, "auto", trust_remote_code=trust_remote_code)
+    return evaluate.evaluate_tasks(loaded, tokenizer, tasks, known, limit=limit, batch_size=batch_size or 16)
+
+
+def _any_model(model: str, dtype: torch.dtype | str, *, trust_remote_code: bool) -> PreTrainedModel:
+    """A model of any kind that transformers loads, where there is a GPU on it.
+
+    Raises:
+        ConfigError: one that does not load, or needs code that the user does not trust.
+    """
     try:
-        if hasattr(AutoConfig.from_pretrained(model), "pruned") and not trust_remote_code:
+        if needs_own_code(AutoConfig.from_pretrained(model)) and not trust_remote_code:
             raise ConfigError(f"{model} comes with its own model code: add --trust-remote-code.")
-        loaded = AutoModelForCausalLM.from_pretrained(
-            model, dtype=torch.float32, trust_remote_code=trust_remote_code
-        ).eval()
+        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, trust_remote_code=trust_remote_code)
     except ConfigError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"cannot load {model}: {str(error).strip().splitlines()[0]}") from error
-    return evaluate.evaluate(loaded, tokenizer, tasks, batch_size=config.batch_size, max_length=config.max_length)
+    device: Any = "cuda" if torch.cuda.is_available() else "cpu"
+    return loaded.to(device).eval()
 
 
 def plan_model(config: RunConfig, out: Path, progress: Progress) -> Plan:

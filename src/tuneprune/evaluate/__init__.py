@@ -1,6 +1,7 @@
 """Evaluation of one model on tasks, of two models relative to each other, and of their speed."""
 
 from tuneprune.evaluate.harness import evaluate
+from tuneprune.evaluate.lm_harness import evaluate_tasks, find_tasks
 from tuneprune.evaluate.metrics import headline, relative_performance
 from tuneprune.evaluate.speed import compare_speed, measure_speed
 from tuneprune.evaluate.tasks import EvaluateConfig, LoadedTask, load_tasks
@@ -10,6 +11,8 @@ __all__ = [
     "LoadedTask",
     "compare_speed",
     "evaluate",
+    "evaluate_tasks",
+    "find_tasks",
     "headline",
     "load_tasks",
     "measure_speed",
