@@ -171,12 +171,14 @@ def compress(
     adapter: Annotated[
         str | None, typer.Option(help="the LoRA adapter of the run the plan comes from, merged in first")
     ] = None,
+    max_shard_size: Annotated[str, typer.Option(help="largest size of one weight file")] = "5GB",
 ) -> None:
-    """Apply a plan to a dense model and write the smaller one."""
+    """Apply a plan to a dense model and write the smaller one, in little memory."""
+    from tuneprune.signals import leave_nothing
     from tuneprune.stages import compress_model
 
-    with _at_work():
-        num_parameters = compress_model(model, plan, out, adapter)
+    with _at_work(leave_nothing) as progress:
+        num_parameters = compress_model(model, plan, out, adapter, max_shard_size=max_shard_size, progress=progress)
     typer.echo(f"{num_parameters:,} parameters in {out}")
 
 
@@ -235,8 +237,8 @@ def _end_processes() -> None:
 
 
 @contextmanager
-def _at_work() -> Iterator[Any]:
-    """Progress on the terminal, in one process; libraries' own bars off; a signal ends the run resumably."""
+def _at_work(stop: Callable[[], NoReturn] | None = None) -> Iterator[Any]:
+    """Progress on the terminal, in one process; libraries' bars off; a signal calls `stop` (default: `stop_now`)."""
     from rich.console import Console
     from transformers.utils import logging
 
@@ -245,7 +247,7 @@ def _at_work() -> Iterator[Any]:
     from tuneprune.signals import on_signals, stop_now
 
     logging.disable_progress_bar()
-    with on_signals(stop_now):
+    with on_signals(stop or stop_now):
         if not is_main_process():
             yield Progress()
             return

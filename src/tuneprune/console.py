@@ -1,4 +1,4 @@
-"""Progress on a terminal: one bar for steps with loss and kept share, one for evaluated items."""
+"""Progress on a terminal: one bar for steps with loss and kept share, one for items that are done."""
 
 from collections.abc import Mapping
 from types import TracebackType
@@ -52,7 +52,7 @@ class ConsoleProgress(Progress):
         self._move(str(metrics["phase"]), int(metrics["step"]), int(metrics["steps"]), "  ".join(numbers))
 
     def item(self, task: str, done: int, total: int) -> None:
-        """Move the bar of an evaluated task."""
+        """Move the bar of a task."""
         self._move(task, done, total, "")
 
     def _move(self, name: str, done: int, total: int, numbers: str) -> None:

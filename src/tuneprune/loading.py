@@ -1,6 +1,7 @@
 """Models and tokenizers from a folder or the hub, refused in one sentence when they cannot work."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -160,10 +162,18 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
         raise ConfigError(f"model: cannot load the tokenizer of {model}: {_first_line(error)}") from error
 
 
-def skeleton(config: PretrainedConfig) -> PreTrainedModel:
-    """The model without memory behind its weights: shapes only."""
+def skeleton(config: PretrainedConfig, generation: str | None = None) -> PreTrainedModel:
+    """The model without memory behind its weights: shapes only.
+
+    Args:
+        generation: folder or hub id whose generation settings the model gets, where it has some.
+    """
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config)
+    if generation is not None:
+        with suppress(OSError):
+            model.generation_config = GenerationConfig.from_pretrained(generation)
+    return model
 
 
 def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

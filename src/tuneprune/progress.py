@@ -14,4 +14,4 @@ class Progress:
         """One tuning step was taken: `step` of `steps`, `loss`, `kept_share`, `tokens_per_s`."""
 
     def item(self, task: str, done: int, total: int) -> None:
-        """So many items of an evaluated task are done."""
+        """So many items of a task are done: of an evaluated one its items, of a weight file its tensors."""

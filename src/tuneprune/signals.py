@@ -23,6 +23,15 @@ def stop_now() -> NoReturn:
     raise Stopped("Stopped. Everything finished so far is saved; run again with --resume.")
 
 
+def leave_nothing() -> NoReturn:
+    """What a signal means for a command that writes aside and renames at the end.
+
+    Raises:
+        Stopped: always.
+    """
+    raise Stopped("Stopped. Nothing was written; what was there before is untouched.")
+
+
 @contextmanager
 def on_signals(act: Callable[[], None]) -> Iterator[None]:
     """Inside, the first SIGINT or SIGTERM calls `act`; a second one ends the process as usual.

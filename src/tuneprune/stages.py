@@ -5,15 +5,23 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from tuneprune import evaluate, export, families
-from tuneprune.compress import compress
+from tuneprune.compress import Streamed, compress, stream
 from tuneprune.config import Compensation, RunConfig, explain
 from tuneprune.errors import ConfigError
 from tuneprune.evaluate import EvaluateConfig
 from tuneprune.job import Scores, prepare
-from tuneprune.loading import check_folder, load_config, load_model, load_tokenizer, needs_own_code, stored_dtype
+from tuneprune.loading import (
+    check_folder,
+    load_config,
+    load_model,
+    load_tokenizer,
+    needs_own_code,
+    skeleton,
+    stored_dtype,
+)
 from tuneprune.methods import registry
 from tuneprune.progress import Progress
 from tuneprune.recording import read_metrics
@@ -101,24 +109,50 @@ def plan_model(config: RunConfig, out: Path, progress: Progress) -> Plan:
     return tune_and_prune(prepare(config, out, resume=False, progress=progress))[1]
 
 
-def compress_model(model: str, plan_folder: Path, out: Path, adapter: str | None = None) -> int:
+def compress_model(
+    model: str,
+    plan_folder: Path,
+    out: Path,
+    adapter: str | None = None,
+    *,
+    max_shard_size: str = "5GB",
+    progress: Progress | None = None,
+) -> int:
     """Apply a stored plan to a dense model and write the smaller one; returns its number of parameters.
+
+    Weights go from file to file a few rows at a time, so memory holds neither model. Only an adapter, a plan that
+    rotates the residual stream, and weight files that cannot be read by rows (no safetensors) take the dense model in
+    float32.
 
     Args:
         adapter: the LoRA adapter that was merged into the model the plan was made of.
+        max_shard_size: largest size of one weight file, as Hugging Face writes sizes.
 
     Raises:
         TunePruneError: no plan, a plan of another model, or a folder that cannot be written.
     """
-    plan = Plan.load(plan_folder)
+    export.check_size(max_shard_size)
+    export.check_replaceable(out, "config.json")
+    plan, config, tokenizer = Plan.load(plan_folder), load_config(model), load_tokenizer(model)
+    name = str(plan.provenance.get("space", "width"))
+    streamed = _streamed(model, config, name, plan) if adapter is None else None
+    if streamed is not None:
+        export.write(streamed, tokenizer, out, max_shard_size=max_shard_size, progress=progress)
+        return sum(parameter.numel() for parameter in streamed.model.parameters())
     dense = load_model(model, adapter, torch.device("cpu"))
     architecture = families.describe(dense)
-    name = str(plan.provenance.get("space", "width"))
-    space = spaces.build(name, architecture, dense)
-    small = compress(dense, architecture, space, plan)
-    small.to(stored_dtype(load_config(model)))  # pyright: ignore[reportArgumentType]  (transformers hides its self)
-    export.write(small, load_tokenizer(model), out)
+    small = compress(dense, architecture, spaces.build(name, architecture, dense), plan)
+    small.to(stored_dtype(config))  # pyright: ignore[reportArgumentType]  (transformers hides its self)
+    export.write(small, tokenizer, out, max_shard_size=max_shard_size)
     return sum(parameter.numel() for parameter in small.parameters())
+
+
+def _streamed(model: str, config: PretrainedConfig, space_name: str, plan: Plan) -> Streamed | None:
+    """The smaller model without its weights in memory, None where it needs them there."""
+    config.use_cache = True  # as `load_model` leaves it
+    empty = skeleton(config, generation=model)
+    architecture = families.describe(empty)
+    return stream(model, empty, architecture, spaces.build(space_name, architecture, empty), plan)
 
 
 def export_model(

@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import signal
 
 import pytest
 import tiny_runs
@@ -11,6 +12,7 @@ import yaml
 
 from tuneprune import run as run_module
 from tuneprune.errors import TunePruneError
+from tuneprune.export import shards
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +94,24 @@ def test_compress_by_a_stored_plan(finished, model_folder, tuneprune, tmp_path, 
     assert tuneprune("compress", model_folder, "--plan", finished / "plan", "--out", tmp_path / "small") == 0
     kept = json.loads((finished / "record.json").read_text())["parameters"]["kept_total"]
     assert capsys.readouterr().out.startswith(f"{kept:,} parameters")
+
+
+def test_compress_in_files_of_a_size(finished, model_folder, tuneprune, tmp_path, capsys):
+    options = ("--plan", finished / "plan", "--out", tmp_path / "small", "--max-shard-size")
+    assert tuneprune("compress", model_folder, *options, "20KB") == 0
+    index = json.loads((tmp_path / "small" / "model.safetensors.index.json").read_text())
+    assert {file.name for file in (tmp_path / "small").glob("*.safetensors")} == set(index["weight_map"].values())
+    assert tuneprune("compress", model_folder, *options, "many") == 2
+    assert "`many` is no size" in capsys.readouterr().err
+
+
+def test_stopped_compress_says_that_nothing_was_written(
+    finished, model_folder, tuneprune, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(shards, "write_file", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    assert tuneprune("compress", model_folder, "--plan", finished / "plan", "--out", tmp_path / "small") == 75
+    assert "Nothing was written" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_evaluate_a_dense_and_a_ragged_model(finished, model_folder, tuneprune, capsys):

@@ -2,5 +2,6 @@
 
 from tuneprune.compress.compressor import compress, cut
 from tuneprune.compress.rewrite import rewrite
+from tuneprune.compress.streaming import Streamed, stream
 
-__all__ = ["compress", "cut", "rewrite"]
+__all__ = ["Streamed", "compress", "cut", "rewrite", "stream"]

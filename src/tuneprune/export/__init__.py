@@ -8,10 +8,11 @@ from tuneprune import families
 from tuneprune.export.conversion import convert
 from tuneprune.export.hf import Loader, weight_bytes, write
 from tuneprune.export.memory import memory_use
-from tuneprune.export.placing import placed
+from tuneprune.export.placing import check_replaceable, placed
 from tuneprune.export.proof import Probe, prove, take_probe
 from tuneprune.export.reference import Reference, load_exported, take_reference
 from tuneprune.export.shape import Shape, foresee
+from tuneprune.export.shards import check_size
 from tuneprune.export.targets import HUGGING_FACE, build, registry
 from tuneprune.export.targets.base import Target
 from tuneprune.methods.base import Method
@@ -26,6 +27,8 @@ __all__ = [
     "Shape",
     "Target",
     "check",
+    "check_replaceable",
+    "check_size",
     "convert",
     "foresee",
     "load_exported",

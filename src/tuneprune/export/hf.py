@@ -8,9 +8,12 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tuneprune.compress import Streamed
 from tuneprune.errors import TunePruneError
 from tuneprune.export import shipped
 from tuneprune.export.placing import placed
+from tuneprune.export.shards import write_shards
+from tuneprune.progress import Progress
 
 CONFIG = "config.json"
 
@@ -25,7 +28,12 @@ class Loader:
 
 
 def write(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, max_shard_size: str = "5GB"
+    model: PreTrainedModel | Streamed,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    max_shard_size: str = "5GB",
+    progress: Progress | None = None,
 ) -> Loader:
     """Write the model, its tokenizer and generation settings to `folder`, and say what loads them.
 
@@ -33,7 +41,9 @@ def write(
     replaced only then, so a failing disk leaves it as it was.
 
     Args:
+        model: with its weights, or streamed; the files are the same.
         max_shard_size: largest size of one weight file, as Hugging Face writes sizes.
+        progress: told about every tensor of a streamed model.
 
     Raises:
         ConfigError: `folder` is a file, or holds something that is not an export.
@@ -41,8 +51,14 @@ def write(
     """
     try:
         with placed(folder, CONFIG) as partial:
-            # Hugging Face renames some families' tensors on disk, and for shipped code does not rename them back.
-            model.save_pretrained(partial, max_shard_size=max_shard_size, save_original_format=not _is_ragged(model))
+            if isinstance(model, Streamed):
+                model.model.save_pretrained(partial, state_dict={})  # all but the weights, whose files it would remove
+                write_shards(model, partial, max_shard_size, progress or Progress())
+                model = model.model
+            else:
+                # Hugging Face renames some families' tensors on disk, and for shipped code does not rename them back.
+                original = not _is_ragged(model)
+                model.save_pretrained(partial, max_shard_size=max_shard_size, save_original_format=original)
             tokenizer.save_pretrained(partial)
             return _finish(model, partial)
     except (OSError, SafetensorError) as error:

@@ -21,7 +21,7 @@ def placed(folder: Path, marker: str) -> Iterator[Path]:
         ConfigError: `folder` is a file, or holds something else than such an export.
     """
     folder = folder.resolve()
-    _check_replaceable(folder, marker)
+    check_replaceable(folder, marker)
     partial = folder.with_name(f".{folder.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -32,7 +32,12 @@ def placed(folder: Path, marker: str) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _check_replaceable(folder: Path, marker: str) -> None:
+def check_replaceable(folder: Path, marker: str) -> None:
+    """Refuse a folder that holds something else than an export, known by its file `marker`.
+
+    Raises:
+        ConfigError: it does, or is a file.
+    """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is a file, but the model needs a folder. Name another one.")
     if folder.exists() and any(folder.iterdir()) and not (folder / marker).is_file():
@@ -47,8 +52,8 @@ def _publish(partial: Path, folder: Path) -> None:
         folder.rename(old)
     try:
         partial.rename(folder)
-    except OSError:
-        if old.exists():
+    except BaseException:  # a signal too
+        if old.exists() and not folder.exists():
             old.rename(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)

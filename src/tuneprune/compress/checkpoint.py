@@ -1,0 +1,86 @@
+"""The safetensors files of a model, read a few rows at a time."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+
+from tuneprune.compress.conversion import Conversion, Pattern
+
+
+class Checkpoint:
+    """Stored tensors by their names in the loaded model.
+
+    A file is opened for every read and closed again: as long as it is open, what was read of it is memory of this
+    process.
+    """
+
+    def __init__(self, files: list[Path], model: PreTrainedModel) -> None:
+        """Look into the files of `model`, which needs no weights.
+
+        Raises:
+            SafetensorError: a damaged file.
+        """
+        self._files: dict[str, Path] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for file in files:
+            with safe_open(file, framework="pt") as stored:
+                for key in stored.keys():  # noqa: SIM118  (no mapping)
+                    self._files[key] = file
+                    shapes[key] = tuple(stored.get_slice(key).get_shape())
+        self._conversion = Conversion(model)
+        self._sources = {
+            name: sources
+            for name, sources in self._conversion.sources(self._files).items()
+            if self._are_readable(name, sources, shapes)
+        }
+
+    @classmethod
+    def find(cls, model_id: str, model: PreTrainedModel) -> "Checkpoint | None":
+        """The files of a folder or hub id, downloaded if need be; None where none are readable safetensors."""
+        try:
+            return cls(_files(model_id), model)
+        except (OSError, ValueError, KeyError, SafetensorError):
+            return None
+
+    def __contains__(self, name: object) -> bool:
+        """Whether the tensor is there in the shape that the model has, and can be read by rows."""
+        return name in self._sources
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """The tensor's rows from `start` to `stop`, in the stored precision."""
+        sources = self._sources[name]
+        if None in sources:
+            return self._read(sources[None][0], start, stop)
+        parts = {pattern: [self._read(key) for key in keys[start:stop]] for pattern, keys in sources.items()}
+        return self._conversion.join(name, parts)
+
+    def _read(self, key: str, start: int = 0, stop: int | None = None) -> Tensor:
+        with safe_open(self._files[key], framework="pt") as stored:
+            return stored.get_slice(key)[start:stop]
+
+    def _are_readable(
+        self, name: str, sources: Mapping[Pattern, list[str]], shapes: Mapping[str, tuple[int, ...]]
+    ) -> bool:
+        found = {pattern: [shapes[key] for key in keys] for pattern, keys in sources.items()}
+        if None in found:
+            return found == {None: [self._conversion.shapes[name]]} and len(self._conversion.shapes[name]) > 0
+        return self._conversion.joins_by_row(name, found)
+
+
+def _files(model_id: str) -> list[Path]:
+    """The weight files, one or those that an index names.
+
+    Raises:
+        OSError: there are none.
+    """
+    try:
+        file = cached_file(model_id, SAFE_WEIGHTS_NAME)
+        return [Path(str(file))]
+    except OSError:
+        index = cached_file(model_id, SAFE_WEIGHTS_INDEX_NAME)
+        return [Path(file) for file in get_checkpoint_shard_files(model_id, index)[0]]

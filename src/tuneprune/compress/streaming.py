@@ -1,0 +1,107 @@
+"""The smaller model without ever holding the dense one: tensors are read, cut and handed on a few rows at a time."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tuneprune.compress.biases import add_biases, new_biases
+from tuneprune.compress.checkpoint import Checkpoint
+from tuneprune.compress.compressor import reshape
+from tuneprune.compress.conversion import Conversion, Pattern
+from tuneprune.compress.recipe import Recipe, draw
+from tuneprune.structure.architecture import Architecture
+from tuneprune.structure.edits import Bias, Rotate
+from tuneprune.structure.plan import Plan
+from tuneprune.structure.space import PruningSpace
+
+RUN_BYTES = 2**26
+"""How much of a tensor is read at once, at least a row."""
+
+
+class Streamed:
+    """A smaller model that has shapes but no weights, and the tensors that its files are to hold.
+
+    `tensors` has their names and shapes, on the meta device; `runs` makes their values.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, recipe: Recipe, checkpoint: Checkpoint, biases: dict[str, Tensor]
+    ) -> None:
+        self.model = model
+        self._recipe, self._checkpoint, self._biases = recipe, checkpoint, biases
+        model.tie_weights()
+        once = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}  # tied ones under one name
+        self._dense = {name: tensor for name, tensor in model.state_dict().items() if name in once}
+        self._conversion = Conversion(model)
+        is_stock = recipe.stock is not None  # shipped code has no rules of conversion
+        stored = self._conversion.split(self._dense) if is_stock else self._dense
+        self.tensors = {key: torch.empty_like(tensor, device="meta") for key, tensor in stored.items()}
+        self._places: dict[str, tuple[str, Pattern, int]] = {name: (name, None, 0) for name in self._dense}
+        if is_stock:
+            for name, sources in self._conversion.sources(stored).items():
+                for pattern, keys in sources.items():
+                    self._places |= {key: (name, pattern, row) for row, key in enumerate(keys)}
+
+    def runs(self, key: str) -> Iterator[Tensor]:
+        """The values of a tensor, as runs of its rows."""
+        name, pattern, row = self._places[key]
+        if pattern is not None:
+            yield self._conversion.part(name, self._rows(name, row, row + 1), pattern)
+            return
+        tensor = self._dense[name]
+        step = max(1, RUN_BYTES * len(tensor) // max(1, tensor.nbytes))
+        for start, stop in pairwise([*range(0, len(tensor), step), len(tensor)]):
+            yield self._rows(name, start, stop)
+
+    def _rows(self, name: str, start: int, stop: int) -> Tensor:
+        dtype = self._dense[name].dtype
+        if name in self._recipe.own:
+            return self._recipe.own[name][start:stop].to(dtype)
+        first, last, part = self._recipe.parts[name].rows(start, stop)
+        tensor = self._stored_rows(part.source, first, last)
+        if part.factor != 1.0:
+            tensor = _exact(tensor)
+        return part.of(tensor).to(dtype)
+
+    def _stored_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows of the dense tensor, with the constants that the plan adds."""
+        if name not in self._biases:
+            return self._checkpoint.rows(name, start, stop)
+        added = _exact(self._biases[name][start:stop])
+        return _exact(self._checkpoint.rows(name, start, stop)) + added if name in self._checkpoint else added
+
+
+def stream(
+    model_id: str, model: PreTrainedModel, architecture: Architecture, space: PruningSpace, plan: Plan
+) -> Streamed | None:
+    """The smaller model that the plan makes of the one stored at `model_id`. Consumes `model`, its shapes.
+
+    The result is that of `compress` on the loaded model in float32, stored in `model`'s precision. None where that
+    needs all weights at once: the plan rotates the residual stream, or the files are no safetensors, lack tensors, hold
+    tied ones twice, or store them in a way that cannot be read by rows.
+
+    Raises:
+        PlanMismatch: the plan belongs to another space.
+    """
+    checkpoint = Checkpoint.find(model_id, model)
+    if checkpoint is None or any(alias in checkpoint for alias in space.tied):
+        return None  # tied or not is a question to the values, and the plan's space depends on it
+    plan.check(space)
+    if plan.of_kind(Rotate):
+        return None
+    edits = plan.of_kind(Bias)
+    add_biases(model, edits)
+    recipe = draw(model, architecture, space, plan)
+    biases = {f"{edit.module}.bias": edit.bias for edit in edits}
+    made = {f"{module}.bias" for module in new_biases(space, plan)}
+    if any(part.source not in checkpoint for part in recipe.parts.values() if part.source not in {*made, *space.tied}):
+        return None
+    return Streamed(reshape(model, recipe), recipe, checkpoint, biases)
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """The tensor in a precision to compute in."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
