@@ -1,0 +1,173 @@
+"""Peak memory of `tuneprune compress` on a 7B-shaped LLaMA of random weights, beside what it promises.
+
+    python benchmarks/streaming.py
+
+Writes `benchmarks/results/streaming.json`. The dense model (13.5 GB in bfloat16, in files of 2 GB) and the smaller one
+need 22 GB of disk, in a temporary folder that is removed afterwards. The command runs in a process of its own; its peak
+is the largest resident set that Linux saw (VmHWM: unlike ru_maxrss it does not start at the size of the parent), which
+counts the interpreter, the libraries and all that was read of a file as long as it is mapped. `imports_bytes` is the
+peak of a process that only imports what the command does. The promise is 1.1 times the largest weight file that is
+read, plus 1 GB, for everything together.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaConfig, PreTrainedModel
+
+from tuneprune import families
+from tuneprune.loading import skeleton
+from tuneprune.structure import spaces
+from tuneprune.structure.budget import Budget, allocate
+from tuneprune.structure.plan import Plan
+
+ROOT = Path(__file__).resolve().parents[1]
+TOKENIZER = ROOT / "embedded" / "base"
+SHARD_BYTES = 2 * 10**9
+SHAPE: dict[str, Any] = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "dtype": "bfloat16",
+}
+CHILD = """
+import json, sys, time
+sys.argv = ["tuneprune", *sys.argv[1:]]
+from tuneprune.cli import main
+started = time.perf_counter()
+if sys.argv[1:]:
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, end.code
+else:
+    import tuneprune.stages
+seconds = time.perf_counter() - started
+peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(json.dumps({"peak_bytes": int(peak) * 1024, "seconds": seconds}))
+"""
+
+
+def write_dense(folder: Path, model: PreTrainedModel) -> None:
+    """Files of random weights in the shapes of `model`, and a tokenizer, which has fewer tokens than the model."""
+    noise = torch.randn(2**28, generator=torch.Generator().manual_seed(0)).mul_(0.02).bfloat16()
+    shards: list[list[str]] = [[]]
+    size = 0
+    tensors = model.state_dict()
+    for name, tensor in tensors.items():
+        if size and size + tensor.nbytes > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += tensor.nbytes
+    index: dict[str, str] = {}
+    start = 0
+    for number, names in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        content: dict[str, torch.Tensor] = {}
+        for name in names:
+            count = tensors[name].numel()
+            start = (start + 7919) % (len(noise) - count)  # other weights in every tensor
+            content[name] = noise[start : start + count].view(tensors[name].shape).clone()
+        save_file(content, folder / file, metadata={"format": "pt"})
+        index |= dict.fromkeys(names, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    model.config.save_pretrained(folder)
+    for file in TOKENIZER.glob("tokenizer*"):
+        shutil.copy(file, folder)
+
+
+def random_plan(model: PreTrainedModel, space_name: str, keep: float) -> Plan:
+    """Random units of the whole model, so that widths differ from layer to layer."""
+    space = spaces.build(space_name, families.describe(model), model)
+    draw = torch.Generator().manual_seed(0)
+    scores = {group.name: torch.rand(group.size, generator=draw) for group in space.groups}
+    return Plan.from_masks(allocate(scores, space, Budget(keep=keep)), space, {"space": space_name})
+
+
+def in_own_process(*arguments: str | Path) -> dict[str, Any]:
+    """Peak memory and seconds of a command; of the imports alone without arguments."""
+    command = [sys.executable, "-c", CHILD, *map(str, arguments)]
+    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    if child.returncode:
+        raise SystemExit(f"the command failed:\n{child.stdout}{child.stderr}")
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def weight_files(folder: Path) -> list[int]:
+    """Sizes of the weight files of a folder, in bytes."""
+    return [file.stat().st_size for file in sorted(folder.glob("*.safetensors"))]
+
+
+def environment() -> dict[str, Any]:
+    """Where the numbers come from."""
+    names = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line.partition(":")[2].strip() for line in names if line.startswith("model name")), platform.machine())
+    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "safetensors", "tuneprune")},
+        "cpu": f"{cpu}, {os.cpu_count()} cores",
+        "threads": torch.get_num_threads(),
+        "commit": commit.stdout.strip() or None,
+    }
+
+
+def measure(scratch: Path, space_name: str, keep: float, layers: int) -> dict[str, Any]:
+    """Write the dense model and a plan, let the command compress it, and compare its peak with the promise."""
+    config = LlamaConfig(**SHAPE)
+    config.num_hidden_layers = layers
+    model = skeleton(config)
+    (scratch / "dense").mkdir()
+    write_dense(scratch / "dense", model)
+    random_plan(model, space_name, keep).save(scratch / "plan")
+    imports = in_own_process()
+    found = in_own_process("compress", scratch / "dense", "--plan", scratch / "plan", "--out", scratch / "small")
+    read, written = weight_files(scratch / "dense"), weight_files(scratch / "small")
+    bound = int(1.1 * max(read)) + 10**9
+    return {
+        "parameters": model.num_parameters(),
+        "read_bytes": read,
+        "written_bytes": written,
+        "largest_read_bytes": max(read),
+        "bound_bytes": bound,
+        "imports_bytes": imports["peak_bytes"],
+        "peak_bytes": found["peak_bytes"],
+        "is_within_bound": found["peak_bytes"] <= bound,
+        "seconds": found["seconds"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--space", default="width")
+    parser.add_argument("--keep", type=float, default=0.6)
+    parser.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"], help="fewer for a try")
+    parser.add_argument("--scratch", type=Path, help="where the temporary folder goes")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "streaming.json")
+    arguments = parser.parse_args()
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
+        found = measure(Path(folder), arguments.space, arguments.keep, arguments.layers)
+    settings = {"space": arguments.space, "keep": arguments.keep, **SHAPE, "num_hidden_layers": arguments.layers}
+    content = {"settings": settings, "environment": environment(), "compress": found}
+    arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf8")
+    print(f"{arguments.out}, {time.perf_counter() - started:.0f} s in all")
+
+
+if __name__ == "__main__":
+    main()
