@@ -23,9 +23,9 @@ def convert(source: Path, target: Target, folder: Path, reference: Reference | N
         reference: what it answers; None leaves the proof out.
 
     Returns:
-        {target, options, files: {name: bytes}, proof}, where proof is {status, why, ...}: `run` (the runtime answered:
-        `engine`, `logits` {max_abs_diff, max_rel_diff}, `greedy_equal`), `structure` (names and shapes were checked, as
-        the runtime is not there) or `not run`.
+        {target, options, files: {name: bytes}, details, proof}. `details` is what the target says about the files;
+        proof is {status, why, ...}: `run` (the runtime answered: `engine`, `logits` {max_abs_diff, max_rel_diff},
+        `greedy_equal`), `structure` (names and shapes were checked, as the runtime is not there) or `not run`.
 
     Raises:
         UnsupportedExport: the target cannot hold the model, or its packages are missing.
@@ -36,7 +36,7 @@ def convert(source: Path, target: Target, folder: Path, reference: Reference | N
     target.require()
     try:
         with placed(folder, RECORD) as partial:
-            target.write(source, partial, shape)
+            details = target.write(source, partial, shape)
             files = {str(file.relative_to(partial)): file.stat().st_size for file in sorted(partial.rglob("*"))}
             proof = {"status": "not run", "why": "no proof was asked for"}
             if reference is not None:
@@ -46,6 +46,7 @@ def convert(source: Path, target: Target, folder: Path, reference: Reference | N
                 "target": target.name,
                 "options": target.model_dump(mode="json"),
                 "files": files,
+                "details": dict(details or {}),
                 "proof": proof,
             }
             (partial / RECORD).write_text(json.dumps(found, indent=1) + "\n", encoding="utf8")

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tuneprune import families
 from tuneprune.compress.modeling_pruned import resize, resize_head
@@ -18,15 +18,33 @@ TEXTS = (
     "This agreement ends thirty days after either party has told the other in writing.",
     "Once upon a time a small dog found a red ball under the old tree near the river.",
 )
+HARD_TEXTS = (
+    "def area(r):\n    return 3.14159 * r**2  # 1234567 m\u00b2",
+    "Gr\u00f6\u00dfe, na\u00efve, \u6570\u636e, \u0434\u0430\u043d\u043d\u044b\u0435, \U0001f999!",
+    "  two  spaces,\t\ta tab\n\n\nand lines \n",
+    "It's what they'LL say: don't, WON'T, can't... (see [12], 'so-called')?!",
+)
+"""What tokenizers most often disagree about: digits, scripts, white space, contractions."""
 ROWS, LENGTH, NEW_TOKENS = 2, 24, 32
 
 
 @dataclass(frozen=True)
+class Spelling:
+    """A text as tokens: as the tokenizer gives them, and `bare`, without the special tokens that it adds."""
+
+    text: str
+    ids: tuple[int, ...]
+    bare: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Reference:
-    """Logits on a few rows of tokens, and the greedy continuation of a prompt, in float32 by transformers."""
+    """What `folder` says: logits on a few rows, a greedy continuation (float32, transformers), and texts as tokens."""
 
     probe: Probe
     greedy_ids: Int[Tensor, " new"]
+    folder: Path
+    spellings: tuple[Spelling, ...] = ()
 
 
 def load_exported(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -67,4 +85,10 @@ def take_reference(folder: Path) -> Reference:
         pad_token_id=tokenizer.pad_token_id or 0,
         eos_token_id=None,  # all of them, whatever they say
     )
-    return Reference(probe, ids[0, prompt.shape[1] :].cpu())
+    spellings = tuple(_spelling(tokenizer, text) for text in (*TEXTS, *HARD_TEXTS))
+    return Reference(probe, ids[0, prompt.shape[1] :].cpu(), folder, spellings)
+
+
+def _spelling(tokenizer: PreTrainedTokenizerBase, text: str) -> Spelling:
+    whole, bare = (tokenizer(text, add_special_tokens=added, verbose=False)["input_ids"] for added in (True, False))
+    return Spelling(text, tuple(whole), tuple(bare))

@@ -33,11 +33,14 @@ class Target(BaseModel, frozen=True, extra="forbid"):
         """
         return
 
-    def write(self, source: Path, folder: Path, shape: Shape) -> None:
+    def write(self, source: Path, folder: Path, shape: Shape) -> Mapping[str, Any] | None:
         """Write the files to the empty `folder`, which appears under its name only when this returns.
 
         Args:
             source: an exported Hugging Face folder.
+
+        Returns:
+            What to say about the files in `export.json`, such as what differs from what was asked for.
         """
         raise NotImplementedError
 

@@ -1,0 +1,123 @@
+"""What llama.cpp says about a GGUF file, beside what the exported folder says."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tuneprune.errors import TunePruneError
+from tuneprune.export.gguf import hosts, run_probe
+from tuneprune.export.reference import Reference
+from tuneprune.export.shape import Shape
+
+EXACT, EXACT_BY_TABLE = 1e-3, 5e-3
+"""Largest difference of logits over the largest logit that a float32 file may show.
+
+llama.cpp reads GELU from a table in float16, so models with it differ by more than models with SiLU.
+"""
+DEVIATION = {"f16": 0.05, "bf16": 0.1, "q8_0": 0.2}
+COARSE = 0.9
+"""Largest root mean square of the differences over the standard deviation of the logits; unrelated logits have 1.4."""
+
+
+def run_child(program: str, *arguments: str) -> None:
+    """Run one of this package's programs in a fresh process, which llama.cpp may abort.
+
+    Raises:
+        TunePruneError: with the last thing that it said.
+    """
+    # a backtrace takes a debugger seconds to print, and its lines would hide what went wrong
+    environment = os.environ | {"GGML_NO_BACKTRACE": "1"}
+    command = [sys.executable, "-P", program, *arguments]
+    child = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if child.returncode != 0:
+        said = child.stderr.strip() or child.stdout.strip() or f"exit status {child.returncode}"
+        raise TunePruneError(f"llama.cpp cannot use the written GGUF file: {said.splitlines()[-1]}")
+
+
+def prove(file: Path, kind: str, reference: Reference, shape: Shape, *, with_tokens: bool) -> dict[str, Any]:
+    """Logits, the greedy continuation and tokens of a file, beside the reference's.
+
+    Args:
+        kind: the type of its weights, which decides what is close enough.
+
+    Returns:
+        `engine`, `logits` {max_abs_diff, max_rel_diff, deviation, top1_agreement, tokens, tolerance}, `greedy_equal`
+        (None where the file's context is too short for it) and `tokens` {equal, special_tokens_equal, of, differ}.
+
+    Raises:
+        TunePruneError: the file does not run, or computes something else.
+    """
+    host = hosts.choose(shape)
+    context = hosts.context_length(host, shape.config)[0]
+    found = _ask(file, kind, reference, context, with_tokens=with_tokens)
+    expected = reference.probe.logits[:, : found["logits"].shape[1]]
+    logits = _compared(found["logits"], expected)
+    measure, tolerance = _tolerance(kind, host)
+    if not logits[measure] <= tolerance:
+        raise TunePruneError(
+            f"{file.name}: llama.cpp computes other logits than the exported folder: {measure} {logits[measure]:.3g},"
+            f" of which {tolerance:g} is allowed. Nothing was written; please report it with the model's config."
+        )
+    needed = len(reference.probe.prompt_ids) + len(reference.greedy_ids)
+    greedy = torch.equal(found["greedy_ids"], reference.greedy_ids) if needed <= context else None
+    proof: dict[str, Any] = {
+        "engine": found["engine"],
+        "logits": logits | {"tolerance": {measure: tolerance}},
+        "greedy_equal": greedy,
+    }
+    if with_tokens:
+        proof["tokens"] = _tokens(found["tokens"], reference)
+    return proof
+
+
+def _tolerance(kind: str, host: hosts.Host) -> tuple[str, float]:
+    """What is compared, and how much of it is allowed."""
+    if kind == "f32":
+        return "max_rel_diff", EXACT_BY_TABLE if "gelu" in hosts.ACTIVATIONS[host.name] else EXACT
+    return "deviation", DEVIATION.get(kind, COARSE)
+
+
+def _ask(file: Path, kind: str, reference: Reference, context: int, *, with_tokens: bool) -> dict[str, Any]:
+    probe, texts = reference.probe, [spelling.text for spelling in reference.spellings] if with_tokens else []
+    new_tokens = max(0, min(len(reference.greedy_ids), context - len(probe.prompt_ids)))
+    settings = {"texts": json.dumps(texts), "new_tokens": str(new_tokens), "exact": str(int(kind == "f32"))}
+    questions = {
+        "input_ids": probe.input_ids[:, :context].contiguous(),
+        "prompt_ids": probe.prompt_ids[:context].contiguous(),
+    }
+    with tempfile.TemporaryDirectory(prefix="tuneprune-gguf-") as scratch:
+        asked, answered = Path(scratch, "probe.safetensors"), Path(scratch, "answer.safetensors")
+        save_file(questions, asked, metadata=settings)
+        run_child(run_probe.__file__, str(file), str(asked), str(answered))
+        with safe_open(answered, framework="pt") as stored:
+            said = stored.metadata()
+            tensors = {name: stored.get_tensor(name) for name in ("logits", "greedy_ids")}
+    return {**tensors, "tokens": json.loads(said["tokens"]), "engine": said["engine"]}
+
+
+def _compared(found: Tensor, expected: Tensor) -> dict[str, Any]:
+    difference = (found - expected).abs()
+    return {
+        "max_abs_diff": difference.max().item(),
+        "max_rel_diff": (difference.max() / expected.abs().max()).item(),
+        "deviation": (difference.square().mean().sqrt() / expected.std()).item(),
+        "top1_agreement": (found.argmax(-1) == expected.argmax(-1)).float().mean().item(),
+        "tokens": expected.shape[0] * expected.shape[1],
+    }
+
+
+def _tokens(found: list[dict[str, list[int]]], reference: Reference) -> dict[str, Any]:
+    """How many texts become the same tokens, and the others."""
+    pairs = list(zip(reference.spellings, found, strict=True))
+    differ = [spelling.text for spelling, said in pairs if list(spelling.bare) != said["bare"]]
+    ends = all(list(spelling.ids) == said["ids"] for spelling, said in pairs if spelling.text not in differ)
+    return {"equal": len(pairs) - len(differ), "of": len(pairs), "special_tokens_equal": ends, "differ": differ}

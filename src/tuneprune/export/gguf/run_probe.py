@@ -1,0 +1,88 @@
+"""A program for a fresh process: runs a GGUF file in llama.cpp and writes down what it says.
+
+Usage: python run_probe.py FILE PROBE RESULT, where PROBE is a safetensors file with `input_ids` and `prompt_ids` and,
+in its metadata, `texts` (a JSON list to tokenize), `new_tokens` and `exact` (1 for a key/value cache in float32).
+RESULT is the safetensors file to write: `logits`, `greedy_ids`, and in its metadata `engine` and `tokens` (of every
+text, as llama.cpp gives them by default, and `bare`, without special tokens at the ends).
+"""
+
+import ctypes
+import json
+import sys
+from typing import Any
+
+GGML_TYPE_F32 = 0
+GGML_LOG_LEVEL_ERROR = 4
+
+
+def listen(errors: list[str]) -> Any:  # noqa: ANN401  (a callback of ctypes)
+    """Collect what llama.cpp says about errors; the callback that is returned has to outlive the model."""
+    import llama_cpp
+
+    @llama_cpp.llama_log_callback
+    def log(level: int, text: bytes, _: object) -> None:
+        if level == GGML_LOG_LEVEL_ERROR:
+            errors.append(text.decode(errors="replace").strip())
+
+    llama_cpp.llama_log_set(log, ctypes.c_void_p(0))
+    return log
+
+
+def load(file: str, length: int, *, exact: bool) -> Any:  # noqa: ANN401  (llama_cpp's own class)
+    """The model, ready to compute `length` tokens."""
+    import llama_cpp
+
+    cache: dict[str, Any] = {"type_k": GGML_TYPE_F32, "type_v": GGML_TYPE_F32} if exact else {}
+    return llama_cpp.Llama(
+        file, n_ctx=length, n_batch=length, n_threads=1, n_gpu_layers=0, logits_all=True, verbose=False, **cache
+    )
+
+
+def main(file: str, probe_file: str, result_file: str) -> None:
+    """Load, compute, generate, tokenize."""
+    import llama_cpp
+    import numpy as np
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    with safe_open(probe_file, framework="np") as stored:
+        rows, prompt = stored.get_tensor("input_ids"), stored.get_tensor("prompt_ids")
+        settings: dict[str, Any] = stored.metadata()
+    new_tokens = int(settings["new_tokens"])
+    length = max(rows.shape[1], len(prompt) + new_tokens)
+    errors: list[str] = []
+    listener = listen(errors)
+    try:
+        model = load(file, length, exact=settings["exact"] == "1")
+    except ValueError as error:
+        sys.exit(next((line for line in errors if "error" in line), str(error)))
+
+    def answer(tokens: list[int]) -> Any:  # noqa: ANN401  (an array)
+        model.eval(tokens)
+        return model.scores[model.n_tokens - len(tokens) : model.n_tokens].copy()
+
+    logits = []
+    for row in rows:
+        model.reset()
+        logits.append(answer([int(token) for token in row]))
+    model.reset()
+    last, greedy = answer([int(token) for token in prompt])[-1], []
+    for _ in range(new_tokens):
+        greedy.append(int(last.argmax()))
+        last = answer(greedy[-1:])[-1]
+    tokens = [
+        {kind: model.tokenize(text.encode(), add_bos=kind == "ids", special=True) for kind in ("ids", "bare")}
+        for text in json.loads(settings["texts"])
+    ]
+    found = {"logits": np.stack(logits).astype(np.float32), "greedy_ids": np.array(greedy, dtype=np.int64)}
+    save_file(
+        found,
+        result_file,
+        metadata={"tokens": json.dumps(tokens), "engine": f"llama-cpp-python {llama_cpp.__version__}"},
+    )
+    model.close()
+    del listener
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
