@@ -5,13 +5,13 @@ from transformers import PreTrainedTokenizerBase
 
 from tuneprune import evaluate
 from tuneprune.compress.compensate import KINDS as COMPENSATED
-from tuneprune.config import RunConfig
+from tuneprune.config import RecoverConfig, RunConfig
 from tuneprune.data import Data, Example
 from tuneprune.errors import ConfigError
 from tuneprune.structure.space import PruningSpace
 
 
-def check_lengths(config: RunConfig, context: int) -> None:
+def check_lengths(config: RunConfig | RecoverConfig, context: int) -> None:
     """Refuse rows longer than the model's context.
 
     Raises:
@@ -72,7 +72,7 @@ def check_tokens(tokenizer: PreTrainedTokenizerBase, data: Data, test: list[Exam
         )
 
 
-def check_shares(config: RunConfig, num_processes: int) -> None:
+def check_shares(config: RunConfig | RecoverConfig, num_processes: int) -> None:
     """Refuse a batch that the processes cannot share equally.
 
     Raises:

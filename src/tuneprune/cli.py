@@ -14,7 +14,7 @@ import typer
 
 from tuneprune import catalogue
 from tuneprune.catalogue import AsJson
-from tuneprune.terminal import is_main_process, print_sections, show_comparison, show_results
+from tuneprune.terminal import is_main_process, print_sections, show_comparison, show_recovered, show_results
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -98,6 +98,24 @@ def compare(
             progress=progress,
         )
     show_comparison(outcome, folder)
+
+
+@app.command()
+def recover(
+    model: Annotated[str, typer.Argument(help="folder or hub id of a smaller model, such as the model/ of a run")],
+    run_file: RunFile,
+    out: Annotated[Path, typer.Option(help="folder for the tuned model")],
+    overrides: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue a tuning that was stopped")] = False,
+) -> None:
+    """Tune a smaller model on with LoRA, in the shape that it has, and prove and evaluate it again."""
+    from tuneprune.config import load_recover_file
+    from tuneprune.recovering import recover as recover_model
+
+    config = load_recover_file(model, run_file, overrides or ())
+    with _at_work() as progress:
+        record = recover_model(config, out, resume=resume, progress=progress)
+    show_recovered(record, out)
 
 
 @app.command()

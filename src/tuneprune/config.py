@@ -16,6 +16,9 @@ from tuneprune.structure.budget import Budget
 from tuneprune.structure.spaces import SPACES
 from tuneprune.train import TuneConfig
 
+SHARED = {"data", "tune", "evaluate", "export", "seed"}
+"""Sections of a run file that are not about pruning."""
+
 
 class BaseWithAdapter(BaseModel, frozen=True, extra="forbid"):
     """A base model with a LoRA adapter that is merged into it first."""
@@ -113,11 +116,57 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
+class RecoverConfig(BaseModel, frozen=True, extra="forbid"):
+    """One tuning of a model as it is: the sections of a run file that have nothing to do with pruning."""
+
+    model: str
+    data: DataConfig
+    tune: TuneConfig = TuneConfig()
+    evaluate: EvaluateConfig
+    export: list[str] = ["hf"]
+    seed: int = Field(default=0, ge=0)
+
+    @property
+    def recover(self) -> None:
+        """No second tuning follows this one."""
+
+    def to_yaml(self) -> str:
+        """The resolved settings, defaults included."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
 def load_run_file(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The run file with `key.path=value` overrides.
 
     Raises:
         ConfigError: missing or malformed file, unknown key, value out of range.
+    """
+    return parse(_read(path, overrides), str(path))
+
+
+def load_recover_file(model: str, path: Path, overrides: Sequence[str] = ()) -> RecoverConfig:
+    """What a run file says about tuning and evaluating, for a model that is smaller already.
+
+    Its `recover` section says how to tune, keys left out are as in `tune`; what it says about pruning is passed over.
+
+    Raises:
+        ConfigError: missing or malformed file, unknown key, value out of range.
+    """
+    content = _read(path, overrides)
+    options = [content.pop(name, None) or {} for name in ("tune", "recover")]
+    kept = {key: value for key, value in content.items() if key not in RunConfig.model_fields.keys() - SHARED}
+    kept |= {"model": model, "tune": options[0] | options[1] if all(isinstance(o, dict) for o in options) else options}
+    try:
+        return RecoverConfig.model_validate(kept)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {explain(error, RecoverConfig)}") from error
+
+
+def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """The run file as plain data.
+
+    Raises:
+        ConfigError: missing or malformed file, or an override that is none.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf8"))
@@ -132,7 +181,7 @@ def load_run_file(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{path}: a run file is a mapping with the keys {', '.join(RunConfig.model_fields)}.")
     for override in overrides:
         _override(content, override)
-    return parse(content, str(path))
+    return content
 
 
 def parse(content: dict[str, Any], origin: str) -> RunConfig:

@@ -22,7 +22,7 @@ from tuneprune.checks import (
     check_tokens,
     check_trackers,
 )
-from tuneprune.config import RunConfig
+from tuneprune.config import RecoverConfig, RunConfig
 from tuneprune.data import Data, load
 from tuneprune.errors import ConfigError
 from tuneprune.loading import load_config, load_model, load_tokenizer, skeleton, stored_dtype
@@ -211,7 +211,7 @@ def score_identity(checked: Checked) -> dict[str, Any]:
     }
 
 
-def processes(config: RunConfig, out: Path) -> Accelerator:
+def processes(config: RunConfig | RecoverConfig, out: Path) -> Accelerator:
     """This process among those of the run: one, or all that `accelerate launch` started."""
     return Accelerator(
         log_with=[*config.tune.trackers] or None,
@@ -239,7 +239,7 @@ def outlook(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def claim(out: Path, config: RunConfig, *, resume: bool) -> None:
+def claim(out: Path, config: RunConfig | RecoverConfig, *, resume: bool) -> None:
     """Make `out` this run's folder.
 
     Raises:

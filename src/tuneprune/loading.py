@@ -35,16 +35,31 @@ def load_config(model: str, adapter: str | None = None) -> PretrainedConfig:
         ConfigError: no such folder, no config, or no weights beside it; an adapter that does not belong to it.
         UnsupportedModel: a family nobody described, or weights that are quantised or pruned to uneven widths.
     """
+    config = load_any_config(model)
+    if hasattr(config, "pruned"):
+        raise UnsupportedModel(
+            f"model: {model} was pruned to uneven widths before; prune the dense model to the smaller budget instead,"
+            " or tune this one on with `tuneprune recover`."
+        )
+    if adapter is None:
+        return config
+    check_folder(adapter, "model.adapter", "adapter_config.json")
+    return merged_config(adapter, skeleton(config))
+
+
+def load_any_config(model: str) -> PretrainedConfig:
+    """The config of a model that can be tuned, one that was pruned to uneven widths included.
+
+    Raises:
+        ConfigError: no such folder, no config, or no weights beside it.
+        UnsupportedModel: a family nobody described, or weights that are quantised.
+    """
     check_folder(model, "model", "config.json")
     try:
         config = AutoConfig.from_pretrained(model)
     except (OSError, ValueError, KeyError, TypeError) as error:
         _refuse_unknown(Path(model))
         raise ConfigError(f"model: cannot read the config of {model}: {_first_line(error)}") from error
-    if hasattr(config, "pruned"):
-        raise UnsupportedModel(
-            f"model: {model} was pruned to uneven widths before; prune the dense model to the smaller budget instead."
-        )
     kind = quantisation(config) or _stored_as(Path(model))
     if kind:
         raise UnsupportedModel(
@@ -53,10 +68,7 @@ def load_config(model: str, adapter: str | None = None) -> PretrainedConfig:
             " result."
         )
     describe_config(config)
-    if adapter is None:
-        return config
-    check_folder(adapter, "model.adapter", "adapter_config.json")
-    return merged_config(adapter, skeleton(config))
+    return config
 
 
 def quantisation(config: PretrainedConfig) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from tuneprune import evaluate
 from tuneprune.job import Job, Scores
@@ -87,7 +88,7 @@ def make_record(
         "time": job.seconds | {f"{stage}_s": result.seconds for stage, result in job.results.items()},
         "memory": {"peak_bytes": max((result.peak_bytes for result in job.results.values()), default=None)},
         "speed": proof.speed.model_dump() if proof.speed else None,
-        "environment": environment(job),
+        "environment": environment(job.accelerator),
         "widths": {g.name: {"kind": g.kind, "kept": widths[g.name], "size": g.size} for g in job.space.groups},
         "training": training(job, plan),
         "proof": proof.model_dump(by_alias=True),
@@ -107,16 +108,16 @@ def training(job: Job, plan: Plan) -> dict[str, Any]:
     }
 
 
-def environment(job: Job) -> dict[str, Any]:
-    """Where and with what the run was made."""
-    device = job.accelerator.device
+def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """Where and with what a run was made."""
+    device = accelerator.device
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "transformers", "peft", "tuneprune")},
         "platform": platform.system(),
         "cpu": _cpu_name(),
         "threads": torch.get_num_threads(),
-        "processes": job.accelerator.num_processes,
+        "processes": accelerator.num_processes,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "commit": _commit(),
     }

@@ -1,6 +1,7 @@
 """Tune and prune one model, then compress, prove, evaluate and report it. Start reading here."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,11 @@ def run(
         job.progress.stage("export and prove")
         loader = export.write(cast_weights(small, job.dtype), job.tokenizer, out / "model")
         found = export.prove(out / "model", probe, needs_remote_code=loader.needs_remote_code)
-        proof = make_proof(job, plan, found | {"exports": convert(job)} | measure_costs(job, plan, small))
+        proof = make_proof(
+            job,
+            plan,
+            found | {"exports": convert(job.config.export, job.out, job.progress)} | measure_costs(job, plan, small),
+        )
         scores = (dense, tuned, job.score(cast_weights(small, torch.float32), "pruned"))
         write_results(job, make_record(job, plan, proof, scores), proof)
     job.close()
@@ -166,12 +171,12 @@ def recover(job: Job, small: PreTrainedModel, probe: export.Probe, plan: Plan) -
     return small, take_probe(job, small)
 
 
-def convert(job: Job) -> dict[str, Any]:
-    """The exports beside the Hugging Face folder, each proven against it, by label."""
-    targets = export.named(job.config.export)
+def convert(names: Sequence[str], out: Path, progress: Progress) -> dict[str, Any]:
+    """The exports beside the Hugging Face folder in `out/model`, each proven against it, by label."""
+    targets = export.named(names)
     if not targets:
         return {}
-    job.progress.stage("convert")
-    source, folder = job.out / "model", job.out / "exports"
+    progress.stage("convert")
+    source, folder = out / "model", out / "exports"
     reference = export.take_reference(source)
     return {label: export.convert(source, target, folder / label, reference) for label, target in targets.items()}

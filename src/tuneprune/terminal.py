@@ -55,6 +55,15 @@ def show_results(records: list[Any], folder: Path) -> None:
         typer.echo(f"model:  {folder / 'model'}")
 
 
+def show_recovered(record: Any, folder: Path) -> None:  # noqa: ANN401  (imported only when a command runs)
+    """The scores before and after a tuning, and where the model is."""
+    from tuneprune.report.recovered import recover_table
+
+    if is_main_process():
+        _console().print(recover_table(record))
+        typer.echo(f"model:  {folder / 'model'}")
+
+
 def print_sections(content: Mapping[str, Any], indent: str = "") -> None:
     """Nested values, one a line."""
     for key, value in content.items():

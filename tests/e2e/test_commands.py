@@ -59,7 +59,7 @@ def test_methods_are_listed_with_spaces_and_presets(tuneprune, capsys):
 def test_help_names_every_command(tuneprune, capsys):
     assert tuneprune("--help") == 0
     text = capsys.readouterr().out
-    for command in ("run", "compare", "validate", "inspect", "evaluate", "compress", "report", "methods"):
+    for command in ("run", "compare", "validate", "inspect", "recover", "evaluate", "compress", "report", "methods"):
         assert command in text
 
 

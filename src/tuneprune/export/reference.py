@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from tuneprune import families
 from tuneprune.compress.modeling_pruned import resize, resize_head
+from tuneprune.errors import ConfigError
 from tuneprune.export.proof import Probe, take_probe
 
 TEXTS = (
@@ -51,6 +52,9 @@ def load_exported(folder: Path, dtype: torch.dtype = torch.float32) -> PreTraine
     """The model of an exported folder on the CPU, stock or ragged, without running any code of the folder.
 
     Ragged ones are rebuilt by `modeling_pruned`, of which the folder's own code is a copy.
+
+    Raises:
+        ConfigError: weights that are missing.
     """
     config = AutoConfig.from_pretrained(folder)
     stock = families.stock_class(config)
@@ -64,7 +68,8 @@ def load_exported(folder: Path, dtype: torch.dtype = torch.float32) -> PreTraine
         tensors |= load_file(file)
     wanted = model.state_dict().keys()
     missing = wanted - tensors.keys() - set(model.all_tied_weights_keys)
-    assert not missing, f"{folder} lacks {sorted(missing)}"
+    if missing:
+        raise ConfigError(f"{folder} lacks {len(missing)} weights, such as {min(missing)}. Export the model again.")
     model.load_state_dict(tensors, strict=False)
     model.tie_weights()
     return model.eval()

@@ -38,7 +38,7 @@ CASES = {
     "model without config": (no_config, ["no config.json"]),
     "model without tokenizer": (no_tokenizer, ["tokenizer"]),
     "unsupported family": (gpt2, ["`gpt2`", "llama", "qwen3"]),
-    "uneven model": (uneven_model, ["pruned", "dense model"]),
+    "uneven model": (uneven_model, ["pruned", "dense model", "`tuneprune recover`"]),
     "tokenizer of another model": (other_vocabulary, ["tokenizer", "20 embeddings"]),
 }
 

@@ -1,0 +1,96 @@
+"""What tuning a smaller model on says about itself: its record, its card and its table."""
+
+from typing import Any, ClassVar, Literal
+
+import yaml
+from pydantic import Field
+from rich.table import Table
+
+from tuneprune.report.card import MARKS, loading_section
+from tuneprune.report.numbers import count_text, score_text
+from tuneprune.report.proof import Proof
+from tuneprune.report.record import EnvironmentRecord, MemoryRecord, ModelRecord, Scores, TrainingRecord
+from tuneprune.report.stored import SCHEMA, Section, Stored
+from tuneprune.report.tables import escape_markdown
+
+
+class BeforeAndAfter(Section):
+    """Scores by task and metric of the model as it was and as it is now."""
+
+    before: Scores
+    after: Scores
+
+
+class RecoverRecord(Stored):
+    """One tuning of a model whose shape stays: what it scores before and after, and what that took."""
+
+    what: ClassVar[str] = "record of a tuning"
+
+    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
+    kind: Literal["recover"] = "recover"
+    created: str | None = Field(default=None, description="ISO 8601 date and time")
+    seed: int
+    model: ModelRecord = Field(description="the smaller model that was tuned")
+    data: dict[str, Any] = Field(default_factory=dict, description="counts, hashes, overlap between splits")
+    scores: BeforeAndAfter
+    time: dict[str, float] = Field(default_factory=dict, description="seconds by stage")
+    memory: MemoryRecord = MemoryRecord()
+    environment: EnvironmentRecord = EnvironmentRecord()
+    training: TrainingRecord = TrainingRecord()
+    proof: Proof
+
+
+def recover_rows(record: RecoverRecord) -> list[tuple[str, str, str, str]]:
+    """Task, metric, and the scores before and after, as a table shows them."""
+    return [
+        (task, metric, score_text(metric, value), score_text(metric, record.scores.after[task][metric]))
+        for task, metrics in record.scores.before.items()
+        for metric, value in metrics.items()
+    ]
+
+
+def recover_table(record: RecoverRecord) -> Table:
+    """The scores before and after, for a terminal."""
+    table = Table(
+        "task", "metric", title=f"{record.model.short_name}: {count_text(record.model.parameters)} parameters"
+    )
+    for side in ("before", "after"):
+        table.add_column(side, justify="right")
+    for row in recover_rows(record):
+        table.add_row(*row)
+    return table
+
+
+def recover_card(record: RecoverRecord) -> str:
+    """The card of the tuned model as Markdown with YAML front matter."""
+    name, proof = record.model.short_name, record.proof
+    tags = ["tuneprune", "lora", record.model.family]
+    header = {"library_name": "transformers", "pipeline_tag": "text-generation", "base_model": name, "tags": tags}
+    size = count_text(record.model.parameters)
+    lines = [
+        "---\n" + yaml.safe_dump(header, sort_keys=False, allow_unicode=True) + "---",
+        "",
+        f"# {escape_markdown(name)}, tuned on",
+        "",
+        f"`{escape_markdown(name)}` ({record.model.family}, {size} parameters) after more LoRA tuning on domain data by"
+        f" tuneprune: {record.training.recover_steps} steps. Its shape is as it was; LoRA is merged.",
+        "",
+        "## Scores",
+        "",
+        "| task | metric | before | after |",
+        "| :--- | :--- | ---: | ---: |",
+        *("| " + " | ".join(map(escape_markdown, row)) + " |" for row in recover_rows(record)),
+        "",
+        loading_section(proof),
+        "",
+        "## Proof",
+        "",
+        "Measured on this folder after it was written; see `proof.json`.",
+        "",
+        *(f"- {check.name}: {MARKS[check.passed]} — {escape_markdown(check.detail)}" for check in proof.checks()),
+        "",
+        "## Licence and limits",
+        "",
+        f"The licence of `{escape_markdown(name)}`, and of the model that was made from, applies to it.",
+    ]
+    return "\n".join(lines) + "\n"
