@@ -41,6 +41,7 @@ def compare_speed(
     prompt_tokens: int = 64,
     new_tokens: int = 32,
     repeats: int = 9,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any]:
     """Tokens/s of two models, which take turns at every forward pass, and their ratio.
 
@@ -50,6 +51,8 @@ def compare_speed(
     of the following cached steps (of which a busy machine interrupts some), both in all rows of the batch. Each number
     is {median, low, high} over the repeats (low and high are the extremes); a ratio is pruned / dense within one
     repeat, above 1 = faster. A short context shortens prompt and new tokens; the result holds the numbers used.
+    `clock` gives seconds; that of the thread's own computing leaves out what a busy machine gave to others, where one
+    thread computes all.
 
     Returns:
         {device, dtype, threads, prompt_tokens, new_tokens, repeats, settings: [{batch_size, phase (prefill or
@@ -65,6 +68,7 @@ def compare_speed(
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
         repeats=repeats,
+        clock=clock,
     )
 
 
@@ -75,6 +79,7 @@ def _measure(
     prompt_tokens: int,
     new_tokens: int,
     repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any]:
     if repeats < 1 or min(batch_sizes, default=0) < 1:
         raise ConfigError("speed: repeats and batch sizes have to be at least 1.")
@@ -82,7 +87,7 @@ def _measure(
     first = next(iter(models.values()))
     settings = []
     for batch_size in batch_sizes:
-        rates = _rates(models, batch_size, prompt_tokens, new_tokens, repeats)
+        rates = _rates(models, batch_size, prompt_tokens, new_tokens, repeats, clock)
         settings += [_summarize(batch_size, phase, rates[phase]) for phase in PHASES]
     return {
         "device": _device_name(device_of(first)),
@@ -102,14 +107,19 @@ def _fit(models: Mapping[str, Any], prompt_tokens: int, new_tokens: int) -> tupl
 
 
 def _rates(
-    models: Mapping[str, Any], batch_size: int, prompt_tokens: int, new_tokens: int, repeats: int
+    models: Mapping[str, Any],
+    batch_size: int,
+    prompt_tokens: int,
+    new_tokens: int,
+    repeats: int,
+    clock: Callable[[], float],
 ) -> dict[str, dict[str, list[float]]]:
     """Tokens/s by phase and model, one number a repeat, after one repeat that is thrown away."""
     vocabulary = min(model.config.vocab_size for model in models.values())
     prompt = torch.randint(vocabulary, (batch_size, prompt_tokens), generator=torch.Generator().manual_seed(0))
     rates = {phase: {name: [] for name in models} for phase in PHASES}
     for repeat in range(-1, repeats):
-        turns = [_Turns(model, prompt) for model in models.values()]
+        turns = [_Turns(model, prompt, clock) for model in models.values()]
         for step in range(-1, new_tokens):  # -1 is the prefill
             first = (repeat + step) % len(turns)  # nobody always goes second
             for turn in (*turns[first:], *turns[:first]):
@@ -124,7 +134,8 @@ def _rates(
 class _Turns:
     """One model's prefill and cached steps, one at a time, with the seconds each took."""
 
-    def __init__(self, model: nn.Module, prompt: Tensor) -> None:
+    def __init__(self, model: nn.Module, prompt: Tensor, clock: Callable[[], float]) -> None:
+        self.clock = clock
         self.model, self.ids, self.cache = model, prompt.to(device_of(model)), None
         self.wait: Callable[[], object] = torch.cuda.synchronize if self.ids.is_cuda else _nothing
         self.options = last_logits(model, 1)
@@ -133,11 +144,11 @@ class _Turns:
     def step(self) -> None:
         with evaluation_mode(self.model):
             self.wait()
-            start = time.perf_counter()
+            start = self.clock()
             output = self.model(input_ids=self.ids, past_key_values=self.cache, use_cache=True, **self.options)
             self.ids, self.cache = output.logits[:, -1:].argmax(-1), output.past_key_values
             self.wait()
-            self.seconds.append(time.perf_counter() - start)
+            self.seconds.append(self.clock() - start)
 
 
 def _nothing() -> None:
