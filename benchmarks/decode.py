@@ -2,11 +2,13 @@
 
     python benchmarks/decode.py
 
-Writes `benchmarks/results/decode.json`. Two subjects at keep 0.6: `base`, the embedded model, and `wide`, a llama of
-random weights, large enough that reading weights is most of a step. Their variants: `ragged` (in `wide` in multiples of
-64), `uniform` (one width for all layers) and `odd` (ragged, every MLP width odd). Which units stay is drawn, as speed
-depends on widths only. Every engine runs in a process of its own, where the variants take turns at every step, so that
-a busy machine slows all alike; numbers are medians and extremes over the rounds, a round's decoding is its median step.
+Writes `benchmarks/results/decode.json`. Three subjects at keep 0.6: `base`, the embedded model, and two llamas of
+random weights, large enough that reading weights is most of a step: `deep` (24 layers of 1024) and `broad` (12 of
+1536, so with fewer operations for as many weights). Their variants: `ragged` (the MLP widths are odd), `aligned`
+(ragged, in multiples of 64) and `uniform` (one width for all layers). Which units stay is drawn, as speed depends on
+widths only. Every engine runs in a process of its own, where the variants take turns at every step, so that a busy
+machine slows all alike; numbers are medians and extremes over the rounds, a round's decoding is its median step. On a
+CPU with one thread, seconds are those that the thread computed: what the machine gave to others is not counted.
 
 `ideal` is what the weights alone would give: for decoding the dense model's weights read for one token over the
 variant's, for prefill its floating-point operations over the variant's. `of_ideal` is the median ratio over that.
@@ -22,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,27 +36,24 @@ TOKENS = {"prompt_tokens": 64, "new_tokens": 16}
 SUBJECTS: dict[str, dict[str, Any]] = {
     "base": {
         "batch_sizes": (1, 8),
-        "variants": {"ragged": {}, "uniform": {"per_layer": "uniform"}},
+        "variants": {"ragged": {}, "aligned": {"multiple_of": 64}, "uniform": {"per_layer": "uniform"}},
     },
-    "wide": {
+    "deep": {
+        "shape": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
         "batch_sizes": (1,),
         "variants": {
-            "ragged": {"multiple_of": 64},
+            "ragged": {},
+            "aligned": {"multiple_of": 64},
             "uniform": {"multiple_of": 64, "per_layer": "uniform"},
-            "odd": {},
         },
     },
+    "broad": {
+        "shape": {"hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 12, "num_attention_heads": 24},
+        "batch_sizes": (1,),
+        "variants": {"aligned": {"multiple_of": 64}},
+    },
 }
-WIDE = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "vocab_size": 4096,
-    "max_position_embeddings": 512,
-    "tie_word_embeddings": True,
-}
+COMMON = {"num_key_value_heads": 8, "vocab_size": 4096, "max_position_embeddings": 512, "tie_word_embeddings": True}
 ENGINES = ("transformers:float32", "transformers:bfloat16", "llama.cpp:f16")
 
 
@@ -64,7 +64,7 @@ def dense_model(subject: str) -> Any:  # noqa: ANN401
     torch.manual_seed(0)
     if subject == "base":
         return AutoModelForCausalLM.from_pretrained(ROOT / "embedded" / "base", dtype=torch.float32)
-    return AutoModelForCausalLM.from_config(LlamaConfig(**WIDE), dtype=torch.float32)
+    return AutoModelForCausalLM.from_config(LlamaConfig(**SUBJECTS[subject]["shape"], **COMMON), dtype=torch.float32)
 
 
 def drawn_masks(space: Any, variant: str, settings: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
@@ -76,7 +76,7 @@ def drawn_masks(space: Any, variant: str, settings: dict[str, Any]) -> dict[str,
     draw = torch.Generator().manual_seed(1)
     scores = {g.name: torch.rand(g.size, generator=draw) + torch.rand(1, generator=draw) for g in space.groups}
     masks = allocate(scores, space, Budget(keep=KEEP, **settings))
-    for group in space.groups if variant == "odd" else ():
+    for group in space.groups if variant == "ragged" else ():
         kept = masks[group.name].nonzero().squeeze(1)
         if group.kind == "mlp_channel" and len(kept) % 2 == 0:
             masks[group.name][kept[-1]] = 0
@@ -135,15 +135,17 @@ def with_transformers(folder: Path, precision: str, variants: list[str], argumen
     torch.set_num_threads(arguments.threads)
     dtype = getattr(torch, precision)
     models = {name: export.load_exported(folder / name, dtype).to(arguments.device) for name in variants}
-    dense, ragged = models.pop("dense"), models.pop("ragged")
+    dense, aligned = models.pop("dense"), models.pop("aligned")
     sizes = SUBJECTS[arguments.child]["batch_sizes"]
-    found = compare_speed(dense, ragged, models, batch_sizes=sizes, repeats=arguments.rounds, **TOKENS)
+    found = compare_speed(
+        dense, aligned, models, batch_sizes=sizes, repeats=arguments.rounds, clock=clock_of(arguments), **TOKENS
+    )
     rows = []
     for setting in found["settings"]:
         row = {name: setting[name] for name in ("batch_size", "phase")}
         row["dense"] = {"speed": setting["dense"]}
-        row["ragged"] = {"speed": setting["pruned"], "ratio": setting["ratio"]}
-        row |= {name: {key: twin[key] for key in ("speed", "ratio")} for name, twin in setting["twins"].items()}
+        row["aligned"] = {"speed": setting["pruned"], "ratio": setting["ratio"]}
+        row |= {name: {key: twin[key] for key in ("speed", "ratio")} for name, twin in setting.get("twins", {}).items()}
         rows.append(row)
     return rows
 
@@ -160,7 +162,7 @@ def with_llama_cpp(folder: Path, _precision: str, variants: list[str], arguments
         models[name] = Llama(str(file), **options)
     rates: dict[str, dict[str, list[float]]] = {phase: {n: [] for n in variants} for phase in ("prefill", "decode")}
     for index in range(-1, arguments.rounds):  # the first round is thrown away
-        seconds = llama_cpp_round(models, index)
+        seconds = llama_cpp_round(models, index, clock_of(arguments))
         for name, (first, *steps) in seconds.items() if index >= 0 else ():
             rates["prefill"][name].append(TOKENS["prompt_tokens"] / first)
             rates["decode"][name].append(1 / statistics.median(steps))
@@ -175,7 +177,7 @@ def with_llama_cpp(folder: Path, _precision: str, variants: list[str], arguments
     return rows
 
 
-def llama_cpp_round(models: dict[str, Any], index: int) -> dict[str, list[float]]:
+def llama_cpp_round(models: dict[str, Any], index: int, clock: Callable[[], float]) -> dict[str, list[float]]:
     """Seconds of every model's prefill and of each step after it; which tokens they are does not matter to speed."""
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for step in range(TOKENS["new_tokens"] + 1):
@@ -183,10 +185,15 @@ def llama_cpp_round(models: dict[str, Any], index: int) -> dict[str, list[float]
         for name in (*list(models)[first:], *list(models)[:first]):
             if step == 0:
                 models[name].reset()
-            started = time.perf_counter()
+            started = clock()
             models[name].eval([step + 5] if step else list(range(5, 5 + TOKENS["prompt_tokens"])))
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(clock() - started)
     return seconds
+
+
+def clock_of(arguments: argparse.Namespace) -> Callable[[], float]:
+    """What gives the seconds: the thread's own where there is only one."""
+    return time.thread_time if arguments.threads == 1 and arguments.device == "cpu" else time.perf_counter
 
 
 def spread(numbers: list[float]) -> dict[str, float]:
@@ -272,6 +279,7 @@ def main() -> None:
         print(json.dumps(run(Path(arguments.folder), precision, arguments.variants.split(","), arguments)))
         return
     content: dict[str, Any] = {"settings": {"keep": KEEP, "rounds": arguments.rounds, **TOKENS}}
+    content["settings"]["clock"] = clock_of(arguments).__name__
     content |= {"environment": environment(arguments), "subjects": {}}
     for subject in arguments.subjects.split(","):
         with tempfile.TemporaryDirectory(prefix="tuneprune-decode-") as name:
