@@ -36,15 +36,29 @@ def _row(label: str, found: Mapping[str, Any]) -> ExportRow:
     files: Mapping[str, int] = found.get("files", {})
     largest = max(files, key=lambda name: files[name], default=MISSING)
     proof: Mapping[str, Any] = found.get("proof", {})
-    equal = proof.get("greedy_equal")
+    exact: Mapping[str, Any] | None = proof.get("in_float32")  # the same conversion without its rounding
     return ExportRow(
         label=label,
         file=largest if len(files) < 2 else f"{largest} and {len(files) - 1} more",
         size=bytes_text(sum(files.values()) if files else None),
         checked=_checked(proof),
-        difference=scientific_text((proof.get("logits") or {}).get("max_rel_diff")),
-        greedy=MISSING if equal is None else "equal" if equal else "differ",
+        difference=_both(_difference(proof), _difference(exact)),
+        greedy=_both(_greedy(proof), _greedy(exact)),
     )
+
+
+def _both(text: str, exact: str) -> str:
+    """A finding, and beside it that before rounding where there is one."""
+    return text if exact == MISSING else f"{text} (before rounding: {exact})"
+
+
+def _difference(proof: Mapping[str, Any] | None) -> str:
+    return scientific_text(((proof or {}).get("logits") or {}).get("max_rel_diff"))
+
+
+def _greedy(proof: Mapping[str, Any] | None) -> str:
+    equal = (proof or {}).get("greedy_equal")
+    return MISSING if equal is None else "equal" if equal else "differ"
 
 
 def _checked(proof: Mapping[str, Any]) -> str:

@@ -124,6 +124,14 @@ def test_an_export_without_a_run_has_dashes():
     assert "vllm \\| is" in model_card(record(), proof(exports=EXPORTS))
 
 
+def test_an_export_of_rounded_weights_is_also_shown_before_rounding():
+    exact = {"logits": {"max_rel_diff": 3e-6}, "greedy_equal": True}
+    rounded = EXPORTS["gguf"]["proof"] | {"greedy_equal": False, "in_float32": exact}
+    (row,) = export_rows({"gguf": EXPORTS["gguf"] | {"proof": rounded}})
+    assert row.difference == "2.5e-04 (before rounding: 3.0e-06)"
+    assert row.greedy == "differ (before rounding: equal)"
+
+
 def test_proof_keeps_speed_and_memory():
     found = proof(**proof_data(), speed=with_twins(1.0, 1.0).model_dump(), memory=memory())
     again = type(found).from_data(found.model_dump(by_alias=True), "again")
