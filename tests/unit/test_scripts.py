@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import test_compared
+import tiny
 import tiny_runs
 import yaml
 
+from tuneprune import families
 from tuneprune.config import load_run_file
 from tuneprune.job import prepare
 from tuneprune.progress import Progress
+from tuneprune.structure import spaces
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -102,3 +105,20 @@ def test_card_of_the_embedded_model(tmp_path, monkeypatch):
     assert "| books | 33.3 |" in text
     assert "access for free at openstax.org" in text.lower()
     assert (tmp_path / "loss.png").stat().st_size > 1000
+
+
+def test_decode_benchmark_counts_what_a_token_reads_and_draws_widths_as_it_says():
+    decode = script("benchmarks/decode.py")
+    model = tiny.tiny_model("llama3", intermediate_size=256, head_dim=64)
+    norms = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim == 1)
+    facts = decode.costs(model)
+    assert facts["decode"] == facts["parameters"] - norms  # the tied embedding is read once, as the head
+    length = decode.TOKENS["prompt_tokens"]
+    assert facts["prefill"] > 2 * length * (facts["decode"] - model.lm_head.weight.numel())
+    space = spaces.build("width", families.describe(model), model)
+    for variant, settings in decode.SUBJECTS["base"]["variants"].items():
+        masks = decode.drawn_masks(space, variant, settings)
+        kept = {int(masks[group.name].sum()) for group in space.groups if group.kind == "mlp_channel"}
+        assert variant != "ragged" or {width % 2 for width in kept} == {1}
+        assert variant != "aligned" or {width % 64 for width in kept} == {0}
+        assert variant != "uniform" or len(kept) == 1
