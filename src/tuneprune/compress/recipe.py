@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
@@ -14,7 +15,7 @@ from tuneprune.compress.biases import new_biases, with_new_biases
 from tuneprune.compress.layout import has_skips, indices, layout, routers, skip_cuts
 from tuneprune.compress.modeling_pruned import epsilon_name
 from tuneprune.errors import PlanMismatch
-from tuneprune.structure.architecture import Architecture
+from tuneprune.structure.architecture import Architecture, Projection
 from tuneprune.structure.edits import Drop, Route
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.space import PruningSpace
@@ -93,7 +94,7 @@ def draw(model: PreTrainedModel, architecture: Architecture, space: PruningSpace
         for name, old in _names_left(dense, architecture, dropped)
     }
     if stock is not None:
-        return Recipe(parts, {}, stock, {})
+        return Recipe(_rehosted(parts, dense, architecture.without(dropped), stock), {}, stock, {})
     shapes = {name: part.shape(dense[part.source]) for name, part in parts.items()}
     pruned = layout(architecture, space, plan, shapes)
     pruned["norms"] = {
@@ -113,6 +114,32 @@ def _names_left(
             yield name, name
         elif block in moves:
             yield moves[block] + name.removeprefix(block), name
+
+
+def _rehosted(
+    parts: Mapping[str, Part], dense: Mapping[str, tuple[int, ...]], architecture: Architecture, stock: PretrainedConfig
+) -> dict[str, Part]:
+    """The parts by the names of the stock class, which may hold apart the projections that the dense model packs.
+
+    Args:
+        architecture: the dense model's, without the dropped blocks.
+    """
+    host = families.describe_config(stock)
+    packed: dict[str, list[tuple[str, Projection]]] = {}
+    for block, hosting in zip(architecture.blocks, host.blocks, strict=True):
+        for old, new in zip(block.projections, hosting.projections, strict=True):
+            if old.module != new.module:
+                packed.setdefault(old.module, []).append((new.module, old))
+    rehosted: dict[str, Part] = {}
+    for name, part in parts.items():
+        module, _, tensor = name.rpartition(".")
+        if module not in packed:
+            rehosted[name] = part
+        for new, projection in packed.get(module, ()):
+            rows = part.kept.get(0, torch.arange(dense[part.source][0]))
+            inside = rows[(rows >= projection.start) & (rows < projection.end)]
+            rehosted[f"{new}.{tensor}"] = replace(part, kept={**part.kept, 0: inside})
+    return rehosted
 
 
 def _narrowed_norms(architecture: Architecture, space: PruningSpace, widths: Mapping[str, int]) -> dict[str, float]:

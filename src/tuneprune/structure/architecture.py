@@ -133,6 +133,12 @@ class Block:
         return () if isinstance(self.feed_forward, Experts) else (*self.mlp.inputs, self.mlp.down)
 
     @property
+    def projections(self) -> tuple[Projection, ...]:
+        """What reads the residual stream: q, k, v, and gate and up of an MLP."""
+        attention, mlp = self.attention, self.feed_forward
+        return (attention.q, attention.k, attention.v, *(() if isinstance(mlp, Experts) else mlp.producers))
+
+    @property
     def attention_output(self) -> str:
         """The module whose output is what attention adds to the residual stream."""
         return self.attention_post_norm or self.attention.out
