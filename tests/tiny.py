@@ -29,12 +29,15 @@ from transformers import (
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    SeedOssConfig,
+    SeedOssForCausalLM,
     SmolLM3Config,
     SmolLM3ForCausalLM,
     Starcoder2Config,
     Starcoder2ForCausalLM,
 )
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
+from transformers.models.seed_oss.modeling_seed_oss import SeedOssRMSNorm
 
 from tuneprune import families
 from tuneprune.structure.edits import Route
@@ -79,6 +82,17 @@ VARIANTS = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 16}),
     "phi3": (Phi3Config, Phi3ForCausalLM, {}),
+    "seed_oss": (
+        SeedOssConfig,
+        SeedOssForCausalLM,
+        {
+            "head_dim": 8,
+            "attention_out_bias": True,
+            "mlp_bias": True,
+            "residual_dropout": 0.0,
+            "attention_dropout": 0.0,
+        },
+    ),
     "granite": (
         GraniteConfig,
         GraniteForCausalLM,
@@ -175,7 +189,7 @@ def exact_norms(model: PreTrainedModel, monkeypatch) -> None:
         return (norm.weight + offset) * states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + epsilon)
 
     kinds = {type(module) for module in model.modules() if type(module).__name__.endswith("RMSNorm")}
-    for kind in kinds | {MistralRMSNorm}:  # Mistral hosts what LLaMA refuses
+    for kind in kinds | {MistralRMSNorm, SeedOssRMSNorm}:  # which host what others have no place for
         monkeypatch.setattr(kind, "forward", forward)
 
 

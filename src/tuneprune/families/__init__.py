@@ -4,6 +4,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from dataclasses import fields
 from functools import cache
 from types import ModuleType
 from typing import Any, cast
@@ -167,6 +168,13 @@ def plain_decoder(config: Any, block: Callable[[int], Block], norms: NormStyle |
         tied=config.tie_word_embeddings,
         norms=norms or NormStyle(),
     )
+
+
+def hosted(config: PretrainedConfig, host: type[PretrainedConfig], **settings: object) -> PretrainedConfig:
+    """The config under another family's name, whose block computes the same; `settings` are those of the host alone."""
+    known = {field.name for field in fields(host)} - {"model_type", "architectures"}
+    kept = {name: value for name, value in config.to_dict().items() if name in known}
+    return host(**kept | settings)
 
 
 def reshaped(config: PretrainedConfig, shape: StockShape) -> PretrainedConfig:

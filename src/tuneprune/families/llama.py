@@ -1,16 +1,16 @@
 """LLaMA 1 to 3.x and the families with the same block.
 
-Mistral, Qwen2 (qkv bias), Qwen3 (q/k norm), Granite (multipliers), SmolLM3 (some layers without RoPE).
+Mistral, Qwen2 and Seed-OSS (qkv bias), Qwen3 (q/k norm), Granite (multipliers), SmolLM3 (some layers without RoPE).
 """
 
 from typing import Any
 
-from transformers import MistralConfig, PretrainedConfig
+from transformers import MistralConfig, PretrainedConfig, SeedOssConfig
 
-from tuneprune.families import gated_mlp, plain_attention, plain_decoder, reshaped, rotary_width
+from tuneprune.families import gated_mlp, head_width, hosted, plain_attention, plain_decoder, reshaped, rotary_width
 from tuneprune.structure.architecture import Architecture, Block, StockShape
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "granite", "smollm3")
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "granite", "smollm3", "seed_oss")
 
 
 def describe(config: Any) -> Architecture:  # noqa: ANN401
@@ -36,17 +36,20 @@ def describe(config: Any) -> Architecture:  # noqa: ANN401
     return plain_decoder(config, block)
 
 
-def uniform(config: PretrainedConfig, shape: StockShape) -> PretrainedConfig | None:
+def uniform(config: Any, shape: StockShape) -> PretrainedConfig | None:  # noqa: ANN401
     """The config of this shape; head size and RoPE stay, epsilon follows the norms' width.
 
     `LlamaConfig` refuses a hidden size that the head count does not divide, but Mistral's block is the same
     one and has no such rule, so such a LLaMA is re-hosted there (it has no biases, hence None where the LLaMA
-    has some).
+    has some). Transformers' Qwen2 takes a head size of its own, but vLLM, llama.cpp and mlx-lm divide the hidden size
+    by the head count and cannot load it; Seed-OSS's block is the same one, and all of them take its head size.
     """
+    reshaped_config = reshaped(config, shape)
     if config.model_type == "llama" and shape.hidden_size % shape.num_heads:
         if config.attention_bias or config.mlp_bias:
             return None
-        settings: dict[str, Any] = reshaped(config, shape).to_dict() | {"sliding_window": None}
-        foreign = ("model_type", "architectures", "pretraining_tp")
-        return MistralConfig(**{name: value for name, value in settings.items() if name not in foreign})
-    return reshaped(config, shape)
+        return hosted(reshaped_config, MistralConfig, sliding_window=None)
+    is_derivable = shape.num_heads * head_width(config) == shape.hidden_size
+    if config.model_type == "qwen2" and not is_derivable and set(config.layer_types) == {"full_attention"}:
+        return hosted(reshaped_config, SeedOssConfig, attention_bias=True, residual_dropout=0.0)
+    return reshaped_config

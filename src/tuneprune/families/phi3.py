@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from transformers import PretrainedConfig
+from transformers import MistralConfig, PretrainedConfig
 
-from tuneprune.families import head_width, plain_decoder, reshaped, rotary_width
+from tuneprune.families import head_width, hosted, plain_decoder, reshaped, rotary_width
 from tuneprune.structure.architecture import Architecture, Attention, Block, Mlp, Projection, StockShape
 
 MODEL_TYPES = ("phi3",)
@@ -49,12 +49,20 @@ def describe(config: Any) -> Architecture:  # noqa: ANN401
     return plain_decoder(config, block)
 
 
-def uniform(config: PretrainedConfig, shape: StockShape) -> PretrainedConfig | None:
+def uniform(config: Any, shape: StockShape) -> PretrainedConfig | None:  # noqa: ANN401
     """The config of this shape; head size and RoPE stay, epsilon follows the norms' width.
 
     None for a narrower residual stream under long RoPE: `Phi3Config` takes the number of its factors from the width.
+    Transformers' Phi-3 takes a head size of its own, but llama.cpp and mlx-lm divide the hidden size by the head count;
+    Mistral's block is the same one over separate projections, and all of them take its head size. It has no dropout
+    on what it adds to the stream, and readers know it with plain RoPE over the whole head only.
     """
-    narrows = shape.hidden_size < config.hidden_size
-    if narrows and (config.rope_parameters or {}).get("short_factor") is not None:
+    rope = config.rope_parameters or {}
+    if shape.hidden_size < config.hidden_size and rope.get("short_factor") is not None:
         return None
+    head = head_width(config)
+    is_derivable = shape.num_heads * head == shape.hidden_size
+    is_plain = rope.get("rope_type", "default") == "default" and rotary_width(config) == head and not config.resid_pdrop
+    if is_plain and not is_derivable:
+        return hosted(reshaped(config, shape), MistralConfig)
     return reshaped(config, shape)

@@ -1,8 +1,20 @@
 """What every supported family is, read off its config and checked against its weights."""
 
+import copy
+
 import pytest
 import torch
-from tiny import CASES, DENSE, NO_NARROW_HEADS, NO_NARROW_STREAM, VARIANTS, logits, random_masks, tiny_model
+from tiny import (
+    CASES,
+    DENSE,
+    NO_NARROW_HEADS,
+    NO_NARROW_STREAM,
+    VARIANTS,
+    exact_norms,
+    logits,
+    random_masks,
+    tiny_model,
+)
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -225,6 +237,36 @@ def test_a_head_count_llama_refuses_is_hosted_by_mistral_with_the_same_logits(ch
     small = compress(model, architecture, space, Plan.from_masks(masks, space))
     assert type(small) is MistralForCausalLM
     assert small.config.num_attention_heads == 3
+    torch.testing.assert_close(logits(small), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes", "host"),
+    [
+        ("qwen2", {}, "seed_oss"),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, "qwen2"),
+        ("phi3", {}, "mistral"),
+        ("phi3", {"sliding_window": 8}, "mistral"),
+        ("phi3", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "phi3"),
+        ("phi3", {"resid_pdrop": 0.1}, "phi3"),
+    ],
+)
+def test_fewer_heads_are_hosted_where_other_readers_take_a_head_size(variant, changes, host, monkeypatch):
+    model = tiny_model(variant, **changes)
+    exact_norms(model, monkeypatch)
+    architecture = families.describe(model)
+    space = spaces.build("width", architecture, model)
+    masks = random_masks(space, uniform=True)
+    for block in architecture.blocks:
+        masks |= {block.attention.path: torch.ones(2)}
+    plan = Plan.from_masks(masks, space)
+    assert compress(copy.deepcopy(model), architecture, space, plan).config.model_type == variant
+    masks |= {block.attention.path: torch.tensor([0.0, 1.0]) for block in architecture.blocks}
+    with Gates(model, space)(masks):
+        expected = logits(model)
+    small = compress(model, architecture, space, Plan.from_masks(masks, space))
+    assert small.config.model_type == host
+    assert (small.config.num_attention_heads, small.config.head_dim) == (2, 8)
     torch.testing.assert_close(logits(small), expected, rtol=1e-9, atol=1e-9)
 
 
