@@ -6,7 +6,7 @@ import torch
 from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from tuneprune.compress.modeling_pruned import resize, resize_head
+from tuneprune.compress.modeling_pruned import equal_layers, resize, resize_head
 from tuneprune.compress.recipe import Recipe, draw
 from tuneprune.compress.rewrite import rewrite
 from tuneprune.structure.architecture import Architecture
@@ -50,12 +50,11 @@ def reshape(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
     is loaded. Its parameters are on the meta device, its buffers are not: nothing would fill in those that no
     checkpoint holds.
     """
-    if recipe.stock is None:
-        model.config.pruned = recipe.pruned
-        resize(model, recipe.pruned)
-        resize_head(model, recipe.pruned)
-        return model
-    with init_empty_weights(include_buffers=False):
-        small: Any = AutoModelForCausalLM.from_config(recipe.stock, dtype=model.dtype)
+    with init_empty_weights(include_buffers=False), equal_layers(recipe.config):
+        small: Any = AutoModelForCausalLM.from_config(recipe.config, dtype=model.dtype)
+    if not recipe.is_stock:
+        with init_empty_weights(include_buffers=False):
+            resize(small)
+            resize_head(small)
     small.generation_config = model.generation_config
     return small.train(model.training)

@@ -18,15 +18,21 @@ def layout(
     space: PruningSpace,
     plan: Plan,
     shapes: Mapping[str, tuple[int, ...]],
+    said: Mapping[str, tuple[int, ...]],
 ) -> dict[str, dict[str, Any]]:
-    """The shapes of all modules that differ from the stock model's, from those of the smaller model's tensors."""
+    """The shapes of all modules that differ from what their layer's own config says.
+
+    Args:
+        shapes: those of the smaller model's tensors.
+        said: those that the layers' own configs lead to.
+    """
     widths = plan.widths(space)
     added = new_biases(space, plan)
     routed = {edit.group: {"experts": len(edit.experts), "top_k": edit.top_k} for edit in plan.of_kind(Route)}
     pruned: dict[str, dict[str, Any]] = {"linears": {}, "norms": {}, "attentions": {}, "mlps": {}, "experts": {}}
     for path in architecture.linears():
         outputs, inputs = shapes[f"{path}.weight"]
-        if (outputs, inputs) != space.shapes[f"{path}.weight"]:
+        if (outputs, inputs) != said[f"{path}.weight"]:
             pruned["linears"][path] = [inputs, outputs]
         if path in added:
             pruned["linears"][path] = [inputs, outputs, True]
@@ -77,12 +83,7 @@ def attention_shape(block: Block, space: PruningSpace, widths: dict[str, int]) -
     has_own_dims = 2 * pairs < attention.head_dim or values < attention.head_dim
     if not (has_own_dims or (is_split and groups < attention.num_kv_heads)):
         return stream
-    shape = {
-        "num_heads": groups * attention.queries_per_kv,
-        "num_kv_heads": groups,
-        "qk_dim": 2 * pairs,
-        "v_dim": values,
-    }
+    shape = {"qk_dim": 2 * pairs, "v_dim": values}
     if 2 * pairs < attention.head_dim:
         shape["rotary"] = 2 * pairs
     return shape | stream

@@ -1,10 +1,12 @@
 """A stock Hugging Face decoder with widths that differ from layer to layer.
 
-`config.pruned` says which modules are smaller and how; `resize` gives a freshly built stock model those shapes. The
+`config.per_layer_config` says, as transformers defines it, which layers have fewer heads or narrower MLPs, and
+`config.pruned` what else differs from the stock class; `resize` gives a freshly built stock model those shapes. The
 file is self-contained: it travels with every checkpoint that needs it and imports nothing but torch and transformers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,7 +49,7 @@ class PrunedAttention(nn.Module):
         self.stock = None if "qk_dim" in shape else type(stock)
         self.width = self.config.hidden_size
         if self.stock is None:
-            self.num_heads, self.num_kv_heads = shape["num_heads"], shape["num_kv_heads"]
+            self.num_heads, self.num_kv_heads = _head_counts(self.config, self.layer_idx, shape)
             self.num_key_value_groups = self.num_heads // self.num_kv_heads
             self.qk_dim, self.v_dim, self.head_dim = shape["qk_dim"], shape["v_dim"], shape["qk_dim"]
             if not hasattr(self, "sliding_window"):
@@ -122,6 +124,13 @@ class PrunedAttention(nn.Module):
         output = out(output.reshape(*hidden_states.shape[:-1], -1).contiguous())
         output = nn.functional.dropout(output, p=getattr(self, "residual_dropout", 0.0), training=self.training)
         return output, weights
+
+
+def _head_counts(config: Any, layer_idx: int, shape: Mapping[str, int]) -> tuple[int, int]:  # noqa: ANN401
+    """Query heads and KV heads of a layer, from its shape where its own config could not say them."""
+    own = config.per_layer_config[layer_idx]
+    num_heads = shape.get("num_heads", own.num_attention_heads)
+    return num_heads, shape.get("num_kv_heads", getattr(own, "num_key_value_heads", None) or num_heads)
 
 
 def eager_attention(
@@ -318,16 +327,44 @@ def epsilon_name(norm: nn.Module) -> str:
     return "eps" if hasattr(norm, "eps") else "variance_epsilon"
 
 
-def resize(model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]], prefix: str = "") -> None:
-    """Give a stock model the shapes in `pruned`, in place; weights of resized modules are to be loaded afterwards.
+@contextmanager
+def equal_layers(config: Any) -> Iterator[None]:  # noqa: ANN401  (every family has its own config class)
+    """The config without its layers' own widths, which no stock constructor of a whole model reads."""
+    own = config.to_dict().get("per_layer_config")
+    config.per_layer_config = None
+    try:
+        yield
+    finally:
+        config.per_layer_config = own
+
+
+def fit_layers(model: Any) -> None:  # noqa: ANN401  (a stock causal LM, or its inner part)
+    """Give every layer of a stock model the widths that `config.per_layer_config` has for it, in place."""
+    if not model.config.is_heterogeneous:
+        return
+    layers = model.base_model.layers
+    for index, stock in enumerate(layers):
+        layer = type(stock)(model.config.per_layer_config[index], index)
+        for module in layer.modules():
+            if hasattr(module, "config"):  # that of the whole model, whose attention implementation may change
+                module.config = model.config
+        like = next(stock.parameters())
+        layers[index] = layer.to(device=like.device, dtype=like.dtype)
+
+
+def resize(model: PreTrainedModel, prefix: str = "") -> None:
+    """Give a stock model of equal layers the shapes in its config, in place; weights are to be loaded afterwards.
+
+    Beside `config.per_layer_config`, `config.pruned` has `linears` {path: [inputs, outputs]}, with a third entry where
+    a bias is new, `norms` {path: [size, epsilon]}, `attentions` and `mlps` {path: shape} for the blocks that the stock
+    classes cannot run, `experts` {path: number} for routers and packed experts, and `stream` (`width`, and in `skips`
+    the paths of the blocks that change its basis) where the residual stream is not the stock model's.
 
     Args:
-        pruned: `linears` {path: [inputs, outputs]}, with a third entry where a bias is new, `norms` {path: [size,
-            epsilon]}, `attentions` and `mlps` {path: shape} for the blocks that the stock classes cannot run, `experts`
-            {path: number} for routers and packed experts, and `stream` (`width`, and in `skips` the paths of the blocks
-            that change its basis) where the residual stream is not the stock model's.
         prefix: what to strip from the paths, for a model that is the inner part of the causal LM.
     """
+    pruned: Mapping[str, Mapping[str, Any]] = model.config.pruned
+    fit_layers(model)
 
     def locate(path: str) -> tuple[nn.Module, str, Any]:
         parent, _, name = path.removeprefix(prefix).rpartition(".")
@@ -361,9 +398,10 @@ def resize(model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]], pref
             setattr(owner, name, RotatedBlock(stock, width))
 
 
-def resize_head(model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]]) -> None:
-    """Let the head of a causal LM read a residual stream of the width in `pruned`; its weight is to be loaded."""
-    if "stream" in pruned:
+def resize_head(model: PreTrainedModel) -> None:
+    """Let the head of a causal LM read a residual stream of the width in its config; its weight is to be loaded."""
+    stream = model.config.pruned.get("stream")
+    if stream is not None:
         head: Any = model.get_output_embeddings()
-        head.in_features = pruned["stream"]["width"]
+        head.in_features = stream["width"]
         head.weight = nn.Parameter(head.weight.new_ones(head.out_features, head.in_features))

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from tuneprune import families
 from tuneprune.compress.biases import new_biases, with_new_biases
 from tuneprune.compress.layout import has_skips, indices, layout, routers, skip_cuts
-from tuneprune.compress.modeling_pruned import epsilon_name
+from tuneprune.compress.modeling_pruned import epsilon_name, equal_layers, fit_layers
 from tuneprune.errors import PlanMismatch
 from tuneprune.structure.architecture import Architecture, Projection
 from tuneprune.structure.edits import Drop, Route
@@ -57,15 +57,19 @@ class Part:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The smaller model: a stock class of config `stock`, or else the family's resized as `pruned` says.
+    """The smaller model: of the stock class of its config, resized where that has an entry `pruned`.
 
     Its tensors are `parts` of the rewritten dense model's and `own` ones, by state-dict name.
     """
 
     parts: Mapping[str, Part]
     own: Mapping[str, Tensor]
-    stock: PretrainedConfig | None
-    pruned: Mapping[str, Mapping[str, Any]]
+    config: PretrainedConfig
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether the stock class holds it as it is."""
+        return not hasattr(self.config, "pruned")
 
 
 def draw(model: PreTrainedModel, architecture: Architecture, space: PruningSpace, plan: Plan) -> Recipe:
@@ -94,13 +98,23 @@ def draw(model: PreTrainedModel, architecture: Architecture, space: PruningSpace
         for name, old in _names_left(dense, architecture, dropped)
     }
     if stock is not None:
-        return Recipe(_rehosted(parts, dense, architecture.without(dropped), stock), {}, stock, {})
+        return Recipe(_rehosted(parts, dense, architecture.without(dropped), stock), {}, stock)
     shapes = {name: part.shape(dense[part.source]) for name, part in parts.items()}
-    pruned = layout(architecture, space, plan, shapes)
-    pruned["norms"] = {
+    config: Any = families.ragged_config(model.config, architecture, widths)
+    config.pruned = layout(architecture, space, plan, shapes, _shapes_said(config))
+    config.pruned["norms"] = {
         norm: [shapes[f"{norm}.weight"][0], _epsilon(model, norm) * factor] for norm, factor in narrowed.items()
     }
-    return Recipe(parts, indices(architecture, space, plan) | routers(routes, model.dtype), None, pruned)
+    return Recipe(parts, indices(architecture, space, plan) | routers(routes, model.dtype), config)
+
+
+def _shapes_said(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes of all tensors as transformers' config has them, its layers' own widths included."""
+    with torch.device("meta"), equal_layers(config):
+        stock = AutoModelForCausalLM.from_config(config)
+    with torch.device("meta"):
+        fit_layers(stock)
+    return {name: tuple(tensor.shape) for name, tensor in stock.state_dict().items()}
 
 
 def _names_left(

@@ -36,7 +36,7 @@ class Streamed:
         once = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}  # tied ones under one name
         self._dense = {name: tensor for name, tensor in model.state_dict().items() if name in once}
         self._conversion = Conversion(model)
-        is_stock = recipe.stock is not None  # shipped code has no rules of conversion
+        is_stock = recipe.is_stock  # shipped code has no rules of conversion
         stored = self._conversion.split(self._dense) if is_stock else self._dense
         self.tensors = {key: torch.empty_like(tensor, device="meta") for key, tensor in stored.items()}
         self._places: dict[str, tuple[str, Pattern, int]] = {name: (name, None, 0) for name in self._dense}

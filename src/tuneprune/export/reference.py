@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tuneprune import families
-from tuneprune.compress.modeling_pruned import resize, resize_head
+from tuneprune.compress.modeling_pruned import equal_layers, resize, resize_head
 from tuneprune.errors import ConfigError
 from tuneprune.export.proof import Probe, take_probe
 
@@ -60,9 +60,10 @@ def load_exported(folder: Path, dtype: torch.dtype = torch.float32) -> PreTraine
     stock = families.stock_class(config)
     if not hasattr(config, "pruned"):
         return stock.from_pretrained(folder, dtype=dtype).eval()
-    model = stock._from_config(config, dtype=dtype)
-    resize(model, config.pruned)
-    resize_head(model, config.pruned)
+    with equal_layers(config):
+        model = stock._from_config(config, dtype=dtype)
+    resize(model)
+    resize_head(model)
     tensors: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(file)

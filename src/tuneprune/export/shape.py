@@ -9,6 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from tuneprune import families
 from tuneprune.compress import cut
+from tuneprune.compress.modeling_pruned import equal_layers
 from tuneprune.methods.base import Method
 from tuneprune.structure.architecture import Architecture, Block, Experts
 from tuneprune.structure.budget import Budget, allocate
@@ -50,9 +51,11 @@ class Shape:
         Raises:
             UnsupportedModel: no family file knows this model type.
         """
-        architecture = families.describe_config(config)
+        with equal_layers(config):
+            architecture = families.describe_config(config)
         pruned: Mapping[str, Mapping[str, Any]] = getattr(config, "pruned", {})
-        layers = tuple(_layer(block, pruned) for block in architecture.blocks)
+        own = (families.describe_config(layer).blocks[index] for index, layer in enumerate(config.per_layer_config))
+        layers = tuple(_layer(block, pruned) for block in own)
         hidden = pruned.get("stream", {}).get("width", architecture.hidden)
         return cls(config, architecture, hidden, layers, frozenset(_oddities(pruned)))
 

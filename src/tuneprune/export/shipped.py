@@ -17,7 +17,7 @@ from transformers import {causal}, {inner}  # noqa: E402
 
 
 class Pruned{inner}({inner}):
-    """The decoder of a `{model_type}` with the shapes in `config.pruned`."""
+    """The decoder of a `{model_type}` with the shapes in its config."""
 
     _can_record_outputs = {{
         **{inner}._can_record_outputs,
@@ -26,17 +26,19 @@ class Pruned{inner}({inner}):
     }}
 
     def __init__(self, config: Any) -> None:  # noqa: ANN401
-        super().__init__(config)
-        resize(self, config.pruned, prefix="{prefix}.")
+        with equal_layers(config):
+            super().__init__(config)
+        resize(self, prefix="{prefix}.")
 
 
 class Pruned{causal}({causal}):
     """The causal language model around `Pruned{inner}`; weights are named as in `{causal}`."""
 
     def __init__(self, config: Any) -> None:  # noqa: ANN401
-        super().__init__(config)
+        with equal_layers(config):
+            super().__init__(config)
         self.{prefix} = Pruned{inner}(config)
-        resize_head(self, config.pruned)
+        resize_head(self)
         self.post_init()
 '''
 

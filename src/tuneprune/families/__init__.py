@@ -110,6 +110,41 @@ def uniform_config(
     return registry()[config.model_type].uniform(config, shape)
 
 
+def ragged_config(config: PretrainedConfig, architecture: Architecture, widths: Mapping[str, int]) -> PretrainedConfig:
+    """The config with every layer's own numbers of heads and channels, in the form that transformers reads.
+
+    The values for the whole model stay the dense ones: no rule of a config class is broken by them, a head size that is
+    derived from them is right, and who reads nothing else has an upper bound. Heads that the stock class cannot have
+    (its uniform widths are refused as well) are left out.
+    """
+    ragged: Any = deepcopy(config)
+    ragged.head_dim = head_width(config)  # else it would be derived from a layer's number of heads
+    own: dict[int, dict[str, int]] = {}
+    for index, block in enumerate(architecture.blocks):
+        if isinstance(block.feed_forward, Mlp):
+            settings = _own_widths(ragged, architecture, block, widths)
+            own[index] = {name: value for name, value in settings.items() if value != getattr(ragged, name, value)}
+    if any(own.values()):
+        ragged.allow_global_per_layer_attribute_access = True
+        ragged.per_layer_config = own
+    return ragged
+
+
+def _own_widths(config: Any, architecture: Architecture, block: Block, widths: Mapping[str, int]) -> dict[str, int]:  # noqa: ANN401
+    """One layer's numbers of channels and heads under the names of the config."""
+    attention, mlp = block.attention, block.mlp
+    groups, channels = widths.get(attention.path, attention.num_kv_heads), widths.get(mlp.path, mlp.width)
+    layers = tuple(range(len(architecture.blocks)))
+    shape = StockShape(groups * attention.queries_per_kv, groups, channels, architecture.hidden, layers)
+    if groups < attention.num_kv_heads and registry()[config.model_type].uniform(config, shape) is None:
+        return {"intermediate_size": channels}
+    return {
+        "intermediate_size": channels,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
+    }
+
+
 def stock_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     """The Hugging Face causal LM class of a config."""
     return cast("type[PreTrainedModel]", MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
@@ -173,8 +208,8 @@ def plain_decoder(config: Any, block: Callable[[int], Block], norms: NormStyle |
 def hosted(config: PretrainedConfig, host: type[PretrainedConfig], **settings: object) -> PretrainedConfig:
     """The config under another family's name, whose block computes the same; `settings` are those of the host alone."""
     known = {field.name for field in fields(host)} - {"model_type", "architectures"}
-    kept = {name: value for name, value in config.to_dict().items() if name in known}
-    return host(**kept | settings)
+    values: dict[str, Any] = {name: value for name, value in config.to_dict().items() if name in known}
+    return host(**values | settings)
 
 
 def reshaped(config: PretrainedConfig, shape: StockShape) -> PretrainedConfig:

@@ -60,7 +60,7 @@ def test_shipped_file_imports_only_torch_and_transformers(tmp_path):
         for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
-    assert imported == {"collections", "typing", "torch", "transformers"}
+    assert imported == {"collections", "contextlib", "typing", "torch", "transformers"}
 
 
 @pytest.mark.parametrize(
