@@ -209,7 +209,8 @@ def hosted(config: PretrainedConfig, host: type[PretrainedConfig], **settings: o
     """The config under another family's name, whose block computes the same; `settings` are those of the host alone."""
     known = {field.name for field in fields(host)} - {"model_type", "architectures"}
     values: dict[str, Any] = {name: value for name, value in config.to_dict().items() if name in known}
-    return host(**values | settings)
+    values.update(settings)
+    return host(**values)
 
 
 def reshaped(config: PretrainedConfig, shape: StockShape) -> PretrainedConfig:
