@@ -166,6 +166,17 @@ class Proof(Stored):
         """Whether no check failed."""
         return all(check.passed is not False for check in self.checks())
 
+    def checks_of_files(self) -> list[Check]:
+        """What the proof says where nothing was cut: of the files alone, not of a budget or of sizes."""
+        about_the_cut = {self._budget_check().name, self._disk_check().name}
+        compared = self._logit_check()
+        named = {compared.name: "Reloaded model equals the tuned model"}
+        return [
+            Check(named.get(check.name, check.name), check.passed, check.detail)
+            for check in self.checks()
+            if check.name not in about_the_cut
+        ]
+
     def _budget_check(self) -> Check:
         parameters = self.parameters
         detail = (

@@ -39,6 +39,12 @@ class RecoverRecord(Stored):
     training: TrainingRecord = TrainingRecord()
     proof: Proof
 
+    @property
+    def name(self) -> str:
+        """What the model is called: the last part of its id, and the run's folder before a plain `model`."""
+        *parents, last = [part for part in self.model.id.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+        return f"{parents[-1]}/{last}" if last == "model" and parents else last
+
 
 def recover_rows(record: RecoverRecord) -> list[tuple[str, str, str, str]]:
     """Task, metric, and the scores before and after, as a table shows them."""
@@ -51,9 +57,7 @@ def recover_rows(record: RecoverRecord) -> list[tuple[str, str, str, str]]:
 
 def recover_table(record: RecoverRecord) -> Table:
     """The scores before and after, for a terminal."""
-    table = Table(
-        "task", "metric", title=f"{record.model.short_name}: {count_text(record.model.parameters)} parameters"
-    )
+    table = Table("task", "metric", title=f"{record.name}: {count_text(record.model.parameters)} parameters")
     for side in ("before", "after"):
         table.add_column(side, justify="right")
     for row in recover_rows(record):
@@ -63,7 +67,7 @@ def recover_table(record: RecoverRecord) -> Table:
 
 def recover_card(record: RecoverRecord) -> str:
     """The card of the tuned model as Markdown with YAML front matter."""
-    name, proof = record.model.short_name, record.proof
+    name, proof = record.name, record.proof
     tags = ["tuneprune", "lora", record.model.family]
     header = {"library_name": "transformers", "pipeline_tag": "text-generation", "base_model": name, "tags": tags}
     size = count_text(record.model.parameters)
@@ -87,7 +91,10 @@ def recover_card(record: RecoverRecord) -> str:
         "",
         "Measured on this folder after it was written; see `proof.json`.",
         "",
-        *(f"- {check.name}: {MARKS[check.passed]} — {escape_markdown(check.detail)}" for check in proof.checks()),
+        *(
+            f"- {check.name}: {MARKS[check.passed]} — {escape_markdown(check.detail)}"
+            for check in proof.checks_of_files()
+        ),
         "",
         "## Licence and limits",
         "",
