@@ -207,7 +207,7 @@ class RoutedMlp(PrunedMlp):
         """The MLP's contribution to the full residual stream."""
         with torch.autocast(hidden_states.device.type, enabled=False):
             logits = nn.functional.linear(hidden_states.float(), self.router.float())
-        chosen = logits.argsort(dim=-1, descending=True, stable=True)[..., : self.top_k]  # of equal ones the first
+        chosen = logits.sort(dim=-1, descending=True, stable=True).indices[..., : self.top_k]  # of equal ones the first
         if self.read_index is not None:
             hidden_states = hidden_states.index_select(-1, self.read_index)
         if self._may_group(chosen):
