@@ -38,6 +38,11 @@ class Probe:
     text: str
     text_ids: Int[Tensor, " tokens"]
 
+    def save(self, file: Path) -> None:
+        """Write it as a safetensors file, the text in its metadata, for a program in another process."""
+        names = ("input_ids", "logits", "prompt_ids", "text_ids")
+        save_file({name: getattr(self, name).contiguous() for name in names}, file, metadata={"text": self.text})
+
 
 @torch.no_grad()
 def take_probe(
@@ -82,10 +87,7 @@ def prove(folder: Path, probe: Probe, *, needs_remote_code: bool) -> dict[str, A
     """
     with tempfile.TemporaryDirectory(prefix="tuneprune-proof-") as scratch:
         probe_file = Path(scratch, "probe.safetensors")
-        tensors = {
-            name: getattr(probe, name).contiguous() for name in ("input_ids", "logits", "prompt_ids", "text_ids")
-        }
-        save_file(tensors, probe_file, metadata={"text": probe.text})
+        probe.save(probe_file)
         arguments = [str(probe_file), str(int(needs_remote_code))]
         result = run_fresh(reload_probe, str(folder.resolve()), arguments)
     result["logits"]["dtype"] = probe.dtype
