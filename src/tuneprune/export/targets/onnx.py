@@ -1,0 +1,74 @@
+"""ONNX, for onnxruntime and what is built on it: one graph with the key/value cache among its inputs and outputs."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from transformers import AutoTokenizer, GenerationConfig
+
+from tuneprune.errors import TunePruneError
+from tuneprune.export.fresh import run_fresh
+from tuneprune.export.onnx import graph, session_probe
+from tuneprune.export.reference import Reference, load_exported
+from tuneprune.export.shape import Shape
+from tuneprune.export.targets.base import Target
+
+TOLERANCE = {"f32": 1e-3, "f16": 1e-2}
+"""Largest difference of a logit, over the largest logit, with which the proof passes."""
+DTYPES = {"f32": torch.float32, "f16": torch.float16}
+
+
+class Onnx(Target, frozen=True):
+    """One ONNX graph with a cache, its weights beside it, the tokenizer, and `io.json`, which names what goes in."""
+
+    name: ClassVar[str] = "onnx"
+    title: ClassVar[str] = "one graph with a key/value cache for onnxruntime, uniform and ragged"
+    extra: ClassVar[str] = "onnx"
+    packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "transformers.exporters")
+    runtime: ClassVar[tuple[str, ...]] = ("onnxruntime",)
+
+    dtype: Literal["f32", "f16"] = "f32"
+
+    def write(self, source: Path, folder: Path, shape: Shape) -> None:  # noqa: ARG002
+        """Trace the model in memory; its weights stream to `model.onnx.data`."""
+        program = graph.trace(load_exported(source, DTYPES[self.dtype]))
+        graph.save(program, folder / "model.onnx")
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer.save_pretrained(folder)
+        generation = GenerationConfig.from_pretrained(source)
+        generation.save_pretrained(folder)
+        ends = {name: getattr(generation, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        (folder / "io.json").write_text(json.dumps(graph.interface(program) | ends, indent=1) + "\n", encoding="utf8")
+
+    def prove(self, folder: Path, reference: Reference, shape: Shape) -> dict[str, Any]:  # noqa: ARG002
+        """Run the graph in a process that knows onnxruntime alone: at once, through the cache, and beside padding."""
+        import onnx
+
+        onnx.checker.check_model(str(folder / "model.onnx"))
+        why = self.not_run()
+        if why:
+            return {"status": "structure", "why": why}
+        with tempfile.TemporaryDirectory(prefix="tuneprune-onnx-") as scratch:
+            probe_file = Path(scratch, "probe.safetensors")
+            reference.probe.save(probe_file)
+            found = run_fresh(session_probe, str(folder.resolve()), [str(probe_file)])
+        expected = reference.greedy_ids.tolist()
+        greedy = {
+            "greedy_equal": found.pop("greedy_ids") == expected,
+            "padded_greedy_equal": found.pop("padded_greedy_ids") == expected,
+        }
+        for kind in ("logits", "cached_logits", "batched_logits"):
+            largest = found[kind]["max_rel_diff"]
+            if not largest <= TOLERANCE[self.dtype]:  # nor is it where it is no number
+                raise TunePruneError(
+                    f"export {self.name}: onnxruntime's {kind.replace('_', ' ')} differ by {largest:.2g} of the largest"
+                    f" logit, more than {TOLERANCE[self.dtype]:g}. {self._way_out()}"
+                )
+        return {"status": "run", "why": "", "tolerance": TOLERANCE[self.dtype], **found, **greedy}
+
+    def _way_out(self) -> str:
+        if self.dtype == "f16":
+            return "The model leaves the range of half precision: use dtype=f32."
+        return "Export to another target, and please report the model."
