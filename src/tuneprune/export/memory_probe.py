@@ -50,10 +50,9 @@ def cache_bytes_per_token(cache: Any, rows: int) -> int:  # noqa: ANN401
 def main(folder: str, result_file: str, trust: str, device: str, dtype: str, *counts: str) -> None:
     """Load, generate at every batch size, and write what was found."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
-    with torch.device("meta"):  # imports all that the family needs
-        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    _ = MODEL_FOR_CAUSAL_LM_MAPPING[type(AutoConfig.from_pretrained(folder))]  # imports all that the family needs
     torch.zeros(1, device=device)
     libraries = peak_bytes(device)
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "trust_remote_code": trust == "1"}
