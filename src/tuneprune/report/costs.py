@@ -129,30 +129,44 @@ def _reasons(speed: SpeedRecord, not_faster: Sequence[SpeedSetting]) -> list[str
         )
         missing = f"What uniform widths would give was not measured: {speed.twins_missing}"
         return [general, *([missing] if speed.twins_missing else [])]
-    by_widths = [setting for setting in not_faster if any(twin.ratio.low > 1 for twin in setting.twins.values())]
-    by_size = [setting for setting in not_faster if setting not in by_widths]
+    by_widths = [s for s in not_faster if any(twin.over_pruned.low > 1 for twin in s.twins.values())]
+    by_size = [s for s in not_faster if s not in by_widths and _gains_little(s)]
+    unclear = [s for s in not_faster if s not in by_widths and s not in by_size]
     reasons: list[str] = []
     if by_widths:
         reasons.append(
-            "The widths are what costs: at the same number of parameters "
-            + "; ".join(_twins_text(speed, setting) for setting in by_widths)
-            + ". Ask for them with budget.per_layer=uniform and budget.multiple_of."
+            "The widths are what costs: in the same rounds stock models of the same number of parameters were faster"
+            f" than it ({_twins_text(speed, by_widths)}). Ask for such widths with budget.per_layer=uniform and"
+            " budget.multiple_of."
         )
         if speed.odd_matrices:
             reasons.append(f"{speed.odd_matrices} of {speed.matrices} matrices have a side that is no multiple of 8.")
     if by_size:
         reasons.append(
-            "The size is what costs: stock models of the same number of parameters are not clearly faster than the"
-            " dense one either ("
-            + "; ".join(_twins_text(speed, setting) for setting in by_size)
-            + "), so most of a step is what does not shrink with the weights, such as launching operations."
+            "The size is what costs: stock models of the same number of parameters are not faster either"
+            f" ({_twins_text(speed, by_size)}), so most of a step is what does not shrink with the weights, such as"
+            " launching operations."
+        )
+    if unclear:
+        reasons.append(
+            "The spread is too wide to say why; stock models of the same number of parameters:"
+            f" {_twins_text(speed, unclear)}. Measure on a machine that does nothing else."
         )
     return reasons
 
 
-def _twins_text(speed: SpeedRecord, setting: SpeedSetting) -> str:
-    ratios = " and ".join(f"{speed.twins[name].text} {twin.ratio.text}" for name, twin in setting.twins.items())
-    return f"{setting.text}, {ratios}"
+def _gains_little(setting: SpeedSetting) -> bool:
+    """Whether neither the pruned model nor a twin gains more than a tenth."""
+    return all(ratio.median <= 1.1 for ratio in (setting.ratio, *(twin.ratio for twin in setting.twins.values())))
+
+
+def _twins_text(speed: SpeedRecord, settings: Sequence[SpeedSetting]) -> str:
+    """The twins' speeds over the dense model's in some settings."""
+    return "; ".join(
+        f"{setting.text}, "
+        + " and ".join(f"{speed.twins[name].text} {twin.ratio.text}" for name, twin in setting.twins.items())
+        for setting in settings
+    )
 
 
 def twins_sentence(speed: SpeedRecord) -> str:

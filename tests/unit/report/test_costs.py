@@ -65,6 +65,16 @@ def test_the_size_is_blamed_where_even_widths_are_no_faster_either():
     assert "widths are what costs" not in said
 
 
+def test_nothing_is_blamed_where_the_spread_says_too_little():
+    found = with_twins(1.5, 1.5).model_dump()
+    for setting in found["settings"]:
+        setting["ratio"] = {"median": 1.5, "low": 0.7, "high": 2.0}
+    said = speed_sentence(SpeedRecord.model_validate(found))
+    assert "not clearly faster in 4 of 4 settings" in said
+    assert "The spread is too wide to say why" in said
+    assert "what costs" not in said
+
+
 def test_a_missing_twin_is_said_with_its_reason():
     found = SpeedRecord.model_validate(speed(0.9) | {"twins_missing": "they take 20 GB of memory, more than is free."})
     assert "What uniform widths would give was not measured: they take 20 GB" in speed_sentence(found)
