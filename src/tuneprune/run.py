@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from tuneprune import export
+from tuneprune import export, families
 from tuneprune.compress import cut, rewrite
 from tuneprune.compress.compensate import compensate_plan
 from tuneprune.config import RunConfig
@@ -19,7 +19,6 @@ from tuneprune.methods.base import Search, Subject
 from tuneprune.progress import Progress
 from tuneprune.recording import make_proof, make_record, write_results
 from tuneprune.report import RunRecord, ScoreRecord
-from tuneprune.structure.edits import Drop
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.routing import simulated
 from tuneprune.train import Tuner, inject_lora, merge_lora
@@ -53,7 +52,7 @@ def run(
     model, plan = tune_and_prune(job)  # still in its dense shape, LoRA merged
     probe = masked_probe(job, model, plan)  # what it says under the plan's masks
     small = cut(model, job.architecture, job.space, plan)
-    small, probe = recover(job, small, probe, plan)  # one-shot methods tune here
+    small, probe = recover(job, small, probe)  # one-shot methods tune here
 
     if job.accelerator.is_main_process:
         job.progress.stage("export and prove")
@@ -154,13 +153,13 @@ def take_probe(job: Job, model: PreTrainedModel) -> export.Probe:
     return export.take_probe(model, job.tokenizer, texts)
 
 
-def recover(job: Job, small: PreTrainedModel, probe: export.Probe, plan: Plan) -> tuple[PreTrainedModel, export.Probe]:
+def recover(job: Job, small: PreTrainedModel, probe: export.Probe) -> tuple[PreTrainedModel, export.Probe]:
     """The smaller model after its second tuning, where the run has one; the proof is then about the tuned weights."""
     options = job.config.recover or (job.config.tune if job.config.method.one_shot else None)
     if options is None:
         return small, probe
     job.progress.stage("recover")
-    architecture = job.architecture.without([edit.block for edit in plan.of_kind(Drop)])
+    architecture = families.describe_config(small.config)  # a host may hold apart what the base packs
     inject_lora(small, architecture, options.lora, job.config.seed)
     tuner = job.tuner(small, options, job.out if job.config.method.one_shot else job.out / "recover")
     search = Search()
