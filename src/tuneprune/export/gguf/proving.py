@@ -1,19 +1,17 @@
 """What llama.cpp says about a GGUF file, beside what the exported folder says."""
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from tuneprune.errors import TunePruneError
+from tuneprune.export.fresh import run_fresh
 from tuneprune.export.gguf import hosts, run_probe
 from tuneprune.export.reference import Reference
 from tuneprune.export.shape import Shape
@@ -26,21 +24,6 @@ llama.cpp reads GELU from a table in float16, so models with it differ by more t
 DEVIATION = {"f16": 0.05, "bf16": 0.1, "q8_0": 0.2}
 COARSE = 0.9
 """Largest root mean square of the differences over the standard deviation of the logits; unrelated logits have 1.4."""
-
-
-def run_child(program: str, *arguments: str) -> None:
-    """Run one of this package's programs in a fresh process, which llama.cpp may abort.
-
-    Raises:
-        TunePruneError: with the last thing that it said.
-    """
-    # a backtrace takes a debugger seconds to print, and its lines would hide what went wrong
-    environment = os.environ | {"GGML_NO_BACKTRACE": "1"}
-    command = [sys.executable, "-P", program, *arguments]
-    child = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if child.returncode != 0:
-        said = child.stderr.strip() or child.stdout.strip() or f"exit status {child.returncode}"
-        raise TunePruneError(f"llama.cpp cannot use the written GGUF file: {said.splitlines()[-1]}")
 
 
 def prove(file: Path, kind: str, reference: Reference, shape: Shape, *, with_tokens: bool) -> dict[str, Any]:
@@ -68,7 +51,7 @@ def prove(file: Path, kind: str, reference: Reference, shape: Shape, *, with_tok
             f" of which {tolerance:g} is allowed. Nothing was written; please report it with the model's config."
         )
     needed = len(reference.probe.prompt_ids) + len(reference.greedy_ids)
-    greedy = torch.equal(found["greedy_ids"], reference.greedy_ids) if needed <= context else None
+    greedy = found["greedy_ids"] == reference.greedy_ids.tolist() if needed <= context else None
     proof: dict[str, Any] = {
         "engine": found["engine"],
         "logits": logits | {"tolerance": {measure: tolerance}},
@@ -95,13 +78,10 @@ def _ask(file: Path, kind: str, reference: Reference, context: int, *, with_toke
         "prompt_ids": probe.prompt_ids[:context].contiguous(),
     }
     with tempfile.TemporaryDirectory(prefix="tuneprune-gguf-") as scratch:
-        asked, answered = Path(scratch, "probe.safetensors"), Path(scratch, "answer.safetensors")
+        asked, logits = Path(scratch, "probe.safetensors"), Path(scratch, "logits.npy")
         save_file(questions, asked, metadata=settings)
-        run_child(run_probe.__file__, str(file), str(asked), str(answered))
-        with safe_open(answered, framework="pt") as stored:
-            said = stored.metadata()
-            tensors = {name: stored.get_tensor(name) for name in ("logits", "greedy_ids")}
-    return {**tensors, "tokens": json.loads(said["tokens"]), "engine": said["engine"]}
+        found = run_fresh(run_probe, str(file), [str(asked), str(logits)])
+        return found | {"logits": torch.from_numpy(np.load(logits))}
 
 
 def _compared(found: Tensor, expected: Tensor) -> dict[str, Any]:

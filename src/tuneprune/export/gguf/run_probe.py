@@ -1,14 +1,16 @@
 """A program for a fresh process: runs a GGUF file in llama.cpp and writes down what it says.
 
-Usage: python run_probe.py FILE PROBE RESULT, where PROBE is a safetensors file with `input_ids` and `prompt_ids` and,
-in its metadata, `texts` (a JSON list to tokenize), `new_tokens` and `exact` (1 for a key/value cache in float32).
-RESULT is the safetensors file to write: `logits`, `greedy_ids`, and in its metadata `engine` and `tokens` (of every
-text, as llama.cpp gives them by default, and `bare`, without special tokens at the ends).
+Usage: python run_probe.py FILE RESULT PROBE LOGITS, where PROBE is a safetensors file with `input_ids` and `prompt_ids`
+and, in its metadata, `texts` (a JSON list to tokenize), `new_tokens` and `exact` (1 for a key/value cache in float32).
+LOGITS is the numpy file of them to write, RESULT the JSON file for the rest: `greedy_ids`, `engine` and `tokens` (of
+every text, as llama.cpp gives them by default, and `bare`, without special tokens at the ends).
 """
 
 import ctypes
 import json
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 GGML_TYPE_F32 = 0
@@ -38,12 +40,12 @@ def load(file: str, length: int, *, exact: bool) -> Any:  # noqa: ANN401  (llama
     )
 
 
-def main(file: str, probe_file: str, result_file: str) -> None:
+def main(file: str, result_file: str, probe_file: str, logits_file: str) -> None:
     """Load, compute, generate, tokenize."""
+    os.environ["GGML_NO_BACKTRACE"] = "1"  # a debugger would take seconds over it, and its lines hide what went wrong
     import llama_cpp
     import numpy as np
     from safetensors import safe_open
-    from safetensors.numpy import save_file
 
     with safe_open(probe_file, framework="np") as stored:
         rows, prompt = stored.get_tensor("input_ids"), stored.get_tensor("prompt_ids")
@@ -74,12 +76,9 @@ def main(file: str, probe_file: str, result_file: str) -> None:
         {kind: model.tokenize(text.encode(), add_bos=kind == "ids", special=True) for kind in ("ids", "bare")}
         for text in json.loads(settings["texts"])
     ]
-    found = {"logits": np.stack(logits).astype(np.float32), "greedy_ids": np.array(greedy, dtype=np.int64)}
-    save_file(
-        found,
-        result_file,
-        metadata={"tokens": json.dumps(tokens), "engine": f"llama-cpp-python {llama_cpp.__version__}"},
-    )
+    np.save(logits_file, np.stack(logits).astype(np.float32))
+    found = {"greedy_ids": greedy, "tokens": tokens, "engine": f"llama-cpp-python {llama_cpp.__version__}"}
+    Path(result_file).write_text(json.dumps(found), encoding="utf8")
     model.close()
     del listener
 

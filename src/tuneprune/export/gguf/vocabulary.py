@@ -22,15 +22,16 @@ CASED = (
 )
 REST_WITH_SLASH = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPLITS = {
-    f"{CONTRACTIONS}|{WORDS}|" + r"\p{N}{1,3}|" + REST: "llama-bpe",
-    f"{CONTRACTIONS}|{WORDS}|" + r"\p{N}|" + REST: "qwen2",
-    "|".join((*CASED, r"\p{N}", REST_WITH_SLASH)): "tekken",
-    "|".join((*(f"{part}{CONTRACTIONS}?" for part in CASED), r"\p{N}{1,3}", REST_WITH_SLASH)): "gpt-4o",
+    f"{CONTRACTIONS}|{WORDS}|" + r"\p{N}{1,3}|" + REST: ("smaug-bpe", "llama-bpe"),
+    f"{CONTRACTIONS}|{WORDS}|" + r"\p{N}|" + REST: ("qwen2", None),
+    "|".join((*CASED, r"\p{N}", REST_WITH_SLASH)): (None, "tekken"),
+    "|".join((*(f"{part}{CONTRACTIONS}?" for part in CASED), r"\p{N}{1,3}", REST_WITH_SLASH)): ("gpt-4o", None),
 }
-"""llama.cpp's name of a pre-tokenizer, by the expression that `tokenizer.json` splits text with."""
+"""llama.cpp's names of pre-tokenizers, by the expression that splits text: without and with `ignore_merges`.
+
+With it, a word that is a token stays one whatever the merges say; llama.cpp ties that to the name, too.
+"""
 UNKNOWN_SPLIT = "default"
-SENTENCEPIECE = "llama"
-"""llama.cpp's name of a tokenizer whose merges follow from scores."""
 NO_MERGE = "\ufffe \ufffe"
 """A merge of what byte-level text never holds: llama.cpp wants at least one."""
 PHI_3 = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
@@ -86,18 +87,18 @@ def read(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary:
     backend: Any = tokenizer.backend_tokenizer  # pyright: ignore[reportAttributeAccessIssue]  (a fast one has it)
     stored = json.loads(backend.to_str())
     model = stored["model"]
-    tokens, types = _tokens(stored, rows)
-    if model["type"] == "WordLevel":
-        return _words(tokens, types)
-    if model["type"] != "BPE":
+    if model["type"] not in ("BPE", "WordLevel"):
         raise UnsupportedExport(
             f"GGUF: a tokenizer of type {model['type']} is not supported; BPE and WordLevel are. Write the file without"
             " a tokenizer by `gguf:tokenizer=none`."
         )
+    tokens, types = _tokens(stored, rows)
+    if model["type"] == "WordLevel":
+        return _words(tokens, types)
     if model.get("byte_fallback"):
         return _sentencepiece(stored, tokens, types)
     merges = tuple(_merge(pair) for pair in model["merges"]) or (NO_MERGE,)
-    split = _split(stored.get("pre_tokenizer"))
+    split = _split(stored.get("pre_tokenizer"), ignores_merges=bool(model.get("ignore_merges")))
     note = None
     if split is None:
         note = "llama.cpp may split text into words otherwise: no pre-tokenizer of its is known to be this model's"
@@ -114,7 +115,7 @@ def write(writer: GGUFWriter, vocabulary: Vocabulary, tokenizer: PreTrainedToken
         writer.add_token_scores(list(vocabulary.scores))
     if vocabulary.model == "gpt2":
         writer.add_token_merges(list(vocabulary.merges))
-    if vocabulary.model == SENTENCEPIECE:
+    if vocabulary.model == "llama":
         writer.add_add_space_prefix(vocabulary.add_space)
     ids: dict[str, Any] = {kind: getattr(tokenizer, f"{kind}_token_id", None) for kind in ("bos", "eos", "unk", "pad")}
     if vocabulary.model == "bert":
@@ -190,24 +191,24 @@ def _sentencepiece(stored: Mapping[str, Any], tokens: tuple[str, ...], types: tu
     normalizer, splitter = json.dumps(stored.get("normalizer")), stored.get("pre_tokenizer") or {}
     add_space = '"Prepend"' in normalizer or splitter.get("prepend_scheme", "never") != "never"
     strips = any(token["rstrip"] for token in stored["added_tokens"])
-    return Vocabulary(SENTENCEPIECE, UNKNOWN_SPLIT, tokens, types, scores=scores, add_space=add_space, strips=strips)
+    return Vocabulary("llama", UNKNOWN_SPLIT, tokens, types, scores=scores, add_space=add_space, strips=strips)
 
 
 def _merge(pair: str | Sequence[str]) -> str:
     return pair if isinstance(pair, str) else " ".join(pair)
 
 
-def _split(splitter: Mapping[str, Any] | None) -> str | None:
+def _split(splitter: Mapping[str, Any] | None, *, ignores_merges: bool) -> str | None:
     """llama.cpp's name of a pre-tokenizer, or None where it has none that is known to be the same."""
     if splitter is None:
         return None
     steps = splitter["pretokenizers"] if splitter["type"] == "Sequence" else [splitter]
     expressions = [step["pattern"].get("Regex") for step in steps if step["type"] == "Split"]
     kinds = [step["type"] for step in steps]
-    if kinds == ["ByteLevel"] and steps[0].get("use_regex", True) and not steps[0].get("add_prefix_space"):
-        return "gpt-2"
+    if kinds == ["Split", "ByteLevel"] and not steps[1].get("use_regex", True):
+        return SPLITS.get(expressions[0], (None, None))[ignores_merges]
+    if ignores_merges or steps[-1].get("add_prefix_space") or not steps[-1].get("use_regex", True):
+        return None
     if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits"):
         return "smollm"
-    if kinds == ["Split", "ByteLevel"] and not steps[1].get("use_regex", True):
-        return SPLITS.get(expressions[0])
-    return None
+    return "gpt-2" if kinds == ["ByteLevel"] else None

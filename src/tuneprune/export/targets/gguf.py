@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from tuneprune.errors import TunePruneError, UnsupportedExport
+from tuneprune.export.fresh import run_fresh
 from tuneprune.export.gguf import hosts
 from tuneprune.export.hf import weight_bytes
 from tuneprune.export.reference import Reference
@@ -27,7 +28,7 @@ class Gguf(Target, frozen=True):
     """A file for llama.cpp, on the architecture of llama.cpp that computes the model."""
 
     name: ClassVar[str] = "gguf"
-    title: ClassVar[str] = "one file with tokenizer for llama.cpp, Ollama and LM Studio"
+    title: ClassVar[str] = "one file with its tokenizer, for llama.cpp"
     extra: ClassVar[str] = "gguf"
     packages: ClassVar[tuple[str, ...]] = ("gguf",)
     runtime: ClassVar[tuple[str, ...]] = ("llama_cpp",)
@@ -51,7 +52,7 @@ class Gguf(Target, frozen=True):
 
     def write(self, source: Path, folder: Path, shape: Shape) -> Mapping[str, Any]:
         """Write `model-TYPE.gguf`; tensors whose rows do not fill the blocks of the type get another, which is said."""
-        from tuneprune.export.gguf import proving, run_quantise, vocabulary, writing
+        from tuneprune.export.gguf import run_quantise, vocabulary, writing
 
         host, file = hosts.choose(shape), folder / self.file_name
         tokenizer = vocabulary.load(source) if self.tokenizer == "own" else None
@@ -61,7 +62,7 @@ class Gguf(Target, frozen=True):
             written = folder / f"{kind}.whole" if quantised else file
             note = writing.write(weights, written, shape, host, kind, tokenizer)
         if quantised is not None:
-            proving.run_child(run_quantise.__file__, str(written), str(file), str(writing.ftype(quantised)))
+            run_fresh(run_quantise, str(written), [str(file), str(writing.ftype(quantised))])
             written.unlink()
         notes = [note, hosts.context_length(host, shape.config)[1]]
         return {
