@@ -31,9 +31,9 @@ test: setup ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses $(CORES)
 
 # In an environment of its own: some of these packages change how slowly and how loudly others are imported.
-test-exports: ## run the tests of all export targets, with their runtimes (llama-cpp-python is built from source)
+test-exports: ## run the tests of all export targets, with their runtimes, and write the table in docs/exports.md
 	$(MAKE) --no-print-directory BIN=.venv-exports/bin READY=.venv-exports/.ready VENV=.venv-exports EXTRAS=dev,exports setup
-	OMP_NUM_THREADS=1 .venv-exports/bin/python -m pytest -n auto --maxprocesses $(CORES) tests/exports
+	OMP_NUM_THREADS=1 .venv-exports/bin/python benchmarks/export_matrix.py -- -n auto --maxprocesses $(CORES)
 
 check: setup ## lint, formatting, types, import layers
 	$(BIN)/ruff check .

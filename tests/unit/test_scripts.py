@@ -122,3 +122,31 @@ def test_decode_benchmark_counts_what_a_token_reads_and_draws_widths_as_it_says(
         assert variant != "ragged" or {width % 2 for width in kept} == {1}
         assert variant != "aligned" or {width % 64 for width in kept} == {0}
         assert variant != "uniform" or len(kept) == 1
+
+
+def test_the_page_of_exports_shows_the_record():
+    matrix = script("benchmarks/export_matrix.py")
+    page = matrix.PAGE.read_text(encoding="utf8")
+    assert matrix.with_tables(page, matrix.load(matrix.RECORD)) == page
+
+
+def test_a_case_that_several_tests_decide_counts_as_the_best():
+    matrix = script("benchmarks/export_matrix.py")
+    case = {
+        "target": "x",
+        "family": "llama",
+        "space": "width",
+        "layout": "ragged",
+        "outcome": "impossible",
+        "why": "no",
+    }
+    run = case | {"outcome": "run", "why": ""}
+    assert matrix.best([case, run, case]) == [run]
+    table = matrix.tables([case, run | {"layout": "uniform"}]).splitlines()
+    assert table[2:] == [
+        "| family | x, uniform | x, ragged |",
+        "| --- | --- | --- |",
+        "| llama | run | – (1) |",
+        "",
+        "1. no",
+    ]

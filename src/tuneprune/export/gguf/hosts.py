@@ -41,15 +41,18 @@ class Host:
 LLAMA = Host("llama", interleaves=True, factors=True, biases=ALL_BIASES)
 DECI = Host("deci", interleaves=True, per_layer=True, factors=True, biases=ALL_BIASES)
 OPENELM = Host("openelm", per_layer=True, fuses_qkv=True, head="tied")
+GRANITE = Host("granite", interleaves=True, factors=True, biases=ALL_BIASES)
+GEMMA2 = Host("gemma2", windows=True, head="tied")
+SMOLLM3 = Host("smollm3", interleaves=True, biases=ATTENTION_BIASES)
 HOSTS = {
     "llama": (LLAMA, DECI),
     "mistral": (LLAMA, DECI),
     "qwen2": (Host("qwen2", square=True, biases=ATTENTION_BIASES), LLAMA, DECI),
     "phi3": (Host("phi3", square=True, factors=True, fuses_qkv=True, fuses_up=True), LLAMA, DECI),
     "qwen3": (Host("qwen3", biases=ATTENTION_BIASES), OPENELM),
-    "granite": (Host("granite", interleaves=True, factors=True, biases=ALL_BIASES), DECI),
-    "smollm3": (Host("smollm3", interleaves=True, biases=ATTENTION_BIASES),),
-    "gemma2": (Host("gemma2", windows=True, head="tied"),),
+    "granite": (GRANITE, DECI),
+    "smollm3": (SMOLLM3,),
+    "gemma2": (GEMMA2,),
     "gemma3_text": (Host("gemma3", windows=True),),
     "olmo2": (Host("olmo2", square=True, head="own"),),
     "starcoder2": (Host("starcoder2", square=True, biases=ALL_BIASES | NORM_BIASES),),
@@ -133,7 +136,7 @@ def _objection(host: Host, shape: Shape) -> str | None:
 
 def _special(host: Host, config: Any) -> str | None:  # noqa: ANN401
     """What a single architecture has built in."""
-    if host.name == "smollm3":
+    if host == SMOLLM3:
         fixed = [int((index + 1) % 4 != 0) for index in range(config.num_hidden_layers)]
         if list(config.no_rope_layers) != fixed:
             return "leaves every fourth layer without RoPE, and this model others"

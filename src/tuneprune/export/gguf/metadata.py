@@ -6,7 +6,7 @@ from typing import Any
 from gguf import GGUFWriter, RopeScalingType
 
 from tuneprune.export.gguf import rope
-from tuneprune.export.gguf.hosts import Host, context_length, sliding_window
+from tuneprune.export.gguf.hosts import GEMMA2, GRANITE, Host, context_length, sliding_window
 from tuneprune.export.shape import Shape
 from tuneprune.structure.architecture import Experts
 
@@ -80,11 +80,11 @@ def _attention(writer: GGUFWriter, host: Host, config: Any) -> None:  # noqa: AN
         writer.add_rope_freq_base_swa(rope.settings(config, "sliding_attention")["rope_theta"])
     if hasattr(config, "attn_logit_softcapping") and config.attn_logit_softcapping is not None:
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
-    elif host.name == "gemma2":
+    elif host == GEMMA2:
         writer.add_attn_logit_softcapping(NEVER_REACHED)
     if hasattr(config, "final_logit_softcapping"):
         writer.add_final_logit_softcapping(config.final_logit_softcapping or NEVER_REACHED)
-    if host.name == "granite":
+    if host == GRANITE:
         writer.add_attention_scale(config.attention_multiplier)
         writer.add_embedding_scale(config.embedding_multiplier)
         writer.add_residual_scale(config.residual_multiplier)

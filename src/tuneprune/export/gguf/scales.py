@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tuneprune.export.gguf.hosts import Host
+from tuneprune.export.gguf.hosts import GRANITE, Host
 from tuneprune.export.shape import Shape
 
 LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
@@ -14,7 +14,7 @@ def folded(host: Host, shape: Shape) -> dict[str, float]:
     config: Any = shape.config
     if host.name in LAYERS_OF_27B:
         return _gemma(host, shape, config)
-    if hasattr(config, "residual_multiplier") and host.name != "granite":
+    if hasattr(config, "residual_multiplier") and host != GRANITE:
         return _granite(shape, config)
     return {}
 

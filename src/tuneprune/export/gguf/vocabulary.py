@@ -32,6 +32,8 @@ SPLITS = {
 With it, a word that is a token stays one whatever the merges say; llama.cpp ties that to the name, too.
 """
 UNKNOWN_SPLIT = "default"
+SENTENCEPIECE = "llama"
+"""llama.cpp's name of a tokenizer whose merges follow from scores."""
 NO_MERGE = "\ufffe \ufffe"
 """A merge of what byte-level text never holds: llama.cpp wants at least one."""
 PHI_3 = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
@@ -115,7 +117,7 @@ def write(writer: GGUFWriter, vocabulary: Vocabulary, tokenizer: PreTrainedToken
         writer.add_token_scores(list(vocabulary.scores))
     if vocabulary.model == "gpt2":
         writer.add_token_merges(list(vocabulary.merges))
-    if vocabulary.model == "llama":
+    if vocabulary.model == SENTENCEPIECE:
         writer.add_add_space_prefix(vocabulary.add_space)
     ids: dict[str, Any] = {kind: getattr(tokenizer, f"{kind}_token_id", None) for kind in ("bos", "eos", "unk", "pad")}
     if vocabulary.model == "bert":
@@ -191,7 +193,7 @@ def _sentencepiece(stored: Mapping[str, Any], tokens: tuple[str, ...], types: tu
     normalizer, splitter = json.dumps(stored.get("normalizer")), stored.get("pre_tokenizer") or {}
     add_space = '"Prepend"' in normalizer or splitter.get("prepend_scheme", "never") != "never"
     strips = any(token["rstrip"] for token in stored["added_tokens"])
-    return Vocabulary("llama", UNKNOWN_SPLIT, tokens, types, scores=scores, add_space=add_space, strips=strips)
+    return Vocabulary(SENTENCEPIECE, UNKNOWN_SPLIT, tokens, types, scores=scores, add_space=add_space, strips=strips)
 
 
 def _merge(pair: str | Sequence[str]) -> str:

@@ -1,0 +1,112 @@
+"""Run the export tests and write what they found as the table in docs/exports.md.
+
+`python benchmarks/export_matrix.py [--check] [--keep]`; the record is benchmarks/results/export_matrix.jsonl.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD = ROOT / "benchmarks" / "results" / "export_matrix.jsonl"
+PAGE = ROOT / "docs" / "exports.md"
+FIELDS = ("target", "family", "space", "layout", "outcome", "why")
+SHORT = {"run": "run", "structure": "checked", "impossible": "–"}
+ORDER = tuple(SHORT)
+"""What is better first: a case that several tests decide counts as the best of them."""
+
+Case = Mapping[str, str]
+
+
+def best(cases: Iterable[Case]) -> list[dict[str, str]]:
+    """Every case once, sorted."""
+    found: dict[tuple[str, ...], dict[str, str]] = {}
+    for case in cases:
+        key = tuple(case[name] for name in FIELDS[:4])
+        if key not in found or ORDER.index(case["outcome"]) < ORDER.index(found[key]["outcome"]):
+            found[key] = {name: case[name] for name in FIELDS}
+    return [found[key] for key in sorted(found)]
+
+
+def tables(cases: Iterable[Case]) -> str:
+    """One table a space: families down, targets and layouts across, with the reasons of what cannot be below them."""
+    cases = best(cases)
+    targets = sorted({case["target"] for case in cases})
+    parts: list[str] = []
+    for space in sorted({case["space"] for case in cases}):
+        here = [case for case in cases if case["space"] == space]
+        columns = [(target, layout) for target in targets for layout in ("uniform", "ragged")]
+        columns = [column for column in columns if any((case["target"], case["layout"]) == column for case in here)]
+        reasons: dict[str, int] = {}
+        lines = [f"### `{space}`", "", _row(["family", *(f"{target}, {layout}" for target, layout in columns)])]
+        lines.append(_row(["---"] * (len(columns) + 1)))
+        for family in sorted({case["family"] for case in here}):
+            found = {(case["target"], case["layout"]): case for case in here if case["family"] == family}
+            lines.append(_row([family, *(_cell(found.get(column), reasons) for column in columns)]))
+        notes = [f"{number}. {reason}" for reason, number in reasons.items()]
+        parts += [*lines, *(["", *notes] if notes else []), ""]
+    return "\n".join(parts).strip()
+
+
+def _cell(case: Case | None, reasons: dict[str, int]) -> str:
+    if case is None:
+        return " "
+    mark = SHORT[case["outcome"]]
+    if not case["why"]:
+        return mark
+    return f"{mark} ({reasons.setdefault(case['why'], len(reasons) + 1)})"
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def load(path: Path) -> list[dict[str, str]]:
+    """The cases in a record."""
+    return [json.loads(line) for line in path.read_text(encoding="utf8").splitlines()]
+
+
+def with_tables(page: str, cases: Iterable[Case]) -> str:
+    """The page with the tables between its markers."""
+    start, end = "<!-- matrix -->", "<!-- /matrix -->"
+    before, _, rest = page.partition(start)
+    _, marker, after = rest.partition(end)
+    if not marker:
+        raise SystemExit(f"docs/exports.md has no {start} ... {end}.")
+    return f"{before}{start}\n{tables(cases)}\n{end}{after}"
+
+
+def run_tests(arguments: list[str]) -> list[dict[str, str]]:
+    """The cases that the export tests decide, which must pass."""
+    found = RECORD.with_suffix(".partial")
+    found.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", "tests/exports", *arguments]
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"TUNEPRUNE_EXPORT_MATRIX": str(found)}, check=True)
+    cases = load(found) if found.exists() else []
+    found.unlink(missing_ok=True)
+    return cases
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="run no test; exit 1 where the page is not the record's")
+    parser.add_argument("--keep", action="store_true", help="keep recorded cases that no test decided this time")
+    parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
+    arguments = parser.parse_args()
+    page = PAGE.read_text(encoding="utf8")
+    if arguments.check:
+        sys.exit(int(with_tables(page, load(RECORD)) != page))
+    kept = load(RECORD) if arguments.keep and RECORD.exists() else []
+    decided = run_tests(arguments.pytest)
+    keys = {tuple(case[name] for name in FIELDS[:4]) for case in decided}
+    cases = best([*decided, *(case for case in kept if tuple(case[name] for name in FIELDS[:4]) not in keys)])
+    RECORD.write_text("".join(json.dumps(case) + "\n" for case in cases), encoding="utf8")
+    PAGE.write_text(with_tables(page, cases), encoding="utf8")
+
+
+if __name__ == "__main__":
+    main()
