@@ -47,6 +47,7 @@ SMOLLM3 = Host("smollm3", interleaves=True, biases=ATTENTION_BIASES)
 HOSTS = {
     "llama": (LLAMA, DECI),
     "mistral": (LLAMA, DECI),
+    "seed_oss": (LLAMA, DECI),
     "qwen2": (Host("qwen2", square=True, biases=ATTENTION_BIASES), LLAMA, DECI),
     "phi3": (Host("phi3", square=True, factors=True, fuses_qkv=True, fuses_up=True), LLAMA, DECI),
     "qwen3": (Host("qwen3", biases=ATTENTION_BIASES), OPENELM),
