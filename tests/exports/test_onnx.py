@@ -1,14 +1,13 @@
 """onnxruntime computes what transformers computes, with and without cache and padding, for every family and space."""
 
 import json
-import os
 import re
 from pathlib import Path
 
 import pytest
 from matrix import cell
 from tiny import CASES
-from toys import LAYOUTS, MAIN, pretrained, toy
+from toys import LAYOUTS, MAIN, pretrained, sweep, toy
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from tuneprune import export
@@ -46,8 +45,7 @@ def test_a_pruned_model_runs(tmp_path, family, space, layout):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("TUNEPRUNE_EXPORT_MATRIX" not in os.environ, reason="long: runs where the matrix is made")
-@pytest.mark.parametrize(("family", "space", "layout"), OTHERS)
+@pytest.mark.parametrize(("family", "space", "layout"), sweep(OTHERS))
 def test_every_family_runs_in_every_space(tmp_path, family, space, layout):
     check_run(converted(toy(tmp_path / "model", family, space, layout), tmp_path / "onnx"))
     cell("onnx", family, space, layout, "run")

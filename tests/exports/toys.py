@@ -27,7 +27,7 @@ def toy(folder: Path, variant: str, space_name: str, layout: str, *, adds: str =
     Args:
         adds: `biases`, `routers` or `skip matrices`, as FLAP, ToMoE and SliceGPT add them.
         step: channels of an MLP are kept in multiples of it.
-        sizes: of the dense model.
+        sizes: of the dense model, or its `seed`.
     """
     model = tiny_model(variant, dtype=torch.float32, **layers_for(space_name) | sizes)
     architecture = families.describe(model)
@@ -46,6 +46,14 @@ def toy(folder: Path, variant: str, space_name: str, layout: str, *, adds: str =
     assert hasattr(small.config, "pruned") or not adds
     export.write(small, letter_tokenizer(), folder)
     return folder
+
+
+def sweep(cases: list[tuple]) -> list:
+    """All cases where the matrix is made, which takes long, else one that says that they were left out."""
+    if "TUNEPRUNE_EXPORT_MATRIX" in os.environ:
+        return cases
+    reason = f"{len(cases)} further cases run where TUNEPRUNE_EXPORT_MATRIX names a file for the matrix"
+    return [pytest.param(*cases[0], marks=pytest.mark.skip(reason=reason))]
 
 
 def pretrained(folder: Path, name: str, layout: str) -> Path:
