@@ -4,11 +4,12 @@ from importlib.util import find_spec
 
 import pytest
 from matrix import cell
-from tiny import CASES
+from tiny import CASES, MIXTURES
 from toys import LAYOUTS, MAIN, pretrained, sweep, toy
+from transformers import AutoConfig
 
 from tuneprune import export
-from tuneprune.errors import TunePruneError
+from tuneprune.errors import TunePruneError, UnsupportedExport
 from tuneprune.export import targets
 from tuneprune.export.quantised import folder as quantised
 
@@ -52,6 +53,16 @@ def test_int8_weights_load(tmp_path, target, family, space, layout):
 def test_int8_weights_of_every_family_load(tmp_path, target, family, space, layout):
     proof_of(toy(tmp_path / "model", family, space, layout), tmp_path / "out", target)
     cell(target, family, space, layout, "run")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("target", ["bnb", "torchao"])
+def test_mixtures_are_refused(tmp_path, target, family, layout):
+    config = AutoConfig.from_pretrained(toy(tmp_path / "model", family, "experts", layout))
+    with pytest.raises(UnsupportedExport, match="experts in packed tensors"):
+        targets.build(target).refuse(export.Shape.of(config))
+    cell(target, family, "experts", layout, "impossible", "experts are packed in tensors that the library leaves as is")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
