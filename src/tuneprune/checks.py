@@ -37,6 +37,19 @@ def check_compensation(config: RunConfig, space: PruningSpace) -> None:
         )
 
 
+def check_counted(config: RunConfig) -> None:
+    """Refuse a budget of bytes for a method whose files are larger than its budget.
+
+    Raises:
+        ConfigError: names what to count instead.
+    """
+    if config.budget.of == "bytes" and not config.method.is_sized_on_disk:
+        raise ConfigError(
+            f"budget.of=bytes is about the weight files, but method `{config.method.title}` with these options meets"
+            " its budget by what one token uses. Use budget.of=total, or options that count all parameters."
+        )
+
+
 def check_answers(tasks: list[evaluate.LoadedTask], context: int) -> None:
     """Refuse summaries that leave no room for what they summarise.
 

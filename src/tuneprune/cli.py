@@ -144,6 +144,22 @@ def inspect(
 
 
 @app.command()
+def latency(
+    model: Annotated[str, typer.Argument(help="model folder or hub id")],
+    out: Annotated[Path, typer.Option(help="file for the table, which budget.table names")],
+    phase: Annotated[str, typer.Option(help="decode or prefill")] = "decode",
+    batch_size: Annotated[int, typer.Option(help="rows of the batch")] = 1,
+    multiple_of: Annotated[str, typer.Option(help="as in the run file: widths that are measured")] = "auto",
+) -> None:
+    """Measure what a model's layers take by their width on this machine, for budgets of time."""
+    from tuneprune.stages import measure_table
+
+    with _at_work():
+        table = measure_table(model, out, phase, batch_size, multiple_of)
+    typer.echo(f"{table.what} in {out}")
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="model folder or hub id")],
     suite: Annotated[str | None, typer.Option(help="suites, comma separated")] = None,

@@ -94,8 +94,14 @@ def check_options(
         raise ConfigError(f"--jobs {jobs}: use 1 or more, and 1 where several processes were launched.")
     if config.budget.of != "total":
         raise ConfigError(
-            "compare gives every method the same share of all parameters, but the run file counts the prunable ones,"
-            " which differ from space to space. Use budget.of=total."
+            "compare gives every method the same share of all parameters, but the run file has"
+            f" budget.of={config.budget.of}: prunable parameters differ from space to space, and bytes and time are no"
+            " share of parameters. Use budget.of=total."
+        )
+    if config.budget.at_most is not None:
+        raise ConfigError(
+            f"compare gives every method shares of all parameters, but the run file has"
+            f" budget.at_most={config.budget.at_most}. Use budget.keep, or --keep."
         )
     if config.recover is not None:
         raise ConfigError(

@@ -55,7 +55,7 @@ def measure_speed(job: Job, plan: Plan, dense: PreTrainedModel, small: PreTraine
     models = {name: twin.build(small.device, small.dtype) for name, (twin, _) in twins.items()}
     shapes = [module.weight.shape for module in small.modules() if isinstance(module, nn.Linear)]
     found: dict[str, Any] = {
-        **evaluate.compare_speed(dense, small, models, batch_sizes=BATCH_SIZES),
+        **evaluate.compare_speed(dense, small, models, batch_sizes=batch_sizes(job)),
         "twins": {
             name: {"parameters": twin.parameters, "widths": twin.widths, "multiple_of": step}
             for name, (twin, step) in twins.items()
@@ -65,6 +65,12 @@ def measure_speed(job: Job, plan: Plan, dense: PreTrainedModel, small: PreTraine
         "odd_matrices": sum(any(side % KERNEL_STEP for side in shape) for shape in shapes),
     }
     return found | {"verdict": speed_sentence(SpeedRecord.model_validate(found))}
+
+
+def batch_sizes(job: Job) -> tuple[int, ...]:
+    """Rows at a time in which every run is measured; a budget of time adds its own."""
+    own = () if job.table is None or job.table.batch_size in BATCH_SIZES else (job.table.batch_size,)
+    return (*BATCH_SIZES, *own)
 
 
 def twins_of(job: Job, plan: Plan, dense: PreTrainedModel, small: PreTrainedModel) -> dict[str, tuple[Twin, int]]:

@@ -14,9 +14,11 @@ from accelerate.utils import InitProcessGroupKwargs
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tuneprune import evaluate, export, families
+from tuneprune.budgets import TABLE, Costs, costs_of, size_text
 from tuneprune.checks import (
     check_answers,
     check_compensation,
+    check_counted,
     check_lengths,
     check_shares,
     check_tokens,
@@ -31,7 +33,9 @@ from tuneprune.progress import Progress
 from tuneprune.report import write_atomically
 from tuneprune.structure import spaces
 from tuneprune.structure.architecture import Architecture
+from tuneprune.structure.budget import Budget
 from tuneprune.structure.budget import check as check_budget
+from tuneprune.structure.latency_table import LatencyTable
 from tuneprune.structure.space import PruningSpace
 from tuneprune.train import TuneConfig, Tuner, TuneResult
 from tuneprune.train.checkpoint import fingerprint
@@ -48,7 +52,10 @@ LOADS_AS = {
 
 @dataclass
 class Checked:
-    """A run file that has passed every check that needs no training."""
+    """A run file that has passed every check that needs no training.
+
+    `budget` is the run file's as a share of this model; `table` has the times that it counts, if any.
+    """
 
     config: RunConfig
     tokenizer: PreTrainedTokenizerBase
@@ -56,6 +63,8 @@ class Checked:
     tasks: list[evaluate.LoadedTask]
     architecture: Architecture
     space: PruningSpace
+    budget: Budget
+    table: LatencyTable | None
     dtype: torch.dtype
 
 
@@ -128,8 +137,11 @@ class Job(Checked):
             tracker.finish()
 
 
-def check(config: RunConfig) -> Checked:
+def check(config: RunConfig, table: Path | None = None) -> Checked:
     """Every check that needs no training and writes nothing.
+
+    Args:
+        table: the measured times of this run, where it was begun before.
 
     Raises:
         TunePruneError: what is wrong with the run file, the model, the data or the budget.
@@ -137,17 +149,19 @@ def check(config: RunConfig) -> Checked:
     hf_config = load_config(config.model.base, config.model.adapter)
     check_lengths(config, hf_config.max_position_embeddings)
     check_trackers(config.tune.trackers)
-    architecture, space = check_shape(config, hf_config)
+    architecture, costs = check_shape(config, hf_config, table)
     tokenizer = load_tokenizer(config.model.base)
     tasks = evaluate.load_tasks(config.evaluate, tokenizer)
     check_answers(tasks, min(config.evaluate.max_length, hf_config.max_position_embeddings))
     test = [example for task in tasks for example in task.examples]
     data = load(config.data, tokenizer, config.tune.max_length, test)
     check_tokens(tokenizer, data, test, hf_config.vocab_size)
-    return Checked(config, tokenizer, data, tasks, architecture, space, stored_dtype(hf_config))
+    return Checked(config, tokenizer, data, tasks, architecture, **vars(costs), dtype=stored_dtype(hf_config))
 
 
-def check_shape(config: RunConfig, hf_config: PretrainedConfig) -> tuple[Architecture, PruningSpace]:
+def check_shape(
+    config: RunConfig, hf_config: PretrainedConfig, table: Path | None = None
+) -> tuple[Architecture, Costs]:
     """The checks that need no data: whether the space offers what the budget and the export ask for.
 
     Raises:
@@ -157,12 +171,13 @@ def check_shape(config: RunConfig, hf_config: PretrainedConfig) -> tuple[Archite
     space = spaces.build(config.space, architecture, skeleton(hf_config))
     config.method.check_family(architecture)
     check_compensation(config, space)
-    check_budget(space, config.budget)
-    config.method.check(space, config.budget)
-    export.check(
-        config.export, lambda: export.foresee(skeleton(hf_config), architecture, space, config.method, config.budget)
-    )
-    return architecture, space
+    check_counted(config)
+    costs = costs_of(config.budget, hf_config, space, table)
+    space, budget = costs.space, costs.budget
+    check_budget(space, budget)
+    config.method.check(space, budget)
+    export.check(config.export, lambda: export.foresee(skeleton(hf_config), architecture, space, config.method, budget))
+    return architecture, costs
 
 
 def prepare(config: RunConfig, out: Path, *, resume: bool, progress: Progress, store: Path | None = None) -> Job:
@@ -175,12 +190,14 @@ def prepare(config: RunConfig, out: Path, *, resume: bool, progress: Progress, s
         TunePruneError: what is wrong with the run file, the model, the data, the budget or the folder.
     """
     progress.stage("prepare")
-    checked = check(config)
+    checked = check(config, out / TABLE if resume else None)
     accelerator = processes(config, out)
     check_shares(config, accelerator.num_processes)
     loaded = load_model(config.model.base, config.model.adapter, accelerator.device)
     if accelerator.is_main_process:
         claim(out, config, resume=resume)
+        if checked.table is not None and not (out / TABLE).exists():
+            write_atomically(out / TABLE, checked.table.model_dump_json(indent=1) + "\n")
     if config.tune.trackers:
         accelerator.init_trackers("tuneprune")
     accelerator.wait_for_everyone()
@@ -223,14 +240,13 @@ def processes(config: RunConfig | RecoverConfig, out: Path) -> Accelerator:
 def outlook(config: RunConfig) -> dict[str, Any]:
     """What a checked run would do: sizes before and after, data, and how the result will load."""
     checked = check(config)
-    space, budget = checked.space, config.budget
+    space, budget = checked.space, checked.budget
     hf_config = load_config(config.model.base, config.model.adapter)
     stock = export.stock_holds(hf_config, checked.architecture, space, config.method, budget)
-    target = budget.target(space)
     return {
         "model": f"{config.model.base} ({checked.architecture.family}, {space.num_parameters:,} parameters)",
         "method": f"{config.method.title} on space {space.name}",
-        "result": f"{target:,} parameters ({target / space.num_parameters:.1%} of all)",
+        "result": size_text(space, budget, checked.table, checked.dtype),
         "loads as": LOADS_AS[stock],
         "training": f"{len(checked.data.train)} documents, {config.tune.steps} steps of {config.tune.batch_size} rows",
         "calibration": f"{len(checked.data.calibration)} documents",

@@ -32,7 +32,7 @@ def make_proof(job: Job, plan: Plan, found: dict[str, Any]) -> Proof:
 def parameter_counts(job: Job, plan: Plan) -> dict[str, Any]:
     """Parameters before and after under both denominators, and those of the largest unit a decision moves at once."""
     space = job.space
-    budget = Budget.model_validate(plan.provenance.get("budget", job.config.budget))  # a method may be stricter
+    budget = Budget.model_validate(plan.provenance.get("budget", job.budget))  # a method may be stricter
     widths = plan.widths(space)
     kept = space.count(widths) + plan.added(space)
     fixed = space.num_parameters - space.num_prunable
@@ -53,8 +53,49 @@ def parameter_counts(job: Job, plan: Plan) -> dict[str, Any]:
         "target": budget.keep,
         "of": budget.of,
         "largest_unit": max(steps.values()),
+        "latency": latency_counts(job, plan, budget),
         "active_total": plan.provenance.get("active_parameters"),
         "budget_counts": plan.provenance.get("budget_counts", "total"),
+    }
+
+
+def latency_counts(job: Job, plan: Plan, budget: Budget) -> dict[str, Any] | None:
+    """Times before and after by the table that the budget counts, if it counts one."""
+    if job.table is None:
+        return None
+    assert job.space.latency is not None
+    steps: dict[Any, int] = {}
+    for group in job.space.groups:
+        units, times = units_per_step(group, budget.multiple_of), job.space.latency.steps[group.name]
+        place = (group.kind, group.name.split(".")[-1]) if budget.per_layer == "uniform" else group.name
+        dearest = max(after - before for before, after in zip(times, times[units:], strict=False))
+        steps[place] = steps.get(place, 0) + dearest
+    return {
+        "what": job.table.what,
+        "dense_ms": job.space.latency.dense / 1e6,
+        "kept_ms": job.space.latency.count(plan.widths(job.space)) / 1e6,
+        "largest_unit_ms": max(steps.values()) / 1e6,
+    }
+
+
+def budget_record(job: Job) -> dict[str, Any]:
+    """The budget as a share of the model, and as it was asked for."""
+    return job.budget.model_dump(mode="json") | {"at_most": job.config.budget.at_most}
+
+
+def latency_record(job: Job, proof: Proof) -> dict[str, Any] | None:
+    """What the table said of the smaller model's latency, beside what was measured of both models."""
+    predicted = proof.parameters.latency
+    if predicted is None or job.table is None:
+        return None
+    place = (job.table.phase, job.table.batch_size)
+    settings = [] if proof.speed is None else proof.speed.settings
+    ratios = [setting.ratio for setting in settings if (setting.phase, setting.batch_size) == place]
+    inverse = {"median": "median", "low": "high", "high": "low"}  # tokens per second there, seconds here
+    return {
+        "what": predicted.what,
+        "table_share": predicted.share,
+        "measured_share": {name: 1 / getattr(ratios[0], other) for name, other in inverse.items()} if ratios else None,
     }
 
 
@@ -73,7 +114,7 @@ def make_record(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "method": {"name": config.method.title, **config.method.model_dump(mode="json")},
         "space": config.space,
-        "budget": config.budget.model_dump(mode="json"),
+        "budget": budget_record(job),
         "seed": config.seed,
         "model": {
             "id": config.model.base,
@@ -88,6 +129,7 @@ def make_record(
         "time": job.seconds | {f"{stage}_s": result.seconds for stage, result in job.results.items()},
         "memory": {"peak_bytes": max((result.peak_bytes for result in job.results.values()), default=None)},
         "speed": proof.speed.model_dump() if proof.speed else None,
+        "latency": latency_record(job, proof),
         "environment": environment(job.accelerator),
         "widths": {g.name: {"kind": g.kind, "kept": widths[g.name], "size": g.size} for g in job.space.groups},
         "training": training(job, plan),

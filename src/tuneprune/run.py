@@ -98,7 +98,7 @@ def tune_and_prune(job: Job) -> tuple[PreTrainedModel, Plan]:
         inject_lora(model, job.architecture, config.tune.lora, config.seed)
     job.progress.stage(f"decide ({config.method.title})" if config.method.one_shot else "tune and prune")
     started = time.perf_counter()
-    search = config.method.begin(subject_of(job, model, tuner), config.budget)
+    search = config.method.begin(subject_of(job, model, tuner), job.budget)
     job.seconds["begin_s"] = time.perf_counter() - started
     if job.store is not None:
         job.seconds["reused_s"] = job.store.reused_seconds

@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from pydantic import ValidationError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from tuneprune import evaluate, export, families
+from tuneprune.budgets import measured
 from tuneprune.compress import Streamed, compress, stream
 from tuneprune.config import Compensation, RunConfig, explain
 from tuneprune.errors import ConfigError
@@ -25,9 +27,11 @@ from tuneprune.loading import (
 from tuneprune.methods import registry
 from tuneprune.progress import Progress
 from tuneprune.recording import read_metrics
-from tuneprune.report import RunRecord, write_report
+from tuneprune.report import RunRecord, write_atomically, write_report
 from tuneprune.run import tune_and_prune
 from tuneprune.structure import spaces
+from tuneprune.structure.budget import Budget
+from tuneprune.structure.latency_table import LatencyTable
 from tuneprune.structure.plan import Plan
 
 
@@ -91,6 +95,25 @@ def _any_model(model: str, dtype: torch.dtype | str, *, trust_remote_code: bool)
         raise ConfigError(f"cannot load {model}: {str(error).strip().splitlines()[0]}") from error
     device: Any = "cuda" if torch.cuda.is_available() else "cpu"
     return loaded.to(device).eval()
+
+
+def measure_table(model: str, out: Path, phase: str, batch_size: int, multiple_of: str) -> LatencyTable:
+    """Measure a model's layers and write the table to the file `out`.
+
+    Raises:
+        TunePruneError: a model whose layers have no times, an option out of range, or no place to write.
+    """
+    options = {"phase": phase, "batch_size": batch_size, "multiple_of": yaml.safe_load(multiple_of)}
+    try:
+        budget = Budget.model_validate({"of": "latency"} | options)
+    except ValidationError as error:
+        raise ConfigError(explain(error, Budget)) from error
+    table = measured(load_config(model), budget)
+    try:
+        write_atomically(out, table.model_dump_json(indent=1) + "\n")
+    except OSError as error:
+        raise ConfigError(f"--out {out} cannot be written: {error}.") from error
+    return table
 
 
 def plan_model(config: RunConfig, out: Path, progress: Progress) -> Plan:

@@ -1,6 +1,7 @@
 """Evaluation of one model on tasks, of two models relative to each other, and of their speed."""
 
 from tuneprune.evaluate.harness import evaluate
+from tuneprune.evaluate.latency import measure_latency
 from tuneprune.evaluate.lm_harness import evaluate_tasks, find_tasks
 from tuneprune.evaluate.metrics import headline, relative_performance
 from tuneprune.evaluate.speed import compare_speed, measure_speed
@@ -15,6 +16,7 @@ __all__ = [
     "find_tasks",
     "headline",
     "load_tasks",
+    "measure_latency",
     "measure_speed",
     "relative_performance",
 ]

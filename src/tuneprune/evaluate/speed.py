@@ -90,7 +90,7 @@ def _measure(
         rates = _rates(models, batch_size, prompt_tokens, new_tokens, repeats, clock)
         settings += [_summarize(batch_size, phase, rates[phase]) for phase in PHASES]
     return {
-        "device": _device_name(device_of(first)),
+        "device": device_name(device_of(first)),
         "dtype": str(next(first.parameters()).dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "prompt_tokens": prompt_tokens,
@@ -119,7 +119,7 @@ def _rates(
     prompt = torch.randint(vocabulary, (batch_size, prompt_tokens), generator=torch.Generator().manual_seed(0))
     rates = {phase: {name: [] for name in models} for phase in PHASES}
     for repeat in range(-1, repeats):
-        turns = [_Turns(model, prompt, clock) for model in models.values()]
+        turns = [Turns(model, prompt, clock) for model in models.values()]
         for step in range(-1, new_tokens):  # -1 is the prefill
             first = (repeat + step) % len(turns)  # nobody always goes second
             for turn in (*turns[first:], *turns[:first]):
@@ -131,7 +131,7 @@ def _rates(
     return rates
 
 
-class _Turns:
+class Turns:
     """One model's prefill and cached steps, one at a time, with the seconds each took."""
 
     def __init__(self, model: nn.Module, prompt: Tensor, clock: Callable[[], float]) -> None:
@@ -142,6 +142,7 @@ class _Turns:
         self.seconds: list[float] = []
 
     def step(self) -> None:
+        """One forward pass: the prompt first, then the token that the last pass makes most probable."""
         with evaluation_mode(self.model):
             self.wait()
             start = self.clock()
@@ -177,5 +178,6 @@ def _spread(numbers: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(numbers), "low": min(numbers), "high": max(numbers)}
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """The name of a GPU, or the kind of another device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -274,7 +274,7 @@ class AtpSearch(Search):
         masks = soft if is_sampled else passed_through
         with self._watching(), self.gates(masks):
             loss = self.subject.runtime.loss(self.subject.calibration())
-            budget_loss = budget_distance(space, passed_through, self.budget.target(space))
+            budget_loss = budget_distance(space, passed_through, self.budget.target(space), self.budget)
             total = loss + options.budget_weight * budget_loss.float() if is_sampled else loss
             gradients = torch.autograd.grad(total, [*self.generator.parameters(), *masks.values()])
         shown = loss.detach().clone()

@@ -60,12 +60,12 @@ class Cfsp(Method):
             group.name: units_per_step(group, budget.multiple_of) if is_mlp(group) else group.size
             for group in space.groups
         }
-        low = space.count(floors)
+        low = budget.cost(space, floors)
         if budget.target(space) < low:
             raise UnreachableBudget(
-                f"method `{self.name}` removes MLP channels only, so it cannot reach budget.keep={budget.keep} of"
-                f" {budget.of} parameters: it keeps {budget.smallest_keep(space, low):.4f} of this model at least."
-                " Raise budget.keep, or choose a method that removes attention too."
+                f"method `{self.name}` removes MLP channels only, so it cannot reach {budget.name} of"
+                f" {budget.counted}: it keeps {budget.smallest_keep(space, low):.4f} of this model at least."
+                f" Raise {budget.key}, or choose a method that removes attention too."
             )
 
     def begin(self, subject: Subject, budget: Budget) -> Search:
@@ -113,8 +113,8 @@ def is_mlp(group: Group) -> bool:
 
 def mean_share(space: PruningSpace, budget: Budget) -> float:
     """Share of all MLP channels to keep for the budget, were they the same in every layer."""
-    empty = space.count({group.name: 0 if is_mlp(group) else group.size for group in space.groups})
-    return min(1.0, (budget.target(space) - empty) / (space.num_parameters - empty))
+    empty = budget.cost(space, {group.name: 0 if is_mlp(group) else group.size for group in space.groups})
+    return min(1.0, (budget.target(space) - empty) / max(1, budget.dense(space) - empty))
 
 
 def layer_shares(influence: Float[Tensor, " layers"], keep: float, sharpness: float) -> Float[Tensor, " layers"]:

@@ -106,7 +106,7 @@ class Flap(Method):
         paid where nothing has to go.
         """
         space = subject.space
-        if not self.bias or budget.target(space) >= space.num_parameters:
+        if not self.bias or budget.target(space) >= budget.dense(space):
             return allocate(scores, space, budget), []
         new = new_biases(space)
         masks = allocate(scores, space, budget, reserved=sum(new.values()))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tuneprune.errors import TrainingDiverged
+from tuneprune.structure.budget import Budget
 from tuneprune.structure.masks import gumbel, gumbel_sigmoid
 from tuneprune.structure.space import Masks, PruningSpace
 
@@ -143,8 +144,12 @@ class GeneratorOptimizer:
         self.skipped, self.skipped_in_a_row = state["skipped"], state["in_a_row"]
 
 
-def budget_distance(space: PruningSpace, masks: Masks, target: int) -> Tensor:
-    """R(a, rho) = |log a - log rho| over the parameters the space reaches (docs/methods/atp.md), differentiable."""
-    fixed = space.num_parameters - space.num_prunable
-    left = space.parameters_left(masks) - fixed
+def budget_distance(space: PruningSpace, masks: Masks, target: int, budget: Budget | None = None) -> Tensor:
+    """R(a, rho) = |log a - log rho| over the parameters the space reaches (docs/methods/atp.md), differentiable.
+
+    Over their time where the `budget` counts that; `target` is in the same unit.
+    """
+    budget = budget or Budget()
+    fixed = budget.fixed(space)
+    left = budget.cost_left(space, masks) - fixed
     return (torch.log(left.clamp(min=1.0)) - torch.log(torch.tensor(float(max(1, target - fixed))))).abs()

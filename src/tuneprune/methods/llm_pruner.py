@@ -11,6 +11,7 @@ are protected; protected layers are shares of the depth; the calibration data is
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -71,12 +72,12 @@ class LlmPruner(Method):
             UnreachableBudget: names the protected layers.
         """
         pruned = self.pruned_part(space, budget)
-        lowest = reachable(pruned, budget)[0] if pruned.groups else space.num_parameters
+        lowest = reachable(pruned, budget)[0] if pruned.groups else budget.dense(space)
         if budget.target(space) < lowest:
             raise UnreachableBudget(
-                f"budget.keep={budget.keep} of {budget.of} parameters cannot be met: with its first and last layers"
+                f"{budget.name} of {budget.counted} cannot be met: with its first and last layers"
                 f" whole (method.protect_first={self.protect_first}, method.protect_last={self.protect_last}) the model"
-                f" goes down to {budget.smallest_keep(space, lowest):.4f}. Protect less, or raise budget.keep."
+                f" goes down to {budget.smallest_keep(space, lowest):.4f}. Protect less, or raise {budget.key}."
             )
 
     def begin(self, subject: Subject, budget: Budget) -> Search:
@@ -88,8 +89,9 @@ class LlmPruner(Method):
         scores = subject.scores("llm_pruner", lambda: self.importance(subject), **options, **data)
         part = self.pruned_part(space, budget)
         # The target is that of the whole space: what `prunable` counts includes the protected layers.
-        target = {"keep": budget.target(space) / space.num_parameters, "of": "total"}
-        chosen = allocate(scores, part, budget.model_copy(update=target), self.scope) if part.groups else {}
+        share = {"keep": budget.target(space) / budget.dense(space)}
+        share |= {"of": "total"} if budget.of == "prunable" else {}
+        chosen = allocate(scores, part, budget.model_copy(update=share), self.scope) if part.groups else {}
         masks = space.ones() | chosen
         return Decided(decide(masks, subject, budget, self))
 
@@ -101,7 +103,7 @@ class LlmPruner(Method):
         first = int(self.protect_first * num_layers + 0.5)
         last = num_layers - int(self.protect_last * num_layers + 0.5)
         groups = tuple(group for group in space.groups if first <= group.layer < last)
-        return PruningSpace(space.name, groups, space.shapes)
+        return replace(space, groups=groups)
 
     def importance(self, subject: Subject) -> dict[str, Float[Tensor, " units"]]:
         """Importance of every unit: `salience` summed over the unit's part of each matrix, the matrices reduced."""

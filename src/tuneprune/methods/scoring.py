@@ -46,7 +46,12 @@ def prior(kind: Literal["none", "magnitude", "taylor"], subject: Subject, batche
 
 
 def unit_costs(space: PruningSpace) -> dict[str, float]:
-    """Parameters that one unit of every group takes along when it is the first to go."""
+    """Parameters that one unit of every group takes along when it is the first to go.
+
+    Where the space has times, because a budget counts them: nanoseconds a unit takes, on average over its group.
+    """
+    if space.latency is not None:
+        return {group.name: space.latency.per_unit(group.name) for group in space.groups}
     whole = {group.name: group.size for group in space.groups}
     dense = space.count(whole)
     return {name: float(dense - space.count(whole | {name: size - 1})) for name, size in whole.items()}

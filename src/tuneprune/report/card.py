@@ -10,7 +10,7 @@ import yaml
 from tuneprune.report.comparison import compare
 from tuneprune.report.costs import memory_rows, memory_sentence, speed_sentence, twins_sentence
 from tuneprune.report.exports import HEADERS, export_rows
-from tuneprune.report.numbers import bytes_text, count_text, percent_text, score_text
+from tuneprune.report.numbers import alignment_text, bytes_text, count_text, counted_text, percent_text, score_text
 from tuneprune.report.proof import Proof
 from tuneprune.report.record import RunRecord
 from tuneprune.report.summary import data_rows
@@ -88,8 +88,8 @@ def _introduction(record: RunRecord) -> str:
     name = escape_markdown(record.model.short_name)
     budget = record.budget
     limits = []
-    if budget.multiple_of > 1:
-        limits.append(f"widths in multiples of {budget.multiple_of}")
+    if budget.multiple_of != 1:
+        limits.append(alignment_text(budget.multiple_of))
     if budget.per_layer == "uniform":
         limits.append("the same widths in all layers")
     constraint = f" ({', '.join(limits)})" if limits else ""
@@ -99,7 +99,7 @@ def _introduction(record: RunRecord) -> str:
         f"# {name}, tuned and pruned to {percent_text(record.parameters.share_total)} of its parameters\n\n"
         f"A smaller {family} model made from `{name}`{adapted} by tuneprune: LoRA tuning on domain data and "
         f"structured pruning with the method `{method}` in the space `{space}`, asked to keep "
-        f"{percent_text(budget.keep)} of {budget.of} parameters{constraint}. The removed units are gone from "
+        f"{percent_text(budget.keep)} of {counted_text(budget.of)}{constraint}. The removed units are gone from "
         "the weight files; no masks are left to apply."
     )
 
@@ -125,6 +125,8 @@ def _size(record: RunRecord, proof: Proof | None) -> str:
             share = percent_text(pruned / dense)
             lines.append(f"| {name.lower()} | {bytes_text(dense)} | {bytes_text(pruned)} | {share} |")
         lines += ["", memory_sentence(proof.memory)] if proof.memory else []
+    if record.latency is not None:
+        lines += ["", record.latency.sentence]
     return "\n".join(lines)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tuneprune.report.numbers import percent_text
+from tuneprune.report.numbers import alignment_text, percent_text
 from tuneprune.report.record import ModelRecord, RunRecord, Scores
 
 Role = Literal["dense", "dense_tuned", "pruned"]
@@ -215,7 +215,7 @@ def _details(record: RunRecord) -> dict[str, str]:
     details = {
         "space": record.space,
         "keep": f"keep {percent_text(budget.keep, 0)} of {budget.of}",
-        "multiple_of": f"multiples of {budget.multiple_of}",
+        "multiple_of": alignment_text(budget.multiple_of),
         "per_layer": f"{budget.per_layer} widths",
         "steps": f"{record.training.steps} steps",
         "recover": f"{record.training.recover_steps} steps after the cut",

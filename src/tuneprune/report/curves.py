@@ -25,7 +25,7 @@ def curves(record: RunRecord, metrics: Sequence[Entry], reference: Sequence[Entr
     own, reference = _split(metrics, reference)
     line = timeline(own)
     marks = _marks(line)
-    budget = record.budget
+    budget, target = record.budget, _target(record)
     shares = _lines(line, (("kept_share", "decision", "main"), ("soft_share", "soft masks", "second")))
     single = (
         (
@@ -66,8 +66,8 @@ def curves(record: RunRecord, metrics: Sequence[Entry], reference: Sequence[Entr
         "Kept share",
         "Share of all parameters that the masks keep.",
         shares,
-        _target(record),
-        f"target {100 * budget.keep:g} % of {budget.of}",
+        target,
+        f"target {100 * budget.keep:g} % of {budget.of}" if target is not None else "",
         marks,
         is_share=True,
     )
@@ -76,9 +76,11 @@ def curves(record: RunRecord, metrics: Sequence[Entry], reference: Sequence[Entr
     return [replace(chart, last_step=last_step) for chart in charts if chart.series]
 
 
-def _target(record: RunRecord) -> float:
-    """The budget as a share of all parameters, which is how the kept share is logged."""
-    if record.budget.of == "total":
+def _target(record: RunRecord) -> float | None:
+    """The budget as a share of all parameters, which is how the kept share is logged; None for a budget of time."""
+    if record.budget.of == "latency":
+        return None
+    if record.budget.of != "prunable":
         return record.budget.keep
     return 1 - (1 - record.budget.keep) * record.parameters.dense_prunable / record.parameters.dense_total
 

@@ -10,6 +10,16 @@ def percent_text(share: float | None, digits: int = 1) -> str:
     return MISSING if share is None or math.isnan(share) else f"{100 * share:.{digits}f} %"
 
 
+def counted_text(of: str) -> str:
+    """What a budget counts, e.g. "total parameters", "latency"."""
+    return {"bytes": "weight bytes", "latency": "latency"}.get(of, f"{of} parameters")
+
+
+def alignment_text(multiple_of: int | str) -> str:
+    """The constraint on widths, e.g. "widths in multiples of 64"."""
+    return "wide layers in multiples of 128" if multiple_of == "auto" else f"widths in multiples of {multiple_of}"
+
+
 def count_text(count: float | None) -> str:
     """A count with three significant digits and its unit, e.g. "6.12 M"."""
     return MISSING if count is None else _scaled(float(count), 1000, ("", "k", "M", "B", "T"))

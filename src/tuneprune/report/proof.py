@@ -6,13 +6,27 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, Field
 
 from tuneprune.report.costs import MemoryUse, SpeedRecord
-from tuneprune.report.numbers import bytes_text, count_text, percent_text, scientific_text
+from tuneprune.report.numbers import bytes_text, count_text, counted_text, percent_text, scientific_text
 from tuneprune.report.stored import SCHEMA, Section, Stored
 
 # Largest relative difference of logits that rounding alone explains, by the precision of the arithmetic.
 LOGIT_TOLERANCE = {"float64": 1e-9, "float32": 1e-5, "bfloat16": 3e-2, "float16": 5e-3}
 # How far the kept share may be from the target when the size of the largest unit is not recorded.
 SHARE_TOLERANCE = 0.005
+
+
+class TableLatency(Section):
+    """The time of a forward pass by a table of measured layers, which a budget of time counts."""
+
+    what: str = Field(description="which time: phase, engine and batch size")
+    dense_ms: float
+    kept_ms: float
+    largest_unit_ms: float = Field(description="the most that one more unit takes, as `largest_unit` counts units")
+
+    @property
+    def share(self) -> float:
+        """What is left of the dense model's time."""
+        return self.kept_ms / self.dense_ms
 
 
 class Parameters(Section):
@@ -25,7 +39,7 @@ class Parameters(Section):
     kept_prunable: int = Field(description="those of them that were kept")
     share_prunable: float = Field(description="kept_prunable / dense_prunable")
     target: float = Field(description="the share the budget asked for")
-    of: Literal["total", "prunable"] = Field(description="the denominator the budget counts in")
+    of: Literal["total", "prunable", "bytes", "latency"] = Field(description="the denominator the budget counts in")
     largest_unit: int | None = Field(
         default=None,
         description="parameters of the largest unit, times whatever `multiple_of` and `uniform` cut at once",
@@ -33,6 +47,7 @@ class Parameters(Section):
     active_total: int | None = Field(
         default=None, description="kept parameters that one token uses at most, where a router chooses for it"
     )
+    latency: TableLatency | None = Field(default=None, description="times, where the budget counts them")
     budget_counts: Literal["total", "active"] = Field(
         default="total", description="whether the budget is about kept_total or about active_total"
     )
@@ -40,12 +55,16 @@ class Parameters(Section):
     @property
     def share(self) -> float:
         """The kept share in the denominator of the budget."""
-        return self.share_total if self.of == "total" else self.share_prunable
+        if self.latency is not None:
+            return self.latency.share
+        return self.share_prunable if self.of == "prunable" else self.share_total
 
     @property
     def tolerance(self) -> float:
         """How far `share` may be from `target`: one unit, as a share of the budget's denominator."""
-        dense = self.dense_total if self.of == "total" else self.dense_prunable
+        if self.latency is not None:
+            return self.latency.largest_unit_ms / self.latency.dense_ms
+        dense = self.dense_prunable if self.of == "prunable" else self.dense_total
         return SHARE_TOLERANCE if self.largest_unit is None else self.largest_unit / max(dense, 1)
 
     @property
@@ -53,9 +72,9 @@ class Parameters(Section):
         """The share that one token uses, in the denominator of the budget; None where every token uses all."""
         if self.active_total is None:
             return None
-        if self.of == "total":
-            return self.active_total / self.dense_total
-        return (self.active_total - self.dense_total + self.dense_prunable) / self.dense_prunable
+        if self.of == "prunable":
+            return (self.active_total - self.dense_total + self.dense_prunable) / self.dense_prunable
+        return self.active_total / self.dense_total
 
     @property
     def is_met(self) -> bool:
@@ -180,10 +199,16 @@ class Proof(Stored):
     def _budget_check(self) -> Check:
         parameters = self.parameters
         detail = (
-            f"{percent_text(parameters.share, 2)} of {parameters.of} parameters kept, "
+            f"{percent_text(parameters.share, 2)} of {counted_text(parameters.of)} kept, "
             f"{percent_text(parameters.target, 2)} asked for"
         )
-        if parameters.largest_unit is not None:
+        if parameters.latency is not None:
+            times = parameters.latency
+            detail += (
+                f": {times.kept_ms:.4g} of {times.dense_ms:.4g} ms by the table of {times.what}; the largest unit takes"
+                f" {times.largest_unit_ms:.2g} ms; {percent_text(parameters.share_total, 2)} of all parameters are left"
+            )
+        elif parameters.largest_unit is not None:
             unit = count_text(parameters.largest_unit)
             detail += f"; the largest unit holds {unit} ({percent_text(parameters.tolerance, 2)})"
         if parameters.active_share is not None:

@@ -4,7 +4,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from tuneprune.report.costs import SpeedRecord
+from tuneprune.report.costs import SpeedRecord, Spread
+from tuneprune.report.numbers import percent_text
 from tuneprune.report.proof import LoraResidue, Parameters, Proof
 from tuneprune.report.stored import SCHEMA, OpenSection, Section, Stored
 
@@ -26,9 +27,12 @@ class BudgetRecord(Section):
     """What was asked to stay, and in which denominator."""
 
     keep: float
-    of: Literal["total", "prunable"]
-    multiple_of: int = 1
+    of: Literal["total", "prunable", "bytes", "latency"]
+    multiple_of: int | Literal["auto"] = 1
     per_layer: Literal["free", "uniform"] = "free"
+    at_most: str | None = Field(default=None, description="the amount that was asked for, which `keep` is the share of")
+    phase: str | None = None
+    batch_size: int | None = None
 
 
 class ModelRecord(OpenSection):
@@ -95,6 +99,24 @@ class EnvironmentRecord(OpenSection):
     commit: str | None = None
 
 
+class LatencyRecord(Section):
+    """The pruned model's time over the dense one's: by the table that the budget counted, and measured afterwards."""
+
+    what: str
+    table_share: float
+    measured_share: Spread | None = Field(default=None, description="None where speed was not measured")
+
+    @property
+    def sentence(self) -> str:
+        """Both shares, for a reader."""
+        said = f"By its table, {percent_text(self.table_share)} of the dense model's {self.what} is left"
+        if self.measured_share is None:
+            return f"{said}; speed was not measured."
+        found = self.measured_share
+        spread = f"{percent_text(found.low)} to {percent_text(found.high)}"
+        return f"{said}; measured on the whole models: {percent_text(found.median)} ({spread})."
+
+
 class Width(Section):
     """How many of a group's units were kept."""
 
@@ -150,6 +172,7 @@ class RunRecord(Stored):
     time: dict[str, float] = Field(default_factory=dict, description="seconds by stage: tune_s, plan_s, ...")
     memory: MemoryRecord = MemoryRecord()
     speed: SpeedRecord | None = None
+    latency: LatencyRecord | None = Field(default=None, description="where the budget counts time")
     environment: EnvironmentRecord = EnvironmentRecord()
     widths: dict[str, Width] = Field(default_factory=dict)
     training: TrainingRecord = TrainingRecord()

@@ -19,6 +19,7 @@ def _environment() -> Environment:
     )
     environment.filters.update(
         percent=numbers.percent_text,
+        counted=numbers.counted_text,
         count=numbers.count_text,
         bytes=numbers.bytes_text,
         seconds=numbers.seconds_text,

@@ -2,70 +2,35 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, Field
 from torch import Tensor
 
-from tuneprune.errors import ConfigError, TunePruneError, UnreachableBudget
+from tuneprune.errors import TunePruneError, UnreachableBudget
+from tuneprune.structure.chains import Chain, Scores, chains_of, units_per_step
+from tuneprune.structure.request import Budget
 from tuneprune.structure.space import Group, Masks, PruningSpace
 
-Scores = Mapping[str, Float[Tensor, " units"]]
+__all__ = [
+    "Budget",
+    "Reserved",
+    "Scores",
+    "allocate",
+    "check",
+    "count_parameters",
+    "fractional_ranks",
+    "reachable",
+    "units_per_step",
+]
+
 Reserved = int | Callable[[Mapping[str, int]], int]
 """Parameters that a plan adds to what it keeps: a number, or one that follows from the units kept in every group."""
 
 
-class Budget(BaseModel, frozen=True, extra="forbid"):
-    """Keep the share `keep` of the parameters counted by `of`."""
-
-    keep: float = Field(default=0.6, gt=0, le=1, description="share of the parameters to keep")
-    of: Literal["total", "prunable"] = Field(
-        default="total", description="count all parameters, or only those of the tensors the space reaches"
-    )
-    multiple_of: int = Field(
-        default=1,
-        ge=1,
-        description="every kept width is a multiple of this many features; a dropped layer changes no width",
-    )
-    per_layer: Literal["free", "uniform"] = Field(
-        default="free",
-        description="`uniform` gives every layer the same widths, so that a stock class can hold the result",
-    )
-
-    def target(self, space: PruningSpace) -> int:
-        """The number of parameters to keep in the whole model."""
-        if self.of == "total":
-            return round(self.keep * space.num_parameters)
-        return space.num_parameters - round((1 - self.keep) * space.num_prunable)
-
-    def smallest_keep(self, space: PruningSpace, parameters: int) -> float:
-        """The smallest `keep`, to four digits, with room for a model of so many parameters."""
-        whole = space.num_parameters if self.of == "total" else space.num_prunable
-        return math.ceil((parameters - space.num_parameters + whole) / whole * 1e4) / 1e4
-
-
-@dataclass(frozen=True)
-class Chain:
-    """The units of one group (for uniform widths: of all groups of one place), best first, in steps.
-
-    A step is the fewest units that respect `multiple_of`; step i keeps `orders[name][i * size : (i + 1) *
-    size]` of every group in the chain. Every chain keeps at least its first `floor` steps.
-    """
-
-    orders: Mapping[str, Tensor]
-    size: int
-    scores: Tensor
-    floor: int = 1
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-
 def reachable(space: PruningSpace, budget: Budget, reserved: Reserved = 0) -> tuple[int, int]:
-    """The smallest and largest number of parameters a decision under the budget's constraints can have.
+    """The smallest and largest cost a decision under the budget's constraints can have, in what the budget counts.
 
     What is `reserved` counts.
 
@@ -74,9 +39,9 @@ def reachable(space: PruningSpace, budget: Budget, reserved: Reserved = 0) -> tu
     """
     # Whichever layer a decision keeps at least, it is not larger than the one that this keeps.
     sizes = {group.name: torch.full((group.size,), float(_block_size(space, group))) for group in space.groups}
-    chains = _chains(sizes, space, budget)
+    chains = chains_of(sizes, space, budget.multiple_of, budget.per_layer)
     floors, whole = [chain.floor for chain in chains], [len(chain) for chain in chains]
-    return _count(space, chains, floors, reserved), _count(space, chains, whole, reserved)
+    return _count(space, chains, floors, budget, reserved), _count(space, chains, whole, budget, reserved)
 
 
 def check(space: PruningSpace, budget: Budget, reserved: Reserved = 0) -> None:
@@ -88,12 +53,12 @@ def check(space: PruningSpace, budget: Budget, reserved: Reserved = 0) -> None:
     low, high = reachable(space, budget, reserved)
     if budget.target(space) < low:
         lowest = budget.smallest_keep(space, low)
-        whole = space.num_parameters if budget.of == "total" else space.num_prunable
-        highest = math.floor((high - space.num_parameters + whole) / whole * 1e4) / 1e4
+        highest = math.floor(budget.share(space, high) * 1e4) / 1e4
+        lengths = f" ({budget.amount(low)} to {budget.amount(high)})" if budget.of in ("bytes", "latency") else ""
         raise UnreachableBudget(
-            f"budget.keep={budget.keep} of {budget.of} parameters is below what space `{space.name}` can"
-            f" reach on this model: {lowest:.4f} to {highest:.4f}. Raise budget.keep, lower budget.multiple_of, or"
-            " choose another space."
+            f"{budget.name} of {budget.counted} is below what space `{space.name}` can"
+            f" reach on this model: {lowest:.4f} to {highest:.4f}{lengths}. Raise {budget.key}, lower"
+            " budget.multiple_of, or choose another space."
         )
 
 
@@ -107,16 +72,16 @@ def allocate(
 ) -> dict[str, Tensor]:
     """Hard masks that keep the highest scores within the budget.
 
-    At most the budgeted number of parameters is kept, and no removed step of units would still fit. Every
-    group keeps at least one step; of whole layers only the best one has to stay. Ties are broken by position,
-    so the decision is deterministic. A larger `keep` never keeps fewer parameters.
+    At most the budgeted number of parameters is kept (or time, where the budget counts that), and no removed step
+    of units would still fit. Every group keeps at least one step; of whole layers only the best one has to stay. Ties
+    are broken by position, so the decision is deterministic. A larger `keep` never costs less.
 
     Args:
         scope: `global` ranks all units of the model in one list, so scores must be comparable over groups;
             `local` removes the same share from every group. Layers, groups of one unit, are ranked in one
             list under both.
         reserved: parameters the plan adds elsewhere (biases, routers, skip matrices), which the budget also pays;
-            they may not shrink when more is kept.
+            they may not shrink when more is kept. They count for nothing in a budget of time.
 
     Raises:
         ConfigError: `multiple_of` is larger than a width of the model, or the layers differ under `uniform`.
@@ -130,20 +95,24 @@ def allocate(
             name: scores[name] if group.kind == "block" else fractional_ranks(scores[name])
             for name, group in space.by_name.items()
         }
-    chains = _chains(scores, space, budget)
+    chains = chains_of(scores, space, budget.multiple_of, budget.per_layer)
     target = budget.target(space)
     ids = torch.cat([torch.full((len(chain) - chain.floor,), index) for index, chain in enumerate(chains)])
     values = torch.cat([chain.scores[chain.floor :] for chain in chains])
     ranked = ids[torch.argsort(values, descending=True, stable=True)]
+
+    def fits(steps: Sequence[int]) -> bool:
+        return _count(space, chains, steps, budget, reserved) <= target
+
     low, high = 0, len(ranked)  # the longest prefix of the ranking within the target
     while low < high:
         middle = (low + high + 1) // 2
-        if _count(space, chains, _steps_kept(ranked[:middle], chains), reserved) <= target:
+        if fits(_steps_kept(ranked[:middle], chains)):
             low = middle
         else:
             high = middle - 1
     steps = _steps_kept(ranked[:low], chains)
-    steps = _fill(chains, steps, _integers(ranked[low:]), lambda now: _count(space, chains, now, reserved) <= target)
+    steps = _fill(chains, steps, _integers(ranked[low:]), fits)
     masks = {group.name: torch.zeros(group.size) for group in space.groups}
     for chain, count in zip(chains, steps, strict=True):
         for name, order in chain.orders.items():
@@ -196,66 +165,17 @@ def _fill(
     return steps
 
 
-def _count(space: PruningSpace, chains: Sequence[Chain], steps: Sequence[int], reserved: Reserved) -> int:
+def _count(
+    space: PruningSpace, chains: Sequence[Chain], steps: Sequence[int], budget: Budget, reserved: Reserved
+) -> int:
     kept = {name: count * chain.size for chain, count in zip(chains, steps, strict=True) for name in chain.orders}
-    return space.count(kept) + (reserved if isinstance(reserved, int) else reserved(kept))
+    added = reserved if isinstance(reserved, int) else reserved(kept)
+    return budget.cost(space, kept) + (0 if budget.of == "latency" else added)
 
 
 def _block_size(space: PruningSpace, group: Group) -> int:
     """Parameters of a whole layer; 0 for other groups, of which some always stays."""
     return sum(math.prod(space.shapes[piece.param]) for piece in group.slices) if group.kind == "block" else 0
-
-
-def _chains(scores: Scores, space: PruningSpace, budget: Budget) -> list[Chain]:
-    bundles = [[group] for group in space.groups] if budget.per_layer == "free" else _bundles(space)
-    chains: list[Chain] = []
-    for bundle in bundles:
-        size = units_per_step(bundle[0], budget.multiple_of)
-        num_steps = bundle[0].size // size
-        values = {group.name: scores[group.name].detach().cpu().double() for group in bundle}
-        orders = {name: torch.argsort(value, descending=True, stable=True) for name, value in values.items()}
-        best = [values[name][order][: num_steps * size].view(num_steps, size).mean(1) for name, order in orders.items()]
-        floor = 0 if bundle[0].kind == "block" else 1
-        chains.append(Chain(orders, size, torch.stack(best).mean(0), floor))
-    layers = [index for index, chain in enumerate(chains) if not chain.floor]
-    if layers:  # a model without any layer is none
-        best_layer = max(layers, key=lambda index: chains[index].scores[0].item())
-        chains[best_layer] = replace(chains[best_layer], floor=1)
-    return chains
-
-
-def _bundles(space: PruningSpace) -> list[list[Group]]:
-    """Groups that must end with equal widths: those at the same place of every block; a whole layer has none.
-
-    Raises:
-        ConfigError: the layers of the model differ already.
-    """
-    per_layer: dict[int, list[Group]] = {}
-    for group in space.groups:
-        if group.kind != "block":
-            per_layer.setdefault(group.layer, []).append(group)
-    bundles = [list(bundle) for bundle in zip(*per_layer.values(), strict=True)]
-    if any(len({(group.kind, group.size) for group in bundle}) > 1 for bundle in bundles):
-        raise ConfigError(
-            "budget.per_layer=uniform needs layers of equal width, but this model's differ already."
-            " Use budget.per_layer=free."
-        )
-    return bundles + [[group] for group in space.groups if group.kind == "block"]
-
-
-def units_per_step(group: Group, multiple_of: int) -> int:
-    """The fewest units whose features are a multiple of `multiple_of`.
-
-    Raises:
-        ConfigError: the group has fewer units than that.
-    """
-    units = multiple_of // math.gcd(multiple_of, group.features)
-    if units > group.size:
-        raise ConfigError(
-            f"budget.multiple_of={multiple_of} cannot be met: {group.name} has only {group.size} units of"
-            f" {group.features} features. Use at most {group.size * group.features}, or a divisor of it."
-        )
-    return units
 
 
 def fractional_ranks(score: Float[Tensor, " units"]) -> Float[Tensor, " units"]:

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tuneprune.structure.latency import Latency
+
 Kind = Literal["kv_group", "mlp_channel", "qk_pair", "vo_dim", "read", "write", "hidden", "block", "expert"]
 Masks = Mapping[str, Float[Tensor, " units"]]
 """Mask by group name: 1 keeps a unit, 0 removes it. Soft and hard masks have the same type."""
@@ -96,13 +98,15 @@ class Group:
 class PruningSpace:
     """All groups of a model, with the shape of every parameter (tied ones once) in the dense model.
 
-    `tied` has the parameters that are another one's tensor, by that one's name.
+    `tied` has the parameters that are another one's tensor, by that one's name. `latency`, what the groups' units take,
+    is there where a budget counts time.
     """
 
     name: str
     groups: tuple[Group, ...]
     shapes: Mapping[str, tuple[int, ...]]
     tied: Mapping[str, str] = field(default_factory=dict[str, str])
+    latency: Latency | None = None
 
     @cached_property
     def by_name(self) -> dict[str, Group]:

@@ -21,7 +21,7 @@ from tuneprune.methods.experts import (
     size_terms,
     union,
 )
-from tuneprune.structure.budget import Budget
+from tuneprune.structure.budget import Budget, units_per_step
 from tuneprune.structure.edits import Route
 from tuneprune.structure.routing import simulated
 from tuneprune.structure.space import Group, PruningSpace, Segment, WeightSlice
@@ -160,7 +160,7 @@ def test_total_budget_pays_for_union_and_routers(tmp_path, budget):
     for edit in plan.of_kind(Route):
         in_any = int(edit.experts.any(0).sum())
         widths = set(edit.experts.sum(1).tolist())
-        step = budget.multiple_of
+        step = units_per_step(made.space.by_name[edit.group], budget.multiple_of)
         assert widths == {min(in_any, step * math.ceil(in_any / 2 / step))}
         assert in_any % step == 0
 

@@ -1,0 +1,87 @@
+"""What a run's budget counts on its model: a share of it, by a table of measured times where it counts time."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig
+
+from tuneprune import evaluate
+from tuneprune.errors import ConfigError
+from tuneprune.loading import stored_dtype
+from tuneprune.structure.amounts import bytes_written, milliseconds_written
+from tuneprune.structure.budget import Budget
+from tuneprune.structure.latency_table import LatencyTable, refuse_untimed
+from tuneprune.structure.space import PruningSpace
+
+TABLE = "latency.json"
+"""The table that a run decided by, in its folder."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """A space, with times where the budget counts them, the budget as a share of it, and the table of the times."""
+
+    space: PruningSpace
+    budget: Budget
+    table: LatencyTable | None
+
+
+def costs_of(budget: Budget, config: PretrainedConfig, space: PruningSpace, earlier: Path | None = None) -> Costs:
+    """The costs of a model's units in what the budget counts.
+
+    Times come from the table that the budget names, else from the run's own `earlier` one where that exists, else they
+    are measured now, which takes seconds to a minute.
+
+    Raises:
+        ConfigError: an `at_most` that removes nothing, a space without times, a table that does not fit.
+    """
+    if budget.of != "latency":
+        return Costs(space, budget.on(space, stored_dtype(config).itemsize), None)
+    refuse_untimed(space)
+    path = budget.table or (earlier if earlier is not None and earlier.exists() else None)
+    table = measured(config, budget) if path is None else LatencyTable.load(path)
+    for name in ("phase", "batch_size"):
+        asked, found = getattr(budget, name), getattr(table, name)
+        if asked not in (None, found):
+            raise ConfigError(
+                f"budget.{name}={asked}, but the table {path} was measured with {name}={found}. Leave budget.{name}"
+                " out, or leave budget.table out to have another one measured."
+            )
+    space = replace(space, latency=table.on(space))
+    said = {"phase": table.phase, "batch_size": table.batch_size, "table": None}  # a decision is no place for a path
+    return Costs(space, budget.on(space).model_copy(update=said), table)
+
+
+def measured(config: PretrainedConfig, budget: Budget) -> LatencyTable:
+    """A table measured on this machine, in the precision that a run computes in.
+
+    Raises:
+        ConfigError: several processes, whose tables would differ.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "budget.of=latency: several processes would each measure another table. Measure one with"
+            " `tuneprune latency MODEL --out latency.json`, and name it as budget.table."
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return evaluate.measure_latency(
+        config,
+        device=device,
+        dtype=torch.float32 if device.type == "cpu" else stored_dtype(config),
+        phase=budget.phase or "decode",
+        batch_size=budget.batch_size or 1,
+        multiple_of=budget.multiple_of,
+    )
+
+
+def size_text(space: PruningSpace, budget: Budget, table: LatencyTable | None, dtype: torch.dtype) -> str:
+    """How large the smaller model may be, or how slow by the table."""
+    target, dense = budget.target(space), budget.dense(space)
+    if table is not None:
+        times = f"{milliseconds_written(target)} of {milliseconds_written(dense)} a forward pass ({target / dense:.1%})"
+        return f"{times}, {table.what}"
+    precision = str(dtype).removeprefix("torch.")
+    size = bytes_written(target * dtype.itemsize)
+    return f"{target:,} parameters ({target / dense:.1%} of all), {size} of {precision} weights"

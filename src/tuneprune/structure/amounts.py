@@ -1,0 +1,40 @@
+"""Sizes and times as people write them: 3.5B, 300MB, 12ms."""
+
+import re
+from collections.abc import Mapping
+
+PARAMETERS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+BYTES = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+NANOSECONDS = {"us": 10**3, "ms": 10**6, "s": 10**9}
+
+
+def parse_amount(text: str, units: Mapping[str, int]) -> int | None:
+    """A number with a unit as a whole number of the smallest one; None where it is none."""
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", text.lower())
+    if found is None or found[2] not in units:
+        return None
+    return round(float(found[1]) * units[found[2]])
+
+
+def bytes_written(count: int) -> str:
+    """Decimal bytes with four digits, such as 12.34 MB."""
+    for name, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.4g} {name}"
+    return f"{count} B"
+
+
+def milliseconds_written(nanoseconds: int) -> str:
+    """A time with four digits, such as 12.34 ms."""
+    return f"{nanoseconds / 1e6:.4g} ms"

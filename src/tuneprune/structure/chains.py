@@ -1,0 +1,107 @@
+"""The steps in which groups lose units, under a budget's constraints on widths."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tuneprune.errors import ConfigError
+from tuneprune.structure.space import Group, PruningSpace
+
+Scores = Mapping[str, Float[Tensor, " units"]]
+MultipleOf = int | Literal["auto"]
+WIDE, ALIGNED = 2048, 128
+"""`auto` aligns widths of so many features, to multiples of so many."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The units of one group (for uniform widths: of all groups of one place), best first, in steps.
+
+    A step is the fewest units that respect `multiple_of`; step i keeps `orders[name][i * size : (i + 1) *
+    size]` of every group in the chain. Every chain keeps at least its first `floor` steps.
+    """
+
+    orders: Mapping[str, Tensor]
+    size: int
+    scores: Tensor
+    floor: int = 1
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+def chains_of(
+    scores: Scores, space: PruningSpace, multiple_of: MultipleOf, per_layer: Literal["free", "uniform"]
+) -> list[Chain]:
+    """The chains of a space, in its order; of whole layers the best one has a floor.
+
+    Raises:
+        ConfigError: `multiple_of` is larger than a width of the model, or the layers differ under `uniform`.
+    """
+    bundles = [[group] for group in space.groups] if per_layer == "free" else _bundles(space)
+    chains: list[Chain] = []
+    for bundle in bundles:
+        size = units_per_step(bundle[0], multiple_of)
+        num_steps = bundle[0].size // size
+        values = {group.name: scores[group.name].detach().cpu().double() for group in bundle}
+        orders = {name: torch.argsort(value, descending=True, stable=True) for name, value in values.items()}
+        best = [values[name][order][: num_steps * size].view(num_steps, size).mean(1) for name, order in orders.items()]
+        floor = 0 if bundle[0].kind == "block" else 1
+        chains.append(Chain(orders, size, torch.stack(best).mean(0), floor))
+    layers = [index for index, chain in enumerate(chains) if not chain.floor]
+    if layers:  # a model without any layer is none
+        best_layer = max(layers, key=lambda index: chains[index].scores[0].item())
+        chains[best_layer] = replace(chains[best_layer], floor=1)
+    return chains
+
+
+def _bundles(space: PruningSpace) -> list[list[Group]]:
+    """Groups that must end with equal widths: those at the same place of every block; a whole layer has none.
+
+    Raises:
+        ConfigError: the layers of the model differ already.
+    """
+    per_layer: dict[int, list[Group]] = {}
+    for group in space.groups:
+        if group.kind != "block":
+            per_layer.setdefault(group.layer, []).append(group)
+    bundles = [list(bundle) for bundle in zip(*per_layer.values(), strict=True)]
+    if any(len({(group.kind, group.size) for group in bundle}) > 1 for bundle in bundles):
+        raise ConfigError(
+            "budget.per_layer=uniform needs layers of equal width, but this model's differ already."
+            " Use budget.per_layer=free."
+        )
+    return bundles + [[group] for group in space.groups if group.kind == "block"]
+
+
+def alignment(group: Group, multiple_of: MultipleOf) -> int:
+    """How many features the kept width of a group is a multiple of.
+
+    `auto` is 128 where that divides a width of 2048 features or more, which real models have and toys have not; kernels
+    and quantisation formats want it there.
+    """
+    if multiple_of != "auto":
+        return multiple_of
+    features = group.size * group.features
+    return ALIGNED if features >= WIDE and features % ALIGNED == 0 else 1
+
+
+def units_per_step(group: Group, multiple_of: MultipleOf) -> int:
+    """The fewest units whose features are a multiple of `multiple_of`.
+
+    Raises:
+        ConfigError: the group has fewer units than that.
+    """
+    features = alignment(group, multiple_of)
+    units = features // math.gcd(features, group.features)
+    if units > group.size:
+        raise ConfigError(
+            f"budget.multiple_of={multiple_of} cannot be met: {group.name} has only {group.size} units of"
+            f" {group.features} features. Use at most {group.size * group.features}, or a divisor of it."
+        )
+    return units

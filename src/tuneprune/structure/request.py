@@ -1,0 +1,208 @@
+"""What a user asks to keep, in the user's units."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from jaxtyping import Float
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from torch import Tensor
+
+from tuneprune.errors import ConfigError
+from tuneprune.structure import amounts
+from tuneprune.structure.chains import MultipleOf, alignment
+from tuneprune.structure.latency import Latency
+from tuneprune.structure.latency_table import Phase
+from tuneprune.structure.space import Kind, Masks, PruningSpace
+
+ABSOLUTE = {
+    "total": (amounts.PARAMETERS, "parameters, such as 350M or 3.5B"),
+    "bytes": (amounts.BYTES, "bytes, such as 300MB or 1.5GiB"),
+    "latency": (amounts.NANOSECONDS, "a time, such as 12ms"),
+}
+"""What `at_most` is written in, by what is counted."""
+
+INDEXED: dict[Kind, int] = {"read": 8, "write": 8, "qk_pair": 16}
+"""Bytes of the stored indices of a unit, for kinds whose kept units a layer has to find; a pair has two."""
+
+
+class Budget(BaseModel):
+    """Keep the share `keep` of what `of` counts, or `at_most` so much of it.
+
+    A run turns `at_most` into a share of its model (`on`) before a method sees it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    keep: float = Field(default=0.6, gt=0, le=1, description="share to keep")
+    at_most: str | None = Field(
+        default=None,
+        description="instead of `keep`: parameters (350M, 3.5B), with `of: bytes` a size (300MB), with `of: latency` a"
+        " time of one forward pass (12ms)",
+    )
+    of: Literal["total", "prunable", "bytes", "latency"] = Field(
+        default="total",
+        description="count all parameters, only those of the tensors the space reaches, the bytes of the weight files,"
+        " or the time of a forward pass by a table of measured layers",
+    )
+    multiple_of: MultipleOf = Field(
+        default="auto",
+        description="every kept width is a multiple of this many features; `auto` is 128 for widths of 2048 features or"
+        " more that 128 divides, and 1 for others; a dropped layer changes no width",
+    )
+    per_layer: Literal["free", "uniform"] = Field(
+        default="free",
+        description="`uniform` gives every layer the same widths, so that a stock class can hold the result",
+    )
+    table: Path | None = Field(
+        default=None, description="`of: latency`: the latency.json of an earlier run, instead of measuring again"
+    )
+    phase: Phase | None = Field(
+        default=None,
+        description="`of: latency`: decode (a token with its cache; the default) or prefill (the prompt)",
+    )
+    batch_size: int | None = Field(default=None, ge=1, description="`of: latency`: rows of the batch; 1 by default")
+    _asked: str = PrivateAttr(default="")
+    _bytes_each: int = PrivateAttr(default=0)
+
+    @field_validator("at_most", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:  # noqa: ANN401  (raw YAML)
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("multiple_of", mode="plain")
+    @classmethod
+    def _auto_or_whole(cls, value: Any) -> Any:  # noqa: ANN401  (raw YAML)
+        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+            return value
+        raise ValueError(f"write `auto` or a whole number from 1 up, not {value!r}")
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> Self:
+        if self.at_most is not None:
+            if "keep" in self.model_fields_set:
+                raise ValueError("`keep` and `at_most` say two sizes; write one of them")
+            if self.of not in ABSOLUTE:
+                raise ValueError(f"`at_most` says no number of {self.of} parameters; use `keep`, or `of: total`")
+            units, form = ABSOLUTE[self.of]
+            if not amounts.parse_amount(self.at_most, units):
+                raise ValueError(f"at_most={self.at_most} with `of: {self.of}` is {form}; write it so")
+        timing = [name for name in ("table", "phase", "batch_size") if getattr(self, name) is not None]
+        if timing and self.of != "latency":
+            raise ValueError(f"`{timing[0]}` belongs to `of: latency`, but this budget counts {self.of}; leave it out")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _only_said(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the share that `at_most` stands for, and without options that are not given."""
+        content: dict[str, Any] = serialise(self)
+        left_out = {name for name in ("at_most", "table", "phase", "batch_size") if content.get(name) is None}
+        left_out |= {"keep"} if self.at_most is not None else set()
+        return {name: value for name, value in content.items() if name not in left_out}
+
+    @property
+    def name(self) -> str:
+        """The budget as it was asked for, with its key."""
+        return self._asked or f"budget.keep={self.keep}"
+
+    @property
+    def key(self) -> str:
+        """The key of the run file that says how much."""
+        return self.name.partition("=")[0]
+
+    @property
+    def counted(self) -> str:
+        """What is counted, in words."""
+        return {"bytes": "weight bytes", "latency": "latency"}.get(self.of, f"{self.of} parameters")
+
+    def on(self, space: PruningSpace, bytes_each: int = 0) -> "Budget":
+        """This budget as a share of one model: no `at_most`, and no `auto` where nothing is wide enough for it.
+
+        Args:
+            bytes_each: bytes of one stored parameter.
+
+        Raises:
+            ConfigError: `at_most` is no less than the whole model.
+        """
+        changes: dict[str, Any] = {}
+        if self.multiple_of == "auto" and all(alignment(group, "auto") == 1 for group in space.groups):
+            changes["multiple_of"] = 1
+        asked = self._asked
+        if self.at_most is not None:
+            asked = f"budget.at_most={self.at_most}"
+            cost = amounts.parse_amount(self.at_most, ABSOLUTE[self.of][0]) or 0
+            if self.of == "bytes":
+                cost = (cost - header_bytes(space)) // bytes_each
+            changes |= {"at_most": None, "keep": cost / self.dense(space)}
+        budget = self.model_copy(update=changes)
+        budget._asked, budget._bytes_each = asked, bytes_each
+        if budget.keep >= 1 and self.at_most is not None:
+            raise ConfigError(
+                f"{asked} removes nothing: the dense model has {budget.amount(self.dense(space))}. Lower it."
+            )
+        return budget
+
+    def cost(self, space: PruningSpace, kept: Mapping[str, int]) -> int:
+        """What a model costs whose groups keep so many units: parameters, or nanoseconds where the budget is a time."""
+        return _latency(space).count(kept) if self.of == "latency" else space.count(kept)
+
+    def cost_left(self, space: PruningSpace, masks: Masks) -> Float[Tensor, ""]:
+        """`cost` under soft masks, differentiable in them."""
+        return _latency(space).left(masks) if self.of == "latency" else space.parameters_left(masks)
+
+    def dense(self, space: PruningSpace) -> int:
+        """What the dense model costs."""
+        return _latency(space).dense if self.of == "latency" else space.num_parameters
+
+    def fixed(self, space: PruningSpace) -> int:
+        """The part of it that no decision changes."""
+        return _latency(space).fixed if self.of == "latency" else space.num_parameters - space.num_prunable
+
+    def denominator(self, space: PruningSpace) -> int:
+        """What `keep` is a share of."""
+        return space.num_prunable if self.of == "prunable" else self.dense(space)
+
+    def target(self, space: PruningSpace) -> int:
+        """What the whole model may cost at most."""
+        assert self.at_most is None, "a budget is put on a space before it is a share"
+        if self.of == "prunable":
+            return space.num_parameters - round((1 - self.keep) * space.num_prunable)
+        return round(self.keep * self.dense(space))
+
+    def share(self, space: PruningSpace, cost: int) -> float:
+        """The `keep` that a whole model of this cost has."""
+        whole = self.denominator(space)
+        return (cost - self.dense(space) + whole) / whole
+
+    def smallest_keep(self, space: PruningSpace, cost: int) -> float:
+        """The smallest `keep`, to four digits, with room for a whole model of this cost."""
+        return math.ceil(self.share(space, cost) * 1e4) / 1e4
+
+    def amount(self, cost: int) -> str:
+        """A cost in the user's units."""
+        if self.of == "latency":
+            return amounts.milliseconds_written(cost)
+        if self.of == "bytes" and self._bytes_each:
+            return amounts.bytes_written(cost * self._bytes_each)
+        return f"{cost:,} parameters"
+
+
+def header_bytes(space: PruningSpace) -> int:
+    """At least what weight files hold beside the weights: what they say about them, and which dims a layer keeps."""
+    indices = sum(INDEXED.get(group.kind, 0) * group.size for group in space.groups)
+    return 1024 + sum(len(name) + 128 for name in space.shapes) + indices
+
+
+def _latency(space: PruningSpace) -> Latency:
+    assert space.latency is not None, "a budget of time needs measured times"
+    return space.latency
