@@ -1,19 +1,27 @@
 """What a model offers for removal, and what budgets would leave of it."""
 
-from typing import Any
+from copy import deepcopy
+from typing import Any, Literal
 
-from tuneprune import families
-from tuneprune.loading import load_config, skeleton
+from transformers import PretrainedConfig
+
+from tuneprune import export, families
+from tuneprune.errors import TunePruneError
+from tuneprune.loading import load_config, skeleton, stored_dtype
+from tuneprune.methods.magnitude import Magnitude
 from tuneprune.structure import spaces
-from tuneprune.structure.budget import Budget, reachable
+from tuneprune.structure.amounts import bytes_written
+from tuneprune.structure.architecture import Architecture
+from tuneprune.structure.budget import Budget, allocate, reachable
 from tuneprune.structure.space import Kind, PruningSpace
 from tuneprune.structure.spaces import UNIT_NAMES
 
-BUDGETS = (0.8, 0.6, 0.5, 0.4)
+BUDGETS = (0.8, 0.6, 0.5)
+STOCK = "stock class"
 
 
 def inspect(model: str, space_name: str) -> dict[str, Any]:
-    """Groups by kind, parameters, the reachable range, and the size of common budgets.
+    """Groups by kind, parameters, the reachable range, and what common budgets would leave.
 
     Raises:
         TunePruneError: a model or space that is not supported.
@@ -22,9 +30,9 @@ def inspect(model: str, space_name: str) -> dict[str, Any]:
     architecture = families.describe_config(config)
     space = spaces.build(space_name, architecture, skeleton(config))
     low, high = reachable(space, Budget())
+    dense_bytes = space.num_parameters * stored_dtype(config).itemsize
     kinds: dict[str, str] = {}
-    present: list[Kind] = [group.kind for group in space.groups]
-    for kind in dict.fromkeys(present):
+    for kind in _kinds(space):
         groups = [group for group in space.groups if group.kind == kind]
         sizes = sorted({group.size for group in groups})
         each = "/".join(map(str, sizes))
@@ -35,17 +43,67 @@ def inspect(model: str, space_name: str) -> dict[str, Any]:
         "family": architecture.family,
         "space": space.name,
         "parameters": {"total": space.num_parameters, "prunable": space.num_prunable},
+        "bytes": {"total": dense_bytes, "stored as": str(stored_dtype(config)).removeprefix("torch.")},
         "units": kinds,
         "reachable": {"lowest keep of total": round(low / space.num_parameters, 4), "parameters": f"{low} to {high}"},
-        "budgets": {f"keep {keep} of total": _left(space, keep, low) for keep in BUDGETS},
+        "budgets": {f"keep {keep} of total": _left(config, architecture, space, keep) for keep in BUDGETS},
         "fingerprint": space.fingerprint,
     }
 
 
-def _left(space: PruningSpace, keep: float, low: int) -> str:
-    target = Budget(keep=keep).target(space)
-    if target < low:
+def _kinds(space: PruningSpace) -> list[Kind]:
+    """The kinds of groups there are, in the model's order."""
+    present: list[Kind] = [group.kind for group in space.groups]
+    return list(dict.fromkeys(present))
+
+
+def _left(config: PretrainedConfig, architecture: Architecture, space: PruningSpace, keep: float) -> Any:  # noqa: ANN401
+    """Size, widths and readers of a model of which so much is kept; a sentence where that cannot be."""
+    try:
+        even = allocate(space.ones(), space, Budget(keep=keep), "local")
+    except TunePruneError:
         return "not reachable"
+    kept = {name: int(mask.sum()) for name, mask in even.items()}
+    parameters = space.count(kept)
     fixed = space.num_parameters - space.num_prunable
-    share = (target - fixed) / space.num_prunable
-    return f"{target} parameters, {share:.1%} of the prunable ones"
+    size = bytes_written(parameters * stored_dtype(config).itemsize)
+    share = (parameters - fixed) / space.num_prunable
+    return {
+        "size": f"{parameters} parameters ({share:.1%} of the prunable ones), {size}",
+        "typical widths": ", ".join(_typical(space, kept, kind) for kind in _kinds(space)),
+        **{
+            f"loads in ({widths} widths)": runtimes(config, architecture, space, Budget(keep=keep, per_layer=widths))
+            for widths in _layouts(space)
+        },
+    }
+
+
+def _typical(space: PruningSpace, kept: dict[str, int], kind: Kind) -> str:
+    """What is left of one kind when every layer loses the same share."""
+    groups = [group for group in space.groups if group.kind == kind]
+    if kind == "block":
+        return f"{sum(kept[group.name] for group in groups)} of {len(groups)} layers"
+    widths = sorted({kept[group.name] for group in groups})
+    spread = str(widths[0]) if len(widths) == 1 else f"{widths[0]} to {widths[-1]}"
+    return f"{spread} of {groups[0].size} {UNIT_NAMES[kind]}"
+
+
+def _layouts(space: PruningSpace) -> tuple[Literal["free", "uniform"], ...]:
+    """The choices of `per_layer` that make a difference."""
+    return ("free",) if space.name in ("depth", "residual") else ("free", "uniform")
+
+
+def runtimes(config: PretrainedConfig, architecture: Architecture, space: PruningSpace, budget: Budget) -> str:
+    """Which export targets take a model of this budget, and why others do not, from one decision that meets it."""
+    try:
+        shape = export.foresee(skeleton(deepcopy(config)), architecture, space, Magnitude(), budget)
+    except TunePruneError as error:
+        return f"none: {error}"
+    found = [f"transformers ({'one file of remote code' if shape.is_ragged else STOCK})"]
+    for name, target in export.registry().items():
+        try:
+            target().refuse(shape)
+            found.append(name)
+        except TunePruneError as error:
+            found.append(f"not {name}: {error}")
+    return "; ".join(found)
