@@ -29,10 +29,9 @@ def scatter(states: Tensor, index: Tensor, width: int) -> Tensor:
 
 
 class PrunedAttention(nn.Module):
-    """Attention with its own part of the residual stream, or its own head dims (`qk_dim`, `v_dim`), or both.
+    """Attention with head dims of its own (`qk_dim`, `v_dim`), or at rows of a packed projection of its own.
 
-    Takes over all that a stock attention module holds, so that parameter names stay, and the stock forward as well
-    unless `shape` gives head dims, which no stock class knows.
+    Takes over all that a stock attention module holds, so that parameter names stay.
     """
 
     config: Any
@@ -46,25 +45,58 @@ class PrunedAttention(nn.Module):
     def __init__(self, stock: nn.Module, shape: Mapping[str, int]) -> None:
         super().__init__()
         _take_over(self, stock)
-        self.stock = None if "qk_dim" in shape else type(stock)
         self.width = self.config.hidden_size
-        if self.stock is None:
-            self.num_heads, self.num_kv_heads = _head_counts(self.config, self.layer_idx, shape)
-            self.num_key_value_groups = self.num_heads // self.num_kv_heads
-            self.qk_dim, self.v_dim, self.head_dim = shape["qk_dim"], shape["v_dim"], shape["qk_dim"]
-            if not hasattr(self, "sliding_window"):
-                self.sliding_window = getattr(self.config, "sliding_window", None)
+        self.num_heads, self.num_kv_heads = _head_counts(self.config, self.layer_idx, shape)
+        self.num_key_value_groups = self.num_heads // self.num_kv_heads
+        self.qk_dim, self.v_dim, self.head_dim = shape["qk_dim"], shape["v_dim"], shape["qk_dim"]
+        if not hasattr(self, "sliding_window"):
+            self.sliding_window = getattr(self.config, "sliding_window", None)
         _add_index(self, "rotary_index", shape.get("rotary", 0))
         _add_index(self, "read_index", shape.get("read", 0))
         _add_index(self, "write_index", shape.get("write", 0))
 
-    def forward(self, hidden_states: Tensor, **inputs: Any) -> tuple[Tensor, Tensor | None]:  # noqa: ANN401
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,  # noqa: ANN401  (transformers' Cache)
+        **kwargs: Any,  # noqa: ANN401  (passed on to the attention backend)
+    ) -> tuple[Tensor, Tensor | None]:
         """Attention output on the full residual stream, and the attention weights where the backend gives them."""
         if self.read_index is not None:
             hidden_states = hidden_states.index_select(-1, self.read_index)
-        attend = PrunedAttention.attend if self.stock is None else self.stock.forward
-        output, weights = attend(self, hidden_states, **inputs)
+        queries, keys, values = self.heads(hidden_states)
+        if getattr(self, "use_rope", True):  # some layers of some families know no positions
+            queries, keys = self.turned(queries, keys, *position_embeddings)
+        if past_key_values is not None:
+            keys, values = past_key_values.update(keys, values, self.layer_idx)
+
+        softcap = getattr(self, "attn_logit_softcapping", None)
+        # vLLM looks for this call in the source of `forward`, under this name
+        backend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        output, weights = backend(
+            self,
+            queries,
+            keys,
+            values,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            sliding_window=self.sliding_window,
+            **kwargs | ({} if softcap is None else {"softcap": softcap}),
+        )
+        out = self.get_submodule("o_proj" if hasattr(self, "o_proj") else "dense")
+        output = out(output.reshape(*hidden_states.shape[:-1], -1).contiguous())
+        output = nn.functional.dropout(output, p=getattr(self, "residual_dropout", 0.0), training=self.training)
         return (output if self.write_index is None else scatter(output, self.write_index, self.width)), weights
+
+    def turned(self, queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys after RoPE, by the frequencies that survive."""
+        if self.rotary_index is not None:
+            cos, sin = cos.index_select(-1, self.rotary_index), sin.index_select(-1, self.rotary_index)
+        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+        return rotate(queries, cos, sin), rotate(keys, cos, sin)
 
     def heads(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values as [batch, heads, length, dim], normalised where the family does so."""
@@ -88,42 +120,28 @@ class PrunedAttention(nn.Module):
         values = values.unflatten(-1, (-1, self.v_dim))
         return queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
 
-    def attend(
-        self,
-        hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor],
-        attention_mask: Tensor | None = None,
-        past_key_values: Any = None,  # noqa: ANN401  (transformers' Cache)
-        **kwargs: Any,  # noqa: ANN401  (passed on to the attention backend)
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attention over head dims of this layer's own."""
-        queries, keys, values = self.heads(hidden_states)
-        if getattr(self, "use_rope", True):  # some layers of some families know no positions
-            cos, sin = position_embeddings
-            if self.rotary_index is not None:  # the surviving frequencies
-                cos, sin = cos.index_select(-1, self.rotary_index), sin.index_select(-1, self.rotary_index)
-            cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-            queries, keys = rotate(queries, cos, sin), rotate(keys, cos, sin)
-        if past_key_values is not None:
-            keys, values = past_key_values.update(keys, values, self.layer_idx)
 
-        softcap = getattr(self, "attn_logit_softcapping", None)
-        backend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        output, weights = backend(
-            self,
-            queries,
-            keys,
-            values,
-            attention_mask,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            sliding_window=self.sliding_window,
-            **kwargs | ({} if softcap is None else {"softcap": softcap}),
-        )
-        out = self.get_submodule("o_proj" if hasattr(self, "o_proj") else "dense")
-        output = out(output.reshape(*hidden_states.shape[:-1], -1).contiguous())
-        output = nn.functional.dropout(output, p=getattr(self, "residual_dropout", 0.0), training=self.training)
-        return output, weights
+class PartAttention(nn.Module):
+    """A stock attention module, whose place and forward it takes, on its own part of the residual stream."""
+
+    read_index: Tensor | None
+    write_index: Tensor | None
+    config: Any
+
+    def __init__(self, stock: nn.Module, shape: Mapping[str, int]) -> None:
+        super().__init__()
+        _take_over(self, stock)
+        self.stock = type(stock)
+        self.width = self.config.hidden_size
+        _add_index(self, "read_index", shape.get("read", 0))
+        _add_index(self, "write_index", shape.get("write", 0))
+
+    def forward(self, hidden_states: Tensor, **inputs: Any) -> tuple[Tensor, Tensor | None]:  # noqa: ANN401
+        """Attention output on the full residual stream, and the attention weights where the backend gives them."""
+        if self.read_index is not None:
+            hidden_states = hidden_states.index_select(-1, self.read_index)
+        output, weights = self.stock.forward(self, hidden_states, **inputs)
+        return (output if self.write_index is None else scatter(output, self.write_index, self.width)), weights
 
 
 def _head_counts(config: Any, layer_idx: int, shape: Mapping[str, int]) -> tuple[int, int]:  # noqa: ANN401
@@ -330,7 +348,11 @@ def epsilon_name(norm: nn.Module) -> str:
 @contextmanager
 def equal_layers(config: Any) -> Iterator[None]:  # noqa: ANN401  (every family has its own config class)
     """The config without its layers' own widths, which no stock constructor of a whole model reads."""
-    own = config.to_dict().get("per_layer_config")
+    if not config.is_heterogeneous:
+        yield
+        return
+    names = config.per_layer_attributes  # read off the layers: reading them off the whole config says a warning
+    own = {index: {name: getattr(layer, name) for name in names} for index, layer in enumerate(config.per_layer_config)}
     config.per_layer_config = None
     try:
         yield
@@ -383,7 +405,8 @@ def resize(model: PreTrainedModel, prefix: str = "") -> None:
         _keep_experts(locate(path)[2], number)
     for path, shape in pruned["attentions"].items():
         owner, name, stock = locate(path)
-        setattr(owner, name, PrunedAttention(stock, shape).to(next(stock.parameters()).device))
+        kind = PrunedAttention if "qk_dim" in shape else PartAttention
+        setattr(owner, name, kind(stock, shape).to(next(stock.parameters()).device))
     for path, shape in pruned["mlps"].items():
         owner, name, stock = locate(path)
         kind = RoutedMlp if "experts" in shape else PrunedMlp

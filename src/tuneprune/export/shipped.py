@@ -22,7 +22,7 @@ class Pruned{inner}({inner}):
     _can_record_outputs = {{
         **{inner}._can_record_outputs,
         "hidden_states": [{inner}._can_record_outputs["hidden_states"], RotatedBlock],
-        "attentions": [{inner}._can_record_outputs["attentions"], PrunedAttention],
+        "attentions": [{inner}._can_record_outputs["attentions"], PrunedAttention, PartAttention],
     }}
 
     def __init__(self, config: Any) -> None:  # noqa: ANN401
