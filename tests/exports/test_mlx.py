@@ -6,7 +6,7 @@ import pytest
 import torch
 from matrix import cell
 from tiny import CASES, layers_for, random_masks, tiny_model
-from toy_tokenizer import tiny_tokenizer
+from toy_tokenizer import byte_tokenizer
 from transformers import AutoTokenizer
 
 from tuneprune import export, families
@@ -25,11 +25,12 @@ MAIN = ("llama", "llama3", "mistral", "qwen2", "qwen3", "phi3", "seed_oss")
 
 
 def save(folder, family, space_name, layout, **changes):
-    model = tiny_model(family, dtype=torch.float32, **layers_for(space_name), **CHANGES.get(family, {}), **changes)
+    changes = {"vocab_size": 300} | layers_for(space_name) | CHANGES.get(family, {}) | changes
+    model = tiny_model(family, dtype=torch.float32, **changes)
     architecture = families.describe(model)
     space = spaces.build(space_name, architecture, model)
     plan = Plan.from_masks(random_masks(space, uniform=layout == "uniform"), space)
-    export.write(compress(model, architecture, space, plan), tiny_tokenizer(), folder)
+    export.write(compress(model, architecture, space, plan), byte_tokenizer(), folder)
     return folder
 
 
@@ -69,8 +70,8 @@ def test_uneven_layers_stand_under_the_names_of_openelm(tmp_path, tied):
 
 
 def test_a_window_that_mlx_ignores_is_refused(tmp_path):
-    model = tiny_model("mistral", dtype=torch.float32, sliding_window=8)
-    export.write(model, tiny_tokenizer(), tmp_path / "model")
+    model = tiny_model("mistral", dtype=torch.float32, vocab_size=300, sliding_window=8)
+    export.write(model, byte_tokenizer(), tmp_path / "model")
     with pytest.raises(UnsupportedExport, match="sliding window of 8"):
         converted(tmp_path / "model", tmp_path / "mlx")
 

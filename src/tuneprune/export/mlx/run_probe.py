@@ -7,6 +7,7 @@ float32 on the CPU.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def main(folder: str, result_file: str, probe_file: str, new_tokens: str) -> None:
@@ -18,13 +19,13 @@ def main(folder: str, result_file: str, probe_file: str, new_tokens: str) -> Non
     mx.set_default_device(mx.cpu)
     model = load_model(Path(folder))[0]
     model.set_dtype(mx.float32)
-    probe = mx.load(probe_file)
+    probe: Any = mx.load(probe_file)
     logits = mx.concatenate([model(row[None]) for row in probe["input_ids"]])
     cache = make_prompt_cache(model)
     ids: list[int] = []
     step = probe["prompt_ids"][None]
     for _ in range(int(new_tokens)):
-        chosen = mx.argmax(model(step, cache=cache)[0, -1])
+        chosen: Any = mx.argmax(model(step, cache=cache)[0, -1])
         ids.append(chosen.item())
         step = chosen.reshape(1, 1)
     mx.save_safetensors(result_file, {"logits": logits, "greedy_ids": mx.array(ids)})
