@@ -46,6 +46,12 @@ def inspect(model: str, space_name: str) -> dict[str, Any]:
         "bytes": {"total": dense_bytes, "stored as": str(stored_dtype(config)).removeprefix("torch.")},
         "units": kinds,
         "reachable": {"lowest keep of total": round(low / space.num_parameters, 4), "parameters": f"{low} to {high}"},
+        "loads as": {
+            "free widths": export.loads_as(config, architecture, space, Budget()),
+            "equal widths (budget.per_layer: uniform)": export.loads_as(
+                config, architecture, space, Budget(per_layer="uniform")
+            ),
+        },
         "budgets": {f"keep {keep} of total": _left(config, architecture, space, keep) for keep in BUDGETS},
         "fingerprint": space.fingerprint,
     }

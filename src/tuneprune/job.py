@@ -43,11 +43,6 @@ from tuneprune.train.checkpoint import fingerprint
 Scores = dict[str, dict[str, float]]
 PATIENCE = timedelta(days=1)
 """How long the other processes wait while the first one exports, evaluates and measures."""
-LOADS_AS = {
-    True: "stock Hugging Face class",
-    False: "its family's class with one file of remote code",
-    None: "stock Hugging Face class where it has room for the widths, else with one file of remote code",
-}
 
 
 @dataclass
@@ -242,12 +237,11 @@ def outlook(config: RunConfig) -> dict[str, Any]:
     checked = check(config)
     space, budget = checked.space, checked.budget
     hf_config = load_config(config.model.base, config.model.adapter)
-    stock = export.stock_holds(hf_config, checked.architecture, space, config.method, budget)
     return {
         "model": f"{config.model.base} ({checked.architecture.family}, {space.num_parameters:,} parameters)",
         "method": f"{config.method.title} on space {space.name}",
         "result": size_text(space, budget, checked.table, checked.dtype),
-        "loads as": LOADS_AS[stock],
+        "loads as": export.loads_as(hf_config, checked.architecture, space, budget, config.method),
         "training": f"{len(checked.data.train)} documents, {config.tune.steps} steps of {config.tune.batch_size} rows",
         "calibration": f"{len(checked.data.calibration)} documents",
         "evaluation": ", ".join(f"{task.name} ({len(task.examples)})" for task in checked.tasks),

@@ -79,3 +79,21 @@ def test_methods_that_set_or_add_something_are_asked(tmp_path):
     made = setting(tmp_path / "residual", space_name="residual", lora=False)
     assert holds(made, None, name="slicegpt") is True
     assert holds(made, None, name="slicegpt", variant="skip") is False
+
+
+def test_the_class_that_will_load_it_is_named(tmp_path):
+    def said(variant, space_name, budget=None, method=None):
+        made = setting(tmp_path / f"{variant}-{space_name}", variant=variant, space_name=space_name, lora=False)
+        method = methods.build({"name": method}) if method else None
+        return export.loads_as(made.model.config, made.architecture, made.space, budget or Budget(), method)
+
+    uniform = Budget(per_layer="uniform")
+    by_file = "PrunedLlamaForCausalLM (llama), with one file of remote code"
+    assert said("llama", "depth") == "LlamaForCausalLM (llama), stock Hugging Face"
+    assert said("llama", "width", uniform) == "LlamaForCausalLM (llama), stock Hugging Face"
+    assert said("llama", "width", uniform, "random") == "LlamaForCausalLM (llama), stock Hugging Face"
+    assert said("llama", "width") == said("llama", "disp") == said("llama", "width", method="magnitude") == by_file
+    qwen = "Qwen2ForCausalLM (qwen2) or SeedOssForCausalLM (seed_oss), stock Hugging Face, by what goes"
+    assert said("qwen2", "width", uniform) == qwen
+    neox = "GPTNeoXForCausalLM (gpt_neox) where a stock class has room for the widths, else PrunedGPTNeoXForCausalLM"
+    assert said("gpt_neox", "width", uniform).startswith(neox)
