@@ -1,0 +1,1 @@
+"""DeciLM, the format of NVIDIA's Nemotron-NAS models."""

@@ -1,0 +1,27 @@
+"""The config of a DeciLM: that of a Mistral, with a list of what each block has."""
+
+from typing import Any
+
+from transformers import MistralConfig
+
+
+class Settings(dict):
+    """A dict whose entries are attributes too, as the classes that read it expect, and which JSON takes."""
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        try:
+            return self[name]
+        except KeyError as error:
+            raise AttributeError(name) from error
+
+
+class DeciConfig(MistralConfig):
+    """`block_configs`: of every block `attention` {no_op, n_heads_in_group} and `ffn` {no_op, intermediate_size}."""
+
+    model_type = "nemotron-nas"
+
+    def __init__(self, block_configs: list[dict[str, dict[str, Any]]] | None = None, **settings: Any) -> None:  # noqa: ANN401
+        super().__init__(**settings)
+        self.block_configs = [
+            Settings({part: Settings(values) for part, values in block.items()}) for block in block_configs or ()
+        ]
