@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matrix import cell
 from safetensors.torch import load_file, save_file
 from tiny import (
     CASES,
@@ -163,6 +164,9 @@ def test_loader_says_what_it_takes(toy):
         assert "mismatch" in found["refusal"]
     else:
         assert found["module"].startswith("transformers.models.")
+    variant, space_name, uniform = case
+    why = "with one file of remote code" if loader.needs_remote_code else f"as {loader.host_model_type}"
+    cell("hf", variant, space_name, "uniform" if uniform else "ragged", "run", why)
 
 
 def test_rope_survives_under_both_names(toy):
