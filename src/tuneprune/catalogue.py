@@ -15,7 +15,8 @@ def targets(as_json: AsJson = False) -> None:
     """List the export targets beside the Hugging Face folder."""
     from tuneprune.export import registry
 
-    print_list({name: f"{target.title} (extra `{target.extra}`)" for name, target in registry().items()}, as_json)
+    extras = {name: f" (extra `{target.extra}`)" if target.extra else "" for name, target in registry().items()}
+    print_list({name: target.title + extras[name] for name, target in registry().items()}, as_json)
 
 
 @app.command()

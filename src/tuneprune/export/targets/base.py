@@ -19,7 +19,7 @@ class Target(BaseModel, frozen=True, extra="forbid"):
     title: ClassVar[str]
     """What it is for, in one line."""
     extra: ClassVar[str]
-    """The extra of tuneprune that installs all its packages."""
+    """The extra of tuneprune that installs all its packages; empty where it takes none."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Modules that writing imports."""
     runtime: ClassVar[tuple[str, ...]] = ()

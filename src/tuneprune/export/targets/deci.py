@@ -28,7 +28,7 @@ class Deci(Target, frozen=True):
 
     name: ClassVar[str] = "deci"
     title: ClassVar[str] = "a folder for vLLM's native class of layers with unequal widths"
-    extra: ClassVar[str] = "deci"
+    extra: ClassVar[str] = ""
 
     tp: int = Field(default=1, ge=1, description="GPUs that every layer's widths must divide among (tensor parallel)")
 
