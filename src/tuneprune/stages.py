@@ -21,6 +21,7 @@ from tuneprune.loading import (
     load_model,
     load_tokenizer,
     needs_own_code,
+    quantisation,
     skeleton,
     stored_dtype,
 )
@@ -200,7 +201,7 @@ def export_model(
         raise ConfigError(
             "--to: name a target besides hf, which the folder is already. `tuneprune targets` lists them."
         )
-    shape = export.Shape.of(AutoConfig.from_pretrained(model))
+    shape = export.Shape.of(_exported_config(model))
     for target in named.values():
         target.refuse(shape)
         target.require()
@@ -210,6 +211,24 @@ def export_model(
         progress.stage(f"convert to {label}")
         found[label] = export.convert(model, target, out / label, reference)
     return found
+
+
+def _exported_config(folder: Path) -> PretrainedConfig:
+    """The config of a folder that may be ragged, but not quantised.
+
+    Raises:
+        ConfigError: it cannot be read, or its weights are no floating-point numbers.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"cannot read the config of {folder}: {str(error).strip().splitlines()[0]}") from error
+    if quantisation(config):
+        raise ConfigError(
+            f"{folder} is quantised ({quantisation(config)}), and other formats are made of unquantised weights. Name"
+            " the folder that it was quantised from."
+        )
+    return config
 
 
 def rewrite_report(folder: Path) -> Path:

@@ -60,9 +60,9 @@ def check(texts: Sequence[str], shape: Callable[[], Shape]) -> None:
         UnsupportedExport: a target that does not exist, whose packages are missing, or that cannot hold the shape.
     """
     targets = named(texts).values()
+    if not targets:
+        return
+    foreseen = shape()
     for target in targets:
+        target.refuse(foreseen)  # before packages: nobody should install one for what cannot be
         target.require()
-    foreseen = shape() if targets else None
-    for target in targets:
-        assert foreseen is not None
-        target.refuse(foreseen)

@@ -24,7 +24,6 @@ CASES = {
     "no evaluation": (set_to("evaluate", {}), ["suite", "tasks"]),
     "unknown source": (set_to("data.train", [{"source": "pubmedq"}]), ["`pubmedq`", "Did you mean `pubmedqa`?"]),
     "unknown export": (set_to("export", ["hff"]), ["`hff`", "Did you mean `hf`?"]),
-    "planned export": (set_to("export", ["gguf"]), ["`gguf`", "hf"]),
     "unknown tracker": (set_to("tune.trackers", ["tensorbored"]), ["tensorbored", "available"]),
     "missing section": (without("data"), ["`data` is missing"]),
     "section of wrong type": (set_to("tune", 3), ["`tune`", "3"]),
