@@ -1,6 +1,7 @@
 """Run the export tests and write what they found as the table in docs/exports.md.
 
-`python benchmarks/export_matrix.py [--check] [--keep]`; the record is benchmarks/results/export_matrix.jsonl.
+`python benchmarks/export_matrix.py [--check] [--keep]`; the record is benchmarks/results/export_matrix.jsonl. What vLLM
+said stands in benchmarks/results/vllm.json (benchmarks/vllm_check.py), for it needs an environment of its own.
 """
 
 import argparse
@@ -14,6 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "benchmarks" / "results" / "export_matrix.jsonl"
 PAGE = ROOT / "docs" / "exports.md"
+VLLM = ROOT / "benchmarks" / "results" / "vllm.json"
+TESTS = ("tests/exports", "tests/laws/test_reload.py", "tests/unit/export/test_deci.py")
 FIELDS = ("target", "family", "space", "layout", "outcome", "why")
 SHORT = {"run": "run", "structure": "checked", "impossible": "–"}
 ORDER = tuple(SHORT)
@@ -84,10 +87,34 @@ def run_tests(arguments: list[str]) -> list[dict[str, str]]:
     """The cases that the export tests decide, which must pass."""
     found = RECORD.with_suffix(".partial")
     found.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "tests/exports", *arguments]
+    command = [sys.executable, "-m", "pytest", *TESTS, *arguments]
     subprocess.run(command, cwd=ROOT, env=os.environ | {"TUNEPRUNE_EXPORT_MATRIX": str(found)}, check=True)
     cases = load(found) if found.exists() else []
     found.unlink(missing_ok=True)
+    return cases
+
+
+def vllm_cases() -> list[dict[str, str]]:
+    """What vLLM ran of the model families, as cases: folders as target `vllm`, and the target made for it."""
+    cases = []
+    for row in json.loads(VLLM.read_text(encoding="utf8"))["rows"]:
+        layout, _, space = row["case"].partition(",")[0].rpartition(" ")
+        if row["family"] == "embedded":
+            continue
+        ran = row["outcome"] == "run"
+        why = "" if ran else "vLLM refuses to load it: layers with a part of the stream, or other key than value sizes"
+        if row["target"] == "deci":
+            why = "equal numbers of query heads only"
+        cases.append(
+            {
+                "target": "vllm" if row["target"] == "hf" else row["target"],
+                "family": row["family"],
+                "space": space,
+                "layout": layout or "uniform",
+                "outcome": "run" if ran else "impossible",
+                "why": why,
+            }
+        )
     return cases
 
 
@@ -101,7 +128,7 @@ def main() -> None:
     if arguments.check:
         sys.exit(int(with_tables(page, load(RECORD)) != page))
     kept = load(RECORD) if arguments.keep and RECORD.exists() else []
-    decided = run_tests(arguments.pytest)
+    decided = [*run_tests(arguments.pytest), *vllm_cases()]
     keys = {tuple(case[name] for name in FIELDS[:4]) for case in decided}
     cases = best([*decided, *(case for case in kept if tuple(case[name] for name in FIELDS[:4]) not in keys)])
     RECORD.write_text("".join(json.dumps(case) + "\n" for case in cases), encoding="utf8")

@@ -1,13 +1,9 @@
 """The tensors of a GGUF file, each made of those of the exported folder when its turn comes."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from tuneprune.errors import UnsupportedExport
@@ -15,6 +11,7 @@ from tuneprune.export.gguf import rope
 from tuneprune.export.gguf.hosts import Host
 from tuneprune.export.gguf.scales import folded
 from tuneprune.export.shape import LayerShape, Shape
+from tuneprune.export.weights import Weights
 from tuneprune.structure.architecture import Attention, Block, Experts, Mlp, Projection
 
 STORED = {"lm_head": "embed_out"}
@@ -27,33 +24,6 @@ MIXTURES = {
     ),
 }
 """What mixtures and the weights of one expert are called on disk, where experts are not packed as in memory."""
-
-
-class Weights:
-    """The tensors of a folder's safetensors files, read one at a time."""
-
-    def __init__(self, folder: Path) -> None:
-        self._stack = ExitStack()
-        self._files: dict[str, Any] = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            file = self._stack.enter_context(safe_open(path, framework="pt"))
-            self._files |= dict.fromkeys(file.keys(), file)
-
-    def __enter__(self) -> "Weights":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._files
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._files[name].get_tensor(name)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Its dims, outputs first."""
-        return tuple(self._files[name].get_slice(name).get_shape())
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from tuneprune.export.gguf import metadata, vocabulary
 from tuneprune.export.gguf.hosts import Host
-from tuneprune.export.gguf.tensors import Constant, Piece, Weights, tensors
+from tuneprune.export.gguf.tensors import Constant, Piece, tensors
 from tuneprune.export.shape import Shape
+from tuneprune.export.weights import Weights
 
 TYPES = {
     "f32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from tuneprune import families
-from tuneprune.export.gguf.tensors import Weights
 from tuneprune.export.shape import Shape
+from tuneprune.export.weights import Weights
 from tuneprune.structure.architecture import Block
 
 FAMILIES = ("llama", "mistral", "qwen3", "phi3")

@@ -51,7 +51,7 @@ class Deci(Target, frozen=True):
         """Write weights with projections apart, the config and its class, and the tokenizer."""
         from huggingface_hub import save_torch_state_dict
 
-        from tuneprune.export.gguf.tensors import Weights
+        from tuneprune.export.weights import Weights
 
         with Weights(source) as weights:
             tensors = dict(_tensors(weights, shape))
@@ -71,7 +71,7 @@ class Deci(Target, frozen=True):
         Raises:
             TunePruneError: they differ.
         """
-        from tuneprune.export.gguf.tensors import Weights
+        from tuneprune.export.weights import Weights
 
         with Weights(folder) as weights:
             expected = _expected(shape, weights)

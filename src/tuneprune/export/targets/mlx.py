@@ -54,7 +54,7 @@ class Mlx(Target, frozen=True):
             return
         from huggingface_hub import save_torch_state_dict
 
-        from tuneprune.export.gguf.tensors import Weights
+        from tuneprune.export.weights import Weights
 
         with Weights(source) as weights:
             save_torch_state_dict(openelm.tensors(weights, shape), folder, metadata={"format": "mlx"})
