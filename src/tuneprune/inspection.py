@@ -74,14 +74,19 @@ def _left(config: PretrainedConfig, architecture: Architecture, space: PruningSp
     fixed = space.num_parameters - space.num_prunable
     size = bytes_written(parameters * stored_dtype(config).itemsize)
     share = (parameters - fixed) / space.num_prunable
-    return {
+    left: dict[str, Any] = {
         "size": f"{parameters} parameters ({share:.1%} of the prunable ones), {size}",
         "typical widths": ", ".join(_typical(space, kept, kind) for kind in _kinds(space)),
-        **{
-            f"loads in ({widths} widths)": runtimes(config, architecture, space, Budget(keep=keep, per_layer=widths))
-            for widths in _layouts(space)
-        },
     }
+    for widths in _layouts(space):
+        try:
+            able, others = takers(config, architecture, space, Budget(keep=keep, per_layer=widths))
+        except TunePruneError as error:
+            left[f"exports ({widths} widths)"] = f"none: {error}"
+            continue
+        left[f"exports ({widths} widths)"] = ", ".join(able)
+        left |= {f"not {name} ({widths} widths)": why for name, why in others.items()}
+    return left
 
 
 def _typical(space: PruningSpace, kept: dict[str, int], kind: Kind) -> str:
@@ -99,17 +104,19 @@ def _layouts(space: PruningSpace) -> tuple[Literal["free", "uniform"], ...]:
     return ("free",) if space.name in ("depth", "residual") else ("free", "uniform")
 
 
-def runtimes(config: PretrainedConfig, architecture: Architecture, space: PruningSpace, budget: Budget) -> str:
-    """Which export targets take a model of this budget, and why others do not, from one decision that meets it."""
-    try:
-        shape = export.foresee(skeleton(deepcopy(config)), architecture, space, Magnitude(), budget)
-    except TunePruneError as error:
-        return f"none: {error}"
-    found = [f"transformers ({'one file of remote code' if shape.is_ragged else STOCK})"]
+def takers(
+    config: PretrainedConfig, architecture: Architecture, space: PruningSpace, budget: Budget
+) -> tuple[list[str], dict[str, str]]:
+    """The export targets that take a model of this budget, and by name why others do not.
+
+    From one decision that meets the budget.
+    """
+    shape = export.foresee(skeleton(deepcopy(config)), architecture, space, Magnitude(), budget)
+    able, others = [f"hf ({'one file of remote code' if shape.is_ragged else STOCK})"], {}
     for name, target in export.registry().items():
         try:
             target().refuse(shape)
-            found.append(name)
+            able.append(name)
         except TunePruneError as error:
-            found.append(f"not {name}: {error}")
-    return "; ".join(found)
+            others[name] = str(error).removeprefix(f"{name}: ")
+    return able, others

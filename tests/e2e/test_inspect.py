@@ -11,5 +11,5 @@ def test_inspect_says_what_budgets_leave(model_folder, tuneprune, capsys):
     left = found["budgets"]["keep 0.8 of total"]
     assert "parameters" in left["size"]
     assert left["typical widths"].endswith("of 48 MLP channels")
-    assert left["loads in (free widths)"].startswith("transformers (one file of remote code)")
-    assert left["loads in (uniform widths)"].startswith("transformers (stock class)")
+    assert left["exports (free widths)"].startswith("hf (one file of remote code)")
+    assert left["exports (uniform widths)"].startswith("hf (stock class)")
