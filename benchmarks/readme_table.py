@@ -1,4 +1,7 @@
-"""Write the README's result tables from the committed records: `python benchmarks/readme_table.py [--check]`."""
+"""Write the result tables of README.md and docs/results.md from the committed records.
+
+python benchmarks/readme_table.py [--check]
+"""
 
 import argparse
 import sys
@@ -9,8 +12,9 @@ from tuneprune.report.compared_tables import markdown_lines, note, quality_table
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTHING = "No results are committed yet."
+README, DETAILS = ROOT / "README.md", ROOT / "docs" / "results.md"
 DETAIL = 0.6
-"""The budget whose scores the README shows task by task."""
+"""The budget whose scores are shown task by task."""
 
 
 def load_records(results: Path) -> list[RunRecord]:
@@ -23,31 +27,38 @@ def load_comparisons(results: Path) -> dict[str, ComparisonRecord]:
     return {path.stem: ComparisonRecord.load(path) for path in sorted((results / "comparison").glob("*.json"))}
 
 
-def with_table(readme: str, records: list[RunRecord]) -> str:
-    """The README with the table of these records between its markers."""
-    return between(readme, "table", markdown_table(records))
+def with_table(page: str, records: list[RunRecord]) -> str:
+    """The page with the table of these records between its markers."""
+    return between(page, "table", markdown_table(records))
 
 
-def with_comparisons(readme: str, comparisons: dict[str, ComparisonRecord]) -> str:
-    """The README with a summary of these comparisons, and the scores of one budget, between its markers."""
+def with_comparisons(page: str, comparisons: dict[str, ComparisonRecord]) -> str:
+    """The page with a summary of these comparisons between its markers."""
     parts: list[str] = []
     for suite, comparison in comparisons.items():
         summary = summary_table(comparison)
         parts += [f"### {suite.capitalize()}", "", f"{summary.title}:", "", *markdown_lines(summary), ""]
         parts += [note(comparison), ""]
+    return between(page, "comparison", "\n".join(parts))
+
+
+def with_details(page: str, comparisons: dict[str, ComparisonRecord]) -> str:
+    """The page with the scores of one budget of these comparisons, task by task, between its markers."""
+    parts: list[str] = []
+    for suite, comparison in comparisons.items():
         if DETAIL in comparison.keeps:
             table = quality_table(comparison, DETAIL)
-            parts += [f"{table.title}:", "", *markdown_lines(table), ""]
-    return between(readme, "comparison", "\n".join(parts))
+            parts += [f"### {suite.capitalize()}", "", f"{table.title}:", "", *markdown_lines(table), ""]
+    return between(page, "details", "\n".join(parts))
 
 
-def between(readme: str, name: str, text: str) -> str:
-    """The README with `text` between the markers `name`."""
+def between(page: str, name: str, text: str) -> str:
+    """The page with `text` between the markers `name`."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    before, _, rest = readme.partition(start)
+    before, _, rest = page.partition(start)
     _, marker, after = rest.partition(end)
     if not marker:
-        raise SystemExit(f"README.md has no {start} ... {end}.")
+        raise SystemExit(f"The page has no {start} ... {end}.")
     return f"{before}{start}\n{text.strip() or NOTHING}\n{end}{after}"
 
 
@@ -55,13 +66,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where the table is not current")
     arguments = parser.parse_args()
-    path = ROOT / "README.md"
-    readme = path.read_text(encoding="utf8")
     results = ROOT / "benchmarks" / "results"
-    current = with_comparisons(with_table(readme, load_records(results)), load_comparisons(results))
+    comparisons = load_comparisons(results)
+    readme, details = (path.read_text(encoding="utf8") for path in (README, DETAILS))
+    current = {
+        README: (readme, with_comparisons(readme, comparisons)),
+        DETAILS: (details, with_details(with_table(details, load_records(results)), comparisons)),
+    }
     if arguments.check:
-        sys.exit(readme != current)
-    path.write_text(current, encoding="utf8")
+        sys.exit(any(before != after for before, after in current.values()))
+    for path, (_, after) in current.items():
+        path.write_text(after, encoding="utf8")
 
 
 if __name__ == "__main__":
