@@ -1,35 +1,34 @@
 """The tensors of an exported folder, one at a time."""
 
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor
 
 
 class Weights:
-    """The tensors of a folder's safetensors files, read one at a time."""
+    """The tensors of a folder's safetensors files, read one at a time.
+
+    A file is opened for every read and closed again: as long as it is open, what was read of it is memory of this
+    process.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._stack = ExitStack()
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, Path] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         for path in sorted(folder.glob("*.safetensors")):
-            file = self._stack.enter_context(safe_open(path, framework="pt"))
-            self._files |= dict.fromkeys(file.keys(), file)
-
-    def __enter__(self) -> "Weights":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+            with safe_open(path, framework="pt") as stored:
+                for name in stored.keys():  # noqa: SIM118  (no mapping)
+                    self._files[name] = path
+                    self._shapes[name] = tuple(stored.get_slice(name).get_shape())
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._files[name].get_tensor(name)
+        with safe_open(self._files[name], framework="pt") as stored:
+            return stored.get_slice(name)[:]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Its dims, outputs first."""
-        return tuple(self._files[name].get_slice(name).get_shape())
+        return self._shapes[name]

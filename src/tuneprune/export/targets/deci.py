@@ -16,6 +16,7 @@ from tuneprune.export.deci import configuration_deci
 from tuneprune.export.reference import Reference
 from tuneprune.export.shape import LayerShape, Shape
 from tuneprune.export.targets.base import Target
+from tuneprune.export.weights import Weights
 from tuneprune.structure.architecture import Block
 
 FAMILIES = ("llama", "mistral", "qwen2", "seed_oss", "phi3")
@@ -51,10 +52,7 @@ class Deci(Target, frozen=True):
         """Write weights with projections apart, the config and its class, and the tokenizer."""
         from huggingface_hub import save_torch_state_dict
 
-        from tuneprune.export.weights import Weights
-
-        with Weights(source) as weights:
-            tensors = dict(_tensors(weights, shape))
+        tensors = dict(_tensors(Weights(source), shape))
         save_torch_state_dict(tensors, folder, metadata={"format": "pt"})
         config = json.loads((source / "config.json").read_text(encoding="utf8"))
         settings = {name: value for name, value in config.items() if name not in DROPPED}
@@ -71,11 +69,9 @@ class Deci(Target, frozen=True):
         Raises:
             TunePruneError: they differ.
         """
-        from tuneprune.export.weights import Weights
-
-        with Weights(folder) as weights:
-            expected = _expected(shape, weights)
-            wrong = [name for name, dims in expected.items() if name not in weights or weights.shape(name) != dims]
+        weights = Weights(folder)
+        expected = _expected(shape, weights)
+        wrong = [name for name, dims in expected.items() if name not in weights or weights.shape(name) != dims]
         if wrong:
             raise TunePruneError(f"deci: {len(wrong)} tensors differ from those of DeciLM, such as {wrong[0]}.")
         return {

@@ -14,6 +14,7 @@ from tuneprune.export.hf import weight_bytes
 from tuneprune.export.reference import Reference
 from tuneprune.export.shape import Shape
 from tuneprune.export.targets.base import Target
+from tuneprune.export.weights import Weights
 
 QUANTISED_BY_LLAMA_CPP = {
     "q2_k": "Q2_K", "q3_k_m": "Q3_K_M", "q4_k_s": "Q4_K_S", "q4_k_m": "Q4_K_M", "q5_k_s": "Q5_K_S", "q5_k_m": "Q5_K_M",
@@ -57,10 +58,10 @@ class Gguf(Target, frozen=True):
         host, file = hosts.choose(shape), folder / self.file_name
         tokenizer = vocabulary.load(source) if self.tokenizer == "own" else None
         quantised = QUANTISED_BY_LLAMA_CPP.get(self.type)
-        with writing.Weights(source) as weights:
-            kind = self.type if quantised is None else writing.stored_type(weights, shape)
-            written = folder / f"{kind}.whole" if quantised else file
-            note = writing.write(weights, written, shape, host, kind, tokenizer)
+        weights = Weights(source)
+        kind = self.type if quantised is None else writing.stored_type(weights, shape)
+        written = folder / f"{kind}.whole" if quantised else file
+        note = writing.write(weights, written, shape, host, kind, tokenizer)
         if quantised is not None:
             run_fresh(run_quantise, str(written), [str(file), str(writing.ftype(quantised))])
             written.unlink()
@@ -109,8 +110,8 @@ class Gguf(Target, frozen=True):
         from tuneprune.export.gguf import tensors, writing
 
         stored = {name: dims for name, (dims, _) in writing.read_back(folder / self.file_name).items()}
-        with tensors.Weights(reference.folder) as weights:
-            expected = {piece.name: piece.shape for piece in tensors.tensors(weights, shape, hosts.choose(shape))}
+        pieces = tensors.tensors(Weights(reference.folder), shape, hosts.choose(shape))
+        expected = {piece.name: piece.shape for piece in pieces}
         if stored != expected:
             raise TunePruneError(f"{self.file_name}: tensors differ from those that were to be written.")
         return len(stored)

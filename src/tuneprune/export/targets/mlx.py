@@ -20,6 +20,7 @@ from tuneprune.export.mlx import openelm, run_probe
 from tuneprune.export.reference import Reference
 from tuneprune.export.shape import Shape
 from tuneprune.export.targets.base import Target
+from tuneprune.export.weights import Weights
 
 TOLERANCE = 1e-3
 """Largest difference of logits over the largest logit, in float32."""
@@ -54,10 +55,7 @@ class Mlx(Target, frozen=True):
             return
         from huggingface_hub import save_torch_state_dict
 
-        from tuneprune.export.weights import Weights
-
-        with Weights(source) as weights:
-            save_torch_state_dict(openelm.tensors(weights, shape), folder, metadata={"format": "mlx"})
+        save_torch_state_dict(openelm.tensors(Weights(source), shape), folder, metadata={"format": "mlx"})
         (folder / "config.json").write_text(json.dumps(openelm.settings(shape), indent=2) + "\n", encoding="utf8")
         AutoTokenizer.from_pretrained(source).save_pretrained(folder)
         if (source / "generation_config.json").is_file():
