@@ -162,10 +162,7 @@ def tiny_model(variant: str, *, seed: int = 0, dtype: torch.dtype = torch.float6
     settings = COMMON | settings
     for name in {"layer_types", "no_rope_layers"} & settings.keys():  # as many as there are layers
         settings[name] = settings[name] * (changes.get("num_hidden_layers", 2) // 2)
-    model = model_class(config_class(**settings | changes)).to(dtype).eval()
-    for module in model.modules():
-        if hasattr(module, "scalar_embed_scale"):  # a buffer that loading makes in the precision of the model
-            module.embed_scale.fill_(module.scalar_embed_scale)
+    model = cast_exactly(model_class(config_class(**settings | changes)), dtype).eval()
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.data.uniform_(0.5, 1.5)
@@ -173,6 +170,15 @@ def tiny_model(variant: str, *, seed: int = 0, dtype: torch.dtype = torch.float6
             parameter.data.normal_()
         else:
             parameter.data.mul_(5)  # default init is nearly linear; larger weights make softmax and SiLU bend
+    return model
+
+
+def cast_exactly(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The model in `dtype`, with Gemma's scale of embeddings as exact as loading in that precision makes it."""
+    model.to(dtype)
+    for module in model.modules():
+        if hasattr(module, "scalar_embed_scale"):
+            module.embed_scale.fill_(module.scalar_embed_scale)
     return model
 
 

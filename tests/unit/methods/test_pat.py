@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from tiny import exact_norms, logits
+from tiny import cast_exactly, exact_norms, logits
 from tiny_tuning import assert_equal, hooks_of, setting, trainable
 
 from tuneprune import methods
@@ -55,7 +55,7 @@ def test_operator_is_the_identity_at_first_and_then_what_its_factors_say():
 @pytest.mark.parametrize("variant", ["llama", "llama3", "llama_mha_biased", "qwen3", "phi3", "gemma2", "olmo2"])
 def test_the_merged_model_is_the_stack_of_modules(tmp_path, variant, monkeypatch):
     made = setting(tmp_path, variant=variant, space_name="residual", dropout=0.1)
-    made.model.double().eval()
+    cast_exactly(made.model, torch.float64).eval()
     exact_norms(made.model, monkeypatch)
     search = begin(made, rank_share=0.1)
     torch.manual_seed(3)
