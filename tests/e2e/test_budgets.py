@@ -90,7 +90,8 @@ def test_whole_layers_by_time(tmp_path, tuneprune, results):
 
 
 def test_times_are_measured_where_no_table_is_named_and_stay_with_the_run(tmp_path, model_folder, tuneprune, results):
-    budget = {"of": "latency", "keep": 0.99, "batch_size": 2}
+    # all of it: how little a toy can take is as noisy as the machine
+    budget = {"of": "latency", "keep": 1.0, "batch_size": 2}
     run_file = write_run(tmp_path, model_folder, budget, speed=True)
     proof, record = results(run_file)
     assert proof["parameters"]["latency"]["what"] == "decode latency of transformers at batch size 2"
@@ -104,7 +105,7 @@ def test_a_table_of_its_own(tmp_path, model_folder, tuneprune, capsys):
     path = tmp_path / "latency.json"
     assert tuneprune("latency", model_folder, "--out", path, "--phase", "prefill", "--batch-size", 2) == 0
     assert "prefill latency of transformers at batch size 2" in capsys.readouterr().out
-    run_file = write_run(tmp_path, model_folder, {"of": "latency", "keep": 0.999, "table": str(path)})
+    run_file = write_run(tmp_path, model_folder, {"of": "latency", "keep": 1.0, "table": str(path)})
     assert tuneprune("validate", run_file) == 0
     assert "prefill latency of transformers at batch size 2" in capsys.readouterr().out
 
