@@ -65,6 +65,3 @@ class Target(BaseModel, frozen=True, extra="forbid"):
         """Why the runtime cannot run here, or None where it can."""
         missing = [package for package in self.runtime if find_spec(package) is None]
         return f"{', '.join(missing)} is not installed (extra `{self.extra}`)" if missing else None
-
-
-Proven = Mapping[str, Any]
