@@ -18,7 +18,7 @@ import itertools
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "atp_search"
 SHAPE = ("tune.max_length=128", "tune.batch_size=8", "tune.precision=bf16")
 VALIDATION_BATCHES = 8
+CALIBRATION = "calibration_documents"
+"""Among a trial's options: how many documents calibrate, where not all do."""
 IDENTITY = ("name", "suite", "seed", "steps", "keep")
 Batch = dict[str, torch.Tensor]
 
@@ -100,6 +102,14 @@ def part(examples: list[Example], checked: Checked, config: RunConfig) -> Part:
     return Part(encoded, [1.0] * len(encoded.documents), ())
 
 
+def first(part: Part, limit: int | None) -> Part:
+    """The part's first documents."""
+    if limit is None:
+        return part
+    documents, owners = part.encoded.documents[:limit], part.encoded.owners[:limit]
+    return Part(replace(part.encoded, documents=documents, owners=owners), part.weights[:limit], part.sources)
+
+
 @torch.no_grad()
 def validation_loss(model: PreTrainedModel, gates: Gates, masks: Masks | None, batches: list[Batch]) -> float:
     """Mean loss in nats a token under hard masks."""
@@ -130,14 +140,15 @@ def run(trial: Trial, shared: Material) -> dict[str, Any]:
             if metrics["step"] == trial.steps // 2 and search.phase != "control":
                 curve[metrics["step"]] = validation_loss(model, gates, search.masks(), shared.validation)
 
-        parts = (data.train_part, shared.calibration)
+        options = dict(trial.method)
+        parts = (data.train_part, first(shared.calibration, options.pop(CALIBRATION, None)))
         train, calibration = (data.stream(one, batch_size=tune.batch_size, seed=trial.seed) for one in parts)
         place = {"folder": Path(folder), "accelerator": Accelerator(cpu=True), "seed": trial.seed, "space": space}
         tuner = Tuner(model, train, calibration, tune, observe=look, **place)
-        if trial.method:
+        if options:
             subject = Subject(model, architecture, space, tuner, tuner.next_calibration, trial.steps, trial.seed)
             budget = config.budget.model_copy(update={"keep": trial.keep})
-            search = methods.build(trial.method).begin(subject, budget)
+            search = methods.build(options).begin(subject, budget)
         tuner.run(search)
     masks = search.plan().masks(space) if trial.method else None
     curve[trial.steps] = validation_loss(model, gates, masks, shared.validation)
@@ -194,6 +205,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "no-regulariser": {"regulariser": "none"},
     "decay-0.2": {"decay_share": 0.2},
     "decay-1": {"decay_share": 1.0},
+    "calibration-16": {CALIBRATION: 16},
+    "calibration-128": {CALIBRATION: 128},
     "sampled": SAMPLED,
     "sampled-alpha-1": SAMPLED | {"budget_weight": 1.0},
     "sampled-alpha-10": SAMPLED | {"budget_weight": 10.0},
@@ -238,13 +251,17 @@ STAGES = {
 
 
 def setting(name: str) -> tuple[str, dict[str, Any]]:
-    """Space and options of a named setting; `@space` behind the name chooses another space than width.
+    """Space and options of a named setting.
+
+    `default+` before a change applies it to the defaults of today, not to those the search began with; `@space` behind
+    the name chooses another space than width.
 
     Raises:
         SystemExit: no such setting.
     """
     plain, _, space = name.partition("@")
     known = SPECIAL | {change: START | options for change, options in CHANGES.items()}
+    known |= {f"default+{change}": {"name": "atp"} | options for change, options in CHANGES.items()}
     if plain not in known:
         raise SystemExit(f"no setting `{plain}`; there are {', '.join(known)}")
     return space or "width", known[plain]
