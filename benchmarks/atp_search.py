@@ -146,7 +146,9 @@ def run(trial: Trial, shared: Material) -> dict[str, Any]:
         place = {"folder": Path(folder), "accelerator": Accelerator(cpu=True), "seed": trial.seed, "space": space}
         tuner = Tuner(model, train, calibration, tune, observe=look, **place)
         if options:
-            subject = Subject(model, architecture, space, tuner, tuner.next_calibration, trial.steps, trial.seed)
+            subject = Subject(
+                model, architecture, space, tuner.runtime, tuner.next_calibration, trial.steps, trial.seed
+            )
             budget = config.budget.model_copy(update={"keep": trial.keep})
             search = methods.build(options).begin(subject, budget)
         tuner.run(search)

@@ -68,7 +68,9 @@ def measure(variant: str, model: str, steps: int, batch_size: int) -> dict[str, 
         started = time.perf_counter()
         search = Search()
         if method != "lora":
-            subject = Subject(loaded, job.architecture, job.space, tuner, tuner.next_calibration, steps, config.seed)
+            subject = Subject(
+                loaded, job.architecture, job.space, tuner.runtime, tuner.next_calibration, steps, config.seed
+            )
             search = config.method.begin(subject, config.budget)
         clock.last = time.perf_counter()
         tuner.run(search)

@@ -54,7 +54,7 @@ def setting(folder, *, variant="llama", space_name="width", lora=True, rank=2, d
     config = TuneConfig(**{"steps": 6, "batch_size": 4, "learning_rate": 0.01, "log_every": 1} | options)
     accelerator = Accelerator(cpu=True)
     tuner = Tuner(model, stream(1), stream(2), config, folder, accelerator=accelerator, seed=seed, space=space)
-    subject = Subject(model, architecture, space, tuner, tuner.next_calibration, config.steps, seed)
+    subject = Subject(model, architecture, space, tuner.runtime, tuner.next_calibration, config.steps, seed)
     return Setting(model, architecture, space, tuner, subject)
 
 

@@ -120,7 +120,7 @@ def subject_of(job: Job, model: PreTrainedModel, tuner: Tuner) -> Subject:
     store = job.store if job.config.method.one_shot else None
     calibration = tuner.next_calibration if store is None else store.counted(tuner.next_calibration)
     steps, seed = job.config.tune.steps, job.config.seed
-    return Subject(model, job.architecture, job.space, tuner, calibration, steps, seed, store)
+    return Subject(model, job.architecture, job.space, tuner.runtime, calibration, steps, seed, store)
 
 
 def compensate(job: Job, model: PreTrainedModel, plan: Plan, tuner: Tuner) -> None:
@@ -130,7 +130,7 @@ def compensate(job: Job, model: PreTrainedModel, plan: Plan, tuner: Tuner) -> No
         return
     job.progress.stage("compensate")
     batches = [tuner.next_calibration() for _ in range(options.batches)]
-    compensate_plan(model, job.space, plan, batches, tuner.loss, tuner.average, damping=options.damping)
+    compensate_plan(model, job.space, plan, batches, tuner.runtime.loss, tuner.runtime.average, damping=options.damping)
 
 
 def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -210,6 +210,6 @@ def test_taylor_is_the_squared_change_of_the_loss(tmp_path):
             masks = made.space.ones()
             masks[group.name][7] = value
             with gates(masks):
-                losses.append(made.tuner.loss(batch).item())
+                losses.append(made.tuner.runtime.loss(batch).item())
     derivative = (losses[0] - losses[1]) / 0.02
     assert score[group.name][7].item() * costs[group.name] == pytest.approx(derivative**2, rel=0.02)

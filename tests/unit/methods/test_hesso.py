@@ -49,7 +49,7 @@ def test_unit_gradients_are_those_of_autograd_and_leave_nothing(tmp_path, varian
         assert not any(weight.requires_grad or weight._post_accumulate_grad_hooks for weight in weights)
         for weight in weights:
             weight.requires_grad_(True)
-        gradients = torch.autograd.grad(made.tuner.loss(batch), weights)
+        gradients = torch.autograd.grad(made.tuner.runtime.loss(batch), weights)
         entries = [[], []]
         for piece, gradient in zip(group.slices, gradients, strict=True):
             rows = piece.segment.positions(torch.tensor([1]))
@@ -143,13 +143,13 @@ def test_probe_undoes_the_gate_on_what_reads_a_unit(tmp_path):
     masks[group.name][3] = 0.25
     masks[group.name].requires_grad_()
     with gates(masks):
-        slope = torch.autograd.grad(made.tuner.loss(batch), masks[group.name])[0][3].item()
+        slope = torch.autograd.grad(made.tuner.runtime.loss(batch), masks[group.name])[0][3].item()
     reader = next(piece.param for piece in group.slices if piece.dim == 1)
     weight = base_weight(made.model, reader)
     weight.requires_grad_(True)
     masks[group.name].requires_grad_(False)
     with gates(masks):
-        gradient = torch.autograd.grad(made.tuner.loss(batch), weight)[0]
+        gradient = torch.autograd.grad(made.tuner.runtime.loss(batch), weight)[0]
     weight.requires_grad_(False)
     assert (gradient * weight)[:, 3].sum().item() / 0.25 == pytest.approx(slope, rel=1e-3)
 

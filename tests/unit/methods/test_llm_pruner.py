@@ -52,7 +52,7 @@ def made(tmp_path):
 
 def gradients_of(made, batch):
     params = [name for name, _ in made.model.named_parameters()]
-    found = torch.autograd.grad(made.tuner.loss(batch), list(made.model.parameters()))
+    found = torch.autograd.grad(made.tuner.runtime.loss(batch), list(made.model.parameters()))
     return dict(zip(params, found, strict=True))
 
 

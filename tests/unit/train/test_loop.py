@@ -107,7 +107,7 @@ def test_loss_is_the_mean_over_tokens_with_a_label(tmp_path):
             for position, label in enumerate(labels)
             if position and label != -100
         ]
-        assert made.tuner.loss(batch).item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+        assert made.tuner.runtime.loss(batch).item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
 
 
 def test_frozen_weights_stay_and_training_mode_ends(tmp_path):
@@ -195,5 +195,5 @@ def test_averages_over_processes_keep_double_precision(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: flat.mul_(2))  # another process with the same
     values = [torch.tensor([1 + 1e-12], dtype=torch.double), torch.tensor(0.1), torch.tensor([[0.5]]).bfloat16()]
     before = [value.clone() for value in values]
-    tuner.average(values)
+    tuner.runtime.average(values)
     assert all(torch.equal(now, then) for now, then in zip(values, before, strict=True))
