@@ -29,6 +29,8 @@ class EncodedExamples:
     documents: list[Encoded] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)
     """Position of the example behind each document."""
+    places: list[tuple[str, int]] = field(default_factory=list)
+    """Source and record number of each example."""
     num_shortened: int = 0
     num_split: int = 0
     """Plain texts longer than the maximal length, read as several windows."""
@@ -37,6 +39,11 @@ class EncodedExamples:
     def num_tokens(self) -> int:
         """Tokens of all documents."""
         return sum(len(document.input_ids) for document in self.documents)
+
+    def origin(self, document: int) -> str:
+        """Where the document at a position comes from, as `Example.where` says it."""
+        source, index = self.places[self.owners[document]]
+        return f"{source}:{index}"
 
 
 def encode(
@@ -135,6 +142,7 @@ def encode_all(
             result.num_shortened += documents[0].is_shortened
         result.documents += documents
         result.owners += [index] * len(documents)
+        result.places.append((example.source, example.index))
     return result
 
 

@@ -89,6 +89,7 @@ class Data:
             packing=self.config.packing,
             rank=rank,
             world_size=world_size,
+            origin=part.encoded.origin,
         )
 
     def summary(self) -> dict[str, Any]:

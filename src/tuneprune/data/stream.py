@@ -1,7 +1,7 @@
 """Endless batches of packed rows whose position is two numbers."""
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ class Stream:
         batch_size: rows of a global batch, over all processes.
         max_length: tokens in a row, at most.
         pad_id: fills rows up; its labels are ignored.
+        origin: where the document at a position comes from, in words for messages.
 
     Raises:
         DataError: no documents.
@@ -48,6 +49,7 @@ class Stream:
         packing: bool = True,
         rank: int = 0,
         world_size: int = 1,
+        origin: Callable[[int], str] = "document {}".format,
     ) -> None:
         if not encoded:
             raise DataError("there is nothing to stream: the data holds no documents.")
@@ -61,6 +63,8 @@ class Stream:
             raise ConfigError(f"{len(encoded)} documents need as many weights, got {self._weights.size}.")
         self._batch_size, self._max_length, self._pad_id = batch_size, max_length, pad_id
         self._seed, self._packing, self._rank, self._world_size = seed, packing, rank, world_size
+        self._origin = origin
+        self._drawn: list[list[int]] = []
         self._epoch, self._row = 0, 0
         self._rows = self._rows_of(0)
 
@@ -77,8 +81,13 @@ class Stream:
             rows.append(self._rows[self._row])
             self._row += 1
         length = max(self._length(row) for row in rows)  # of the global batch, so that every process agrees
-        columns = zip(*(self._tensors(row, length) for row in rows[self._rank :: self._world_size]), strict=True)
+        self._drawn = rows[self._rank :: self._world_size]
+        columns = zip(*(self._tensors(row, length) for row in self._drawn), strict=True)
         return dict(zip(("input_ids", "labels", "position_ids"), map(torch.stack, columns), strict=True))
+
+    def last_origins(self) -> list[str]:
+        """Where the examples of this process's last batch come from, in row order; each once, none before a draw."""
+        return list(dict.fromkeys(self._origin(index) for row in self._drawn for index in row))
 
     def state_dict(self) -> dict[str, int]:
         """The position: epoch and row."""
@@ -88,6 +97,7 @@ class Stream:
         """Continue at a position that `state_dict` gave."""
         self._enter(state["epoch"])
         self._row = state["row"]
+        self._drawn = []
 
     def _enter(self, epoch: int) -> None:
         self._epoch, self._row = epoch, 0

@@ -90,6 +90,14 @@ def test_the_summary_is_plain_json_and_hashes_content(tmp_path, tokenizer):
     assert source["sha256"] != load(config(tmp_path, 41), tokenizer, 64).summary()["train"]["sources"][0]["sha256"]
 
 
+def test_streams_know_the_lines_of_their_batches(tmp_path, tokenizer):
+    path = write(tmp_path / "train.jsonl", ["x" * 50, "y"])
+    data = load(DataConfig(train=[SourceConfig(path=path)], calibration=[SourceConfig(path=path)]), tokenizer, 26)
+    stream = data.stream(data.train_part, batch_size=4, seed=0)
+    stream.next()
+    assert sorted(stream.last_origins()) == [f"{path}:1", f"{path}:2"]
+
+
 def test_streams_take_the_run_settings(tmp_path, tokenizer):
     data = load(config(tmp_path, packing=False), tokenizer, 64)
     stream = data.stream(data.train_part, batch_size=4, seed=0)

@@ -128,6 +128,19 @@ def test_a_batch_larger_than_the_data_repeats_it():
     assert batch["input_ids"].tolist() == [[1, 1]] * 5
 
 
+@pytest.mark.parametrize("packing", [True, False])
+def test_the_origins_of_a_batch_are_those_of_its_rows(packing):
+    settings = {"batch_size": 6, "packing": packing, "rank": 1, "world_size": 2}
+    source = stream(documents(*LENGTHS), **settings, origin="a.jsonl:{}".format)
+    assert source.last_origins() == []
+    for _ in range(12):
+        rows = source.next()["input_ids"].tolist()
+        drawn = dict.fromkeys(f"a.jsonl:{token - 1}" for row in rows for token in row if token != PAD)
+        assert source.last_origins() == list(drawn)
+    source.load_state_dict({"epoch": 0, "row": 0})
+    assert source.last_origins() == []
+
+
 @pytest.mark.parametrize(
     ("encoded", "changes", "error", "message"),
     [
