@@ -20,8 +20,9 @@ from tuneprune import methods
 from tuneprune.compare import compare
 from tuneprune.config import load_run_file
 from tuneprune.console import ConsoleProgress
-from tuneprune.report import ComparisonRecord, comparison_rich, write_atomically
+from tuneprune.report import ComparisonRecord, comparison_rich
 from tuneprune.signals import on_signals, stop_now
+from tuneprune.storage import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "comparison"
@@ -77,7 +78,7 @@ def main() -> None:
             )
         failed |= outcome.failed
         if outcome.comparison is not None:
-            write_atomically(arguments.results / f"{suite}.json", compact(outcome.comparison))
+            write_text(arguments.results / f"{suite}.json", compact(outcome.comparison))
             for table in comparison_rich(outcome.comparison):
                 console.print(table)
     sys.exit(bool(failed))

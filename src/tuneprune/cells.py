@@ -16,8 +16,9 @@ from tuneprune.job import check, check_shape, prepare
 from tuneprune.loading import load_config
 from tuneprune.methods.base import Method
 from tuneprune.progress import Progress
-from tuneprune.report import ReferenceRecord, RunRecord, ScoreRecord, write_atomically
+from tuneprune.report import ReferenceRecord, RunRecord, ScoreRecord
 from tuneprune.run import reference_scores, run
+from tuneprune.storage import write_text
 from tuneprune.structure.spaces import SPACES
 
 MANIFEST = "cells.json"
@@ -195,7 +196,7 @@ def remember(cells: Iterable[Cell], out: Path) -> None:
     for cell in cells:
         if cell.label is not None:
             known.setdefault(cell.name, cell.label)
-    write_atomically(out / MANIFEST, json.dumps({"schema": 1, "cells": known}, indent=1) + "\n")
+    write_text(out / MANIFEST, json.dumps({"schema": 1, "cells": known}, indent=1) + "\n")
 
 
 def finished(out: Path) -> dict[str, RunRecord]:

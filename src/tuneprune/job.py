@@ -30,7 +30,7 @@ from tuneprune.errors import ConfigError
 from tuneprune.loading import load_config, load_model, load_tokenizer, skeleton, stored_dtype
 from tuneprune.methods.store import ScoreStore
 from tuneprune.progress import Progress
-from tuneprune.report import write_atomically
+from tuneprune.storage import write_text
 from tuneprune.structure import spaces
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.budget import Budget
@@ -122,7 +122,7 @@ class Job(Checked):
         )
         self.seconds["evaluate_s"] = self.seconds.get("evaluate_s", 0.0) + time.perf_counter() - started
         if self.accelerator.is_main_process:
-            write_atomically(store, json.dumps(known, indent=1) + "\n")
+            write_text(store, json.dumps(known, indent=1) + "\n")
         return known[name]
 
     def close(self) -> None:
@@ -192,7 +192,7 @@ def prepare(config: RunConfig, out: Path, *, resume: bool, progress: Progress, s
     if accelerator.is_main_process:
         claim(out, config, resume=resume)
         if checked.table is not None and not (out / TABLE).exists():
-            write_atomically(out / TABLE, checked.table.model_dump_json(indent=1) + "\n")
+            write_text(out / TABLE, checked.table.model_dump_json(indent=1) + "\n")
     if config.tune.trackers:
         accelerator.init_trackers("tuneprune")
     accelerator.wait_for_everyone()
@@ -271,6 +271,6 @@ def claim(out: Path, config: RunConfig | RecoverConfig, *, resume: bool) -> None
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not resolved.exists():
-            write_atomically(resolved, config.to_yaml())  # half a file would pass for another configuration
+            write_text(resolved, config.to_yaml())  # half a file would pass for another configuration
     except OSError as error:
         raise ConfigError(f"--out {out} cannot be written: {error}.") from error

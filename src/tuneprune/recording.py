@@ -15,7 +15,8 @@ from accelerate import Accelerator
 
 from tuneprune import evaluate
 from tuneprune.job import Job, Scores
-from tuneprune.report import Proof, RunRecord, model_card, write_atomically, write_report
+from tuneprune.report import Proof, RunRecord, model_card, write_report
+from tuneprune.storage import write_text
 from tuneprune.structure.budget import Budget, units_per_step
 from tuneprune.structure.plan import Plan
 
@@ -170,7 +171,7 @@ def write_results(job: Job, record: RunRecord, proof: Proof) -> None:
     out = job.out
     job.progress.stage("report")
     proof.save(out / "proof.json")
-    write_atomically(out / "model" / "README.md", model_card(record, proof))
+    write_text(out / "model" / "README.md", model_card(record, proof))
     metrics = [*read_metrics(out / "metrics.jsonl"), *read_metrics(out / "recover" / "metrics.jsonl")]
     reference = read_metrics(out / "reference" / "metrics.jsonl")
     write_report(record, proof, metrics, job.config.to_yaml(), out, reference=reference)

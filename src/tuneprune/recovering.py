@@ -22,9 +22,10 @@ from tuneprune.loading import cast_weights, load_any_config, load_model, load_to
 from tuneprune.methods.base import Search
 from tuneprune.progress import Progress
 from tuneprune.recording import environment
-from tuneprune.report import Proof, write_atomically
+from tuneprune.report import Proof
 from tuneprune.report.recovered import RecoverRecord, recover_card
 from tuneprune.run import convert, round_weights
+from tuneprune.storage import write_text
 from tuneprune.structure.architecture import Architecture
 from tuneprune.train import Tuner, TuneResult, inject_lora, merge_lora
 from tuneprune.train.checkpoint import fingerprint
@@ -166,7 +167,7 @@ def score(recovery: Recovery, name: str) -> Scores:
     )
     recovery.seconds["evaluate_s"] = recovery.seconds.get("evaluate_s", 0.0) + time.perf_counter() - started
     if recovery.accelerator.is_main_process:
-        write_atomically(store, json.dumps(known, indent=1) + "\n")
+        write_text(store, json.dumps(known, indent=1) + "\n")
     return known[name]
 
 
@@ -214,5 +215,5 @@ def write_record(recovery: Recovery, result: TuneResult, proof: Proof, scores: d
     }
     record = RecoverRecord.from_data(content, "record")
     proof.save(out / "proof.json")
-    write_atomically(out / "model" / "README.md", recover_card(record))
+    write_text(out / "model" / "README.md", recover_card(record))
     record.save(out / "record.json")

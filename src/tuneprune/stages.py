@@ -28,8 +28,9 @@ from tuneprune.loading import (
 from tuneprune.methods import registry
 from tuneprune.progress import Progress
 from tuneprune.recording import read_metrics
-from tuneprune.report import RunRecord, write_atomically, write_report
+from tuneprune.report import RunRecord, write_report
 from tuneprune.run import tune_and_prune
+from tuneprune.storage import write_text
 from tuneprune.structure import spaces
 from tuneprune.structure.budget import Budget
 from tuneprune.structure.latency_table import LatencyTable
@@ -110,10 +111,7 @@ def measure_table(model: str, out: Path, phase: str, batch_size: int, multiple_o
     except ValidationError as error:
         raise ConfigError(explain(error, Budget)) from error
     table = measured(load_config(model), budget)
-    try:
-        write_atomically(out, table.model_dump_json(indent=1) + "\n")
-    except OSError as error:
-        raise ConfigError(f"--out {out} cannot be written: {error}.") from error
+    write_text(out, table.model_dump_json(indent=1) + "\n")
     return table
 
 

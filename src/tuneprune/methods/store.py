@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from tuneprune.storage import replacing
 
 Tensors = dict[str, Tensor]
 
@@ -77,11 +78,5 @@ def _load(path: Path) -> tuple[Tensors, dict[str, str]] | None:
 
 
 def _save(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        # A copy each: safetensors refuses tensors that share memory.
+    with replacing(path) as partial:  # a copy each: safetensors refuses tensors that share memory
         save_file({name: torch.clone(tensor) for name, tensor in tensors.items()}, partial, metadata)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -29,7 +29,6 @@ from tuneprune.report.record import (
     TrainingRecord,
     Width,
 )
-from tuneprune.report.stored import write_atomically
 from tuneprune.report.tables import html_table, markdown_table, rich_table
 
 __all__ = [
@@ -63,7 +62,6 @@ __all__ = [
     "markdown_table",
     "model_card",
     "rich_table",
-    "write_atomically",
     "write_comparison",
     "write_report",
 ]

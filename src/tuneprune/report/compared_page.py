@@ -15,19 +15,19 @@ from tuneprune.report.compared_tables import (
 )
 from tuneprune.report.numbers import MISSING, percent_text
 from tuneprune.report.quality import quality_picture
-from tuneprune.report.stored import write_atomically
 from tuneprune.report.summary import flat
 from tuneprune.report.templates import render, source
+from tuneprune.storage import write_text
 
 
 def write_comparison(comparison: ComparisonRecord, config_yaml: str, out: Path) -> Path:
     """The path of the page; everything else is beside it in the folder `out`."""
     comparison.save(out / "comparison.json")
-    write_atomically(out / "table.md", comparison_markdown(comparison))
+    write_text(out / "table.md", comparison_markdown(comparison))
     picture = quality_picture(comparison, standalone=True)
     if picture:
-        write_atomically(out / "quality.svg", str(picture))
-    return write_atomically(out / "report.html", str(render_comparison(comparison, config_yaml)))
+        write_text(out / "quality.svg", str(picture))
+    return write_text(out / "report.html", str(render_comparison(comparison, config_yaml)))
 
 
 def render_comparison(comparison: ComparisonRecord, config_yaml: str) -> Markup:

@@ -16,11 +16,11 @@ from tuneprune.report.exports import HEADERS, export_rows
 from tuneprune.report.numbers import bytes_text, count_text, percent_text, scientific_text, seconds_text
 from tuneprune.report.proof import Proof
 from tuneprune.report.record import RunRecord
-from tuneprune.report.stored import write_atomically
 from tuneprune.report.summary import data_rows, flat
 from tuneprune.report.tables import html_table, seeds_sentence
 from tuneprune.report.templates import render, source
 from tuneprune.report.widths import widths_picture
+from tuneprune.storage import write_text
 
 PAGE_NAME = "report.html"
 
@@ -65,7 +65,7 @@ def write_report(
         reference: metrics of the dense + LoRA tuning, drawn as a second loss curve.
     """
     path = out if out.suffix == ".html" else out / PAGE_NAME
-    return write_atomically(path, str(render_page(record, proof, metrics, config_yaml, others, reference)))
+    return write_text(path, str(render_page(record, proof, metrics, config_yaml, others, reference)))
 
 
 def render_page(

@@ -1,13 +1,13 @@
 """Typed JSON files: written atomically, refused with one clear sentence when they are not valid."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tuneprune.errors import DataError
+from tuneprune.storage import write_text
 
 SCHEMA = 1
 
@@ -37,7 +37,7 @@ class Stored(Section):
 
     def save(self, path: Path) -> Path:
         """`path`, written in one step: a reader sees the old file or the new one, never half of it."""
-        return write_atomically(path, self.to_json())
+        return write_text(path, self.to_json())
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -68,21 +68,6 @@ class Stored(Section):
             field = ".".join(str(part) for part in first["loc"])
             message = f"{origin}: not a valid {cls.what}: `{field}`: {first['msg']}."
             raise DataError(message) from error
-
-
-def write_atomically(path: Path, text: str) -> Path:
-    """`path`, now holding `text`; parent folders are made, and a failed write leaves the old file alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
 
 
 def _read_json(path: Path, what: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnkn
 from torch import Tensor
 
 from tuneprune.errors import PlanMismatch
+from tuneprune.storage import refusals_explained, replacing, write_text
 from tuneprune.structure import edits as kinds
 from tuneprune.structure.edits import Bias, Drop, Edit, Keep, Rotate, Route
 from tuneprune.structure.rotation import added_by_rotating
@@ -126,21 +127,27 @@ class Plan:
         return total
 
     def save(self, folder: Path) -> None:
-        """Write `plan.json` and `plan.safetensors` into `folder`."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write `plan.json` and `plan.safetensors` into `folder`, where no reader ever sees one without the other.
+
+        Raises:
+            ConfigError: the disk refused them.
+        """
         tensors = {
             f"{_key(edit)}.{name}": tensor.detach().cpu().clone().contiguous()
             for edit in self.edits
             for name, tensor in kinds.tensors_of(edit).items()
         }
-        save_file(tensors, folder / "plan.safetensors")
+        with refusals_explained(folder):
+            (folder / "plan.json").unlink(missing_ok=True)  # a kill must not leave it beside other tensors
+        with replacing(folder / "plan.safetensors") as partial:
+            save_file(tensors, partial)
         head = {
             "format": FORMAT,
             "space": self.space,
             "provenance": dict(self.provenance),
             "edits": [kinds.describe(edit) for edit in self.edits],
         }
-        (folder / "plan.json").write_text(json.dumps(head, indent=1) + "\n", encoding="utf8")
+        write_text(folder / "plan.json", json.dumps(head, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> "Plan":

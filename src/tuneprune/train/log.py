@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tuneprune.storage import flush, make_folder, refusals_explained, write_text
+
 
 class StepLog:
     """The log of one tuning, appended to; a resumed tuning drops the steps that it will take again."""
@@ -13,16 +15,35 @@ class StepLog:
         self.path = folder / "metrics.jsonl"
 
     def rewind(self, step: int) -> None:
-        """Drop everything after `step`, and a line that was cut off by a kill."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """Drop everything after `step`, and a line that was cut off by a kill.
+
+        Raises:
+            ConfigError: the disk refused it.
+        """
+        with refusals_explained(self.path):
+            make_folder(self.path.parent)
         if self.path.exists():
-            lines = self.path.read_text(encoding="utf8").splitlines()
-            self.path.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= step), encoding="utf8")
+            lines = self.path.read_text(encoding="utf8", errors="replace").splitlines()
+            write_text(self.path, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
 
     def write(self, metrics: Mapping[str, Any]) -> None:
-        """Append one step."""
-        with self.path.open("a", encoding="utf8") as stream:
+        """Append one step.
+
+        Raises:
+            ConfigError: the disk refused it.
+        """
+        with refusals_explained(self.path), self.path.open("a", encoding="utf8") as stream:
             stream.write(json.dumps(metrics) + "\n")
+
+    def flush(self) -> None:
+        """Return when every step so far is on the disk: a checkpoint must not be more durable than its log.
+
+        Raises:
+            ConfigError: the disk refused it.
+        """
+        with refusals_explained(self.path):
+            if self.path.exists():
+                flush(self.path)
 
 
 def _step_of(line: str) -> float:

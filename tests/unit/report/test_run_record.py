@@ -4,7 +4,7 @@ import math
 import pytest
 from report_samples import parameters, proof, proof_data, record, record_data, scores
 
-from tuneprune.errors import DataError
+from tuneprune.errors import ConfigError, DataError
 from tuneprune.report import Proof, RunRecord
 
 
@@ -50,7 +50,7 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     path = record(seed=3).save(tmp_path / "record.json")
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(ConfigError, match=r"record.json cannot be written: No space left.*Free space"):
             record(seed=4).save(path)
     assert RunRecord.load(path).seed == 3
     assert [file.name for file in tmp_path.iterdir()] == ["record.json"]

@@ -1,0 +1,186 @@
+"""Files and folders that appear whole or not at all, and are still there after the machine went down.
+
+Everything is written to a sibling, flushed to the disk, and renamed; then the folder that holds the new name is flushed
+too, because a rename is no more durable than the folder it happens in.
+"""
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+from safetensors import SafetensorError
+
+from tuneprune.errors import ConfigError
+from tuneprune.locks import taken
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+SEALED = (errno.EROFS, errno.EACCES, errno.EPERM)
+PARTIAL = re.compile(r"\..+\.(\d+)\.partial")
+
+
+def write_text(path: Path, text: str) -> Path:
+    """`path`, now holding `text` in UTF-8; parent folders are made, and a failed write leaves the old file alone.
+
+    Raises:
+        ConfigError: the disk refused it.
+    """
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A sibling of the file `path` to write to, which takes its place when the block ends without an error.
+
+    Raises:
+        ConfigError: the disk refused it; what was in `path` is untouched.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # processes may write the same file at a time
+    with refusals_explained(path):
+        make_folder(path.parent)
+        try:
+            yield partial
+            flush(partial)
+            partial.replace(path)
+            flush(path.parent)
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """An empty sibling of `folder` to write to, which takes its place when the block ends without an error.
+
+    What was in `folder` steps aside only then, so a failing disk, an interrupt or a kill leaves it as it was.
+
+    Raises:
+        ConfigError: another process is writing this folder.
+        OSError: the disk refused it.
+    """
+    partial, old = _siblings(folder)
+    make_folder(folder.parent)
+    if old.exists() and not folder.exists():
+        old.rename(folder)  # a process was killed between the two renames of `_publish`
+    descriptor = _own(partial, folder)
+    try:
+        for left in partial.iterdir():
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        yield partial
+        _publish(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        os.close(descriptor)
+
+
+@contextmanager
+def refusals_explained(path: Path) -> Iterator[None]:
+    """Inside, what the disk refuses becomes one sentence about `path`.
+
+    Raises:
+        ConfigError: instead of an OSError, and of what safetensors makes of one.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path} cannot be written: {reason(error)}. {advice(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """What the operating system said, without numbers and paths."""
+    said = getattr(error, "strerror", None) or next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return str(said).rstrip(".")
+
+
+def advice(error: Exception) -> str:
+    """What a user can do about a disk's refusal."""
+    number = getattr(error, "errno", None)
+    if number in FULL or "No space left" in str(error):
+        return "Free space; a run goes on with --resume."
+    if number in SEALED or "ermission denied" in str(error) or "ead-only file system" in str(error):
+        return "Make it writable, or name another --out."
+    if number == errno.EFBIG or "File too large" in str(error):
+        return "Raise the limit on file sizes (ulimit -f), or name an --out on another disk."
+    return "Name an --out on a disk that works; a run goes on with --resume."
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents, where they are missing, so that they stay."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in reversed(missing):
+        flush(made.parent)
+
+
+def flush(path: Path) -> None:
+    """Return when a file's bytes, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems flush no folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what killed processes of this machine left half-written below `folder`."""
+    for path in folder.rglob(".*.partial"):
+        made_by = PARTIAL.fullmatch(path.name)
+        if made_by and not path.is_dir() and not psutil.pid_exists(int(made_by[1])):
+            with suppress(OSError):
+                path.unlink()
+
+
+def _own(partial: Path, folder: Path) -> int:
+    """The folder `partial`, made or found, locked against other processes; its open descriptor.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    while True:
+        partial.mkdir(exist_ok=True)
+        try:
+            descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:  # its owner has just finished
+            continue
+        try:
+            if taken(descriptor):
+                raise ConfigError(f"{folder} is being written by another process. Wait for it, or name another folder.")
+            if partial.is_dir() and os.path.samestat(partial.stat(), os.fstat(descriptor)):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    """Move the finished folder into place; the old one steps aside first, because a rename replaces no full folder."""
+    old = _siblings(folder)[1]
+    for path in [*partial.rglob("*"), partial]:
+        if not path.is_symlink():
+            flush(path)
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    try:
+        partial.rename(folder)
+    except BaseException:  # a signal too
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
+    flush(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _siblings(folder: Path) -> tuple[Path, Path]:
+    """Where `folder` is written, and where the one before it steps aside."""
+    return folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
