@@ -7,9 +7,12 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from tuneprune.errors import ConfigError
+from tuneprune.errors import ConfigError, TunePruneError, first_line, reading
+from tuneprune.limits import within
 
 MERGED_ONLY = "Only LoRA (also DoRA and rsLoRA) for causal language models is merged here"
+PATIENCE_S = 120.0
+"""Seconds until a pattern of modules is given up; the largest models take some."""
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -46,9 +49,13 @@ def _fitted(adapter: str, skeleton: PreTrainedModel, options: Any) -> Pretrained
 
     try:
         stored = {name: tuple(tensor.shape) for name, tensor in load_peft_weights(adapter, device="cpu").items()}
-        wrapped = get_peft_model(skeleton, options)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise _other_base(adapter, options, str(error).strip().splitlines()[0]) from error
+        _refuse_rank(adapter, options, stored)
+        with within(PATIENCE_S, _other_base(adapter, options, "its target_modules match for minutes")):
+            wrapped = get_peft_model(skeleton, options)
+    except TunePruneError:
+        raise
+    except Exception as error:
+        raise _other_base(adapter, options, first_line(error)) from error
     _refuse_shared(adapter, skeleton, wrapped, options)
     wanted = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     whole = {f"base_model.model.{name}": parameter for name, parameter in skeleton.named_parameters()}
@@ -71,12 +78,8 @@ def _options(adapter: str) -> Any:  # noqa: ANN401  (peft's config, imported onl
     """
     from peft import LoraConfig, PeftConfig  # costs seconds to import, and few runs have an adapter
 
-    try:
+    with reading(f"model.adapter: cannot read the settings of {adapter}"):
         options: Any = PeftConfig.from_pretrained(adapter)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"model.adapter: cannot read the settings of {adapter}: {str(error).strip().splitlines()[0]}"
-        ) from error
     kind, task = (str(getattr(value, "value", value)) for value in (options.peft_type, options.task_type))
     if not isinstance(options, LoraConfig) or kind != "LORA":
         raise ConfigError(
@@ -111,6 +114,18 @@ def _refuse_shared(adapter: str, skeleton: PreTrainedModel, wrapped: Any, option
             f"model.adapter: {adapter} has LoRA on the embeddings or the head, which are one tensor in this model, so"
             " merging it would change both. Train it without them, or with modules_to_save instead."
         )
+
+
+def _refuse_rank(adapter: str, options: Any, stored: Shapes) -> None:  # noqa: ANN401
+    """Refuse a rank that the adapter's weights do not have, before peft takes memory for it.
+
+    Raises:
+        ConfigError: names it.
+    """
+    largest = max((size for shape in stored.values() for size in shape), default=0)
+    rank = max(options.r, *(options.rank_pattern or {}).values(), 0)
+    if rank > largest:
+        raise _other_base(adapter, options, f"its settings say rank {rank}, which its weights do not have")
 
 
 def _difference(stored: Shapes, wanted: Shapes, whole: Shapes) -> str:

@@ -1,7 +1,8 @@
 """Errors a user can fix; the command line turns each into one sentence and exit status 2."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 
 class TunePruneError(ValueError):
@@ -51,3 +52,23 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """' Did you mean `x`?' when a known name is close to `name`, else an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean `{close[0]}`?" if close else ""
+
+
+@contextmanager
+def reading(what: str, kind: type[TunePruneError] = ConfigError) -> Iterator[None]:
+    """Turns whatever a library raises at a file from elsewhere into one error, whose sentence begins with `what`.
+
+    For calls into libraries only: which errors they raise at a file that nobody foresaw is in no contract of theirs.
+    """
+    try:
+        yield
+    except TunePruneError:
+        raise
+    except Exception as error:
+        raise kind(f"{what}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first, no longer than a sentence; its kind where it says nothing."""
+    said = next(iter(str(error).strip().splitlines()), "")
+    return f"{said:.300}" or type(error).__name__

@@ -1,14 +1,11 @@
 """Models and tokenizers from a folder or the hub, refused in one sentence when they cannot work."""
 
-import json
 from contextlib import suppress
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,13 +16,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from tuneprune import folders
 from tuneprune.adapters import merge, merged_config
-from tuneprune.errors import ConfigError, UnsupportedModel
-from tuneprune.families import describe_config
+from tuneprune.compress.modeling_pruned import equal_layers
+from tuneprune.errors import ConfigError, UnsupportedModel, reading
+from tuneprune.families import describe_config, refuse_unknown
 
-WEIGHTS = ("*.safetensors", "*.bin")
+SAFELY: dict[str, bool] = {"trust_remote_code": False, "use_safetensors": True}
+"""What transformers is told wherever it loads weights that anybody may have made."""
 WEIGHT_NAMES = (".weight", ".qweight", ".weight_packed")
-FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def load_config(model: str, adapter: str | None = None) -> PretrainedConfig:
@@ -43,7 +42,8 @@ def load_config(model: str, adapter: str | None = None) -> PretrainedConfig:
         )
     if adapter is None:
         return config
-    check_folder(adapter, "model.adapter", "adapter_config.json")
+    check_folder(adapter, "model.adapter", folders.ADAPTER_CONFIG)
+    folders.check_adapter(adapter, "model.adapter")
     return merged_config(adapter, skeleton(config))
 
 
@@ -51,15 +51,10 @@ def load_any_config(model: str) -> PretrainedConfig:
     """The config of a model that can be tuned, one that was pruned to uneven widths included.
 
     Raises:
-        ConfigError: no such folder, no config, or no weights beside it.
+        ConfigError: no such folder, no config, or no weights beside it; one that describes no model.
         UnsupportedModel: a family nobody described, or weights that are quantised.
     """
-    check_folder(model, "model", "config.json")
-    try:
-        config = AutoConfig.from_pretrained(model)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        _refuse_unknown(Path(model))
-        raise ConfigError(f"model: cannot read the config of {model}: {_first_line(error)}") from error
+    config = read_config(model)
     kind = quantisation(config) or _stored_as(Path(model))
     if kind:
         raise UnsupportedModel(
@@ -67,8 +62,39 @@ def load_any_config(model: str) -> PretrainedConfig:
             " that it was quantised from, or from ones that transformers dequantised and saved, and quantise the"
             " result."
         )
-    describe_config(config)
+    with reading(f"model: the config of {model} describes no model"), equal_layers(config):
+        describe_config(config)
+        if not hasattr(config, "pruned"):
+            check_room(model, config)
     return config
+
+
+def read_config(model: str, *, any_family: bool = False, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The config of a folder or hub id of anybody's, which is looked at before transformers reads it.
+
+    No code beside it runs unless it is trusted.
+
+    Raises:
+        ConfigError: no such folder, no config, or no weights beside it; weights that are pickles; sizes no model has.
+        UnsupportedModel: a family nobody described, unless any is wanted.
+    """
+    check_folder(model, "model", "config.json")
+    folders.refuse_adapter(model, "model")
+    with reading(f"model: cannot read the config of {model}"):
+        raw, _ = PretrainedConfig.get_config_dict(model)
+        folders.check_numbers(raw, model, "model")
+        if not any_family:
+            refuse_unknown(str(raw.get("model_type")))
+        return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+
+
+def check_room(model: str, config: PretrainedConfig) -> None:
+    """Refuse a config of a model that the weight files beside it cannot hold.
+
+    Raises:
+        ConfigError: says how many parameters both have.
+    """
+    folders.check_sizes(sum(parameter.numel() for parameter in skeleton(config).parameters()), model, "model")
 
 
 def quantisation(config: PretrainedConfig) -> str:
@@ -85,15 +111,11 @@ def quantisation(config: PretrainedConfig) -> str:
 
 def _stored_as(folder: Path) -> str:
     """The type of weights that no config declares and that are no floating-point numbers of 16 bits or more."""
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="numpy") as stored:
-                types = {name: stored.get_slice(name).get_dtype() for name in stored.keys()}  # noqa: SIM118  (not a mapping)
-        except (OSError, SafetensorError):
-            continue  # loading says what is wrong with it
-        for name, kind in types.items():
-            if name.endswith(WEIGHT_NAMES) and kind not in FLOATS:
-                return f"{name} is stored as {kind}"
+    if not folder.is_dir():
+        return ""
+    for name, kind in folders.stored(folder, "model").types.items():
+        if name.endswith(WEIGHT_NAMES) and kind not in folders.FLOATS:
+            return f"{name} is stored as {kind}"
     return ""
 
 
@@ -104,10 +126,10 @@ def needs_own_code(config: PretrainedConfig) -> bool:
 
 
 def check_folder(name: str, key: str, config_file: str) -> None:
-    """Refuse what is neither a complete folder nor could be a hub id.
+    """Refuse what is neither a complete folder nor could be a hub id, and weights that could run code.
 
     Raises:
-        ConfigError: says what is missing.
+        ConfigError: says what is missing or wrong.
     """
     folder = Path(name)
     if folder.is_file():
@@ -115,23 +137,9 @@ def check_folder(name: str, key: str, config_file: str) -> None:
     if folder.is_dir():
         if not (folder / config_file).is_file():
             raise ConfigError(f"{key}: {name} has no {config_file}. Name a Hugging Face folder or a hub id.")
-        if not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
-            raise ConfigError(f"{key}: {name} holds no weights (*.safetensors). Download them beside {config_file}.")
+        folders.check_files(folder, key)
     elif folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
         raise ConfigError(f"{key}: there is no folder {name}. Name a Hugging Face folder or a hub id (owner/name).")
-
-
-def _refuse_unknown(folder: Path) -> None:
-    """Name the known families when transformers itself does not know the model type.
-
-    Raises:
-        UnsupportedModel: so it is.
-    """
-    try:
-        model_type = json.loads((folder / "config.json").read_text(encoding="utf8")).get("model_type")
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError):
-        return
-    describe_config(type("Config", (), {"model_type": str(model_type)}))
 
 
 def load_model(model: str, adapter: str | None, device: torch.device) -> PreTrainedModel:
@@ -143,8 +151,9 @@ def load_model(model: str, adapter: str | None, device: torch.device) -> PreTrai
     """
     config = load_config(model, adapter)
     dtype = torch.float32 if device.type == "cpu" else (config.dtype or torch.float32)
-    try:
-        both: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, output_loading_info=True)
+    folders.check_index(model, "model")
+    with reading(f"model: cannot load {adapter or model}"):
+        both: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, output_loading_info=True, **SAFELY)
         loaded, info = both
         if info["missing_keys"]:
             missing = sorted(info["missing_keys"])
@@ -154,10 +163,6 @@ def load_model(model: str, adapter: str | None, device: torch.device) -> PreTrai
             )
         if adapter is not None:
             loaded = merge(loaded, adapter)
-    except ConfigError:
-        raise
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as error:
-        raise ConfigError(f"model: cannot load {adapter or model}: {_first_line(error)}") from error
     loaded.config.use_cache = True
     return loaded.to(device).eval()  # pyright: ignore[reportArgumentType]  (transformers hides its self)
 
@@ -168,10 +173,8 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     Raises:
         ConfigError: there is none.
     """
-    try:
-        return AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"model: cannot load the tokenizer of {model}: {_first_line(error)}") from error
+    with reading(f"model: cannot load the tokenizer of {model}"):
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
 
 
 def skeleton(config: PretrainedConfig, generation: str | None = None) -> PreTrainedModel:
@@ -201,7 +204,3 @@ def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 def stored_dtype(config: PretrainedConfig) -> torch.dtype:
     """The precision the weights are stored in, which the result is stored in too."""
     return config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -6,22 +6,25 @@ from typing import Any
 import torch
 import yaml
 from pydantic import ValidationError
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from tuneprune import evaluate, export, families
+from tuneprune import evaluate, export, families, folders
 from tuneprune.budgets import measured
 from tuneprune.compress import Streamed, compress, stream
 from tuneprune.config import Compensation, RunConfig, explain
-from tuneprune.errors import ConfigError
+from tuneprune.errors import ConfigError, reading
 from tuneprune.evaluate import EvaluateConfig
 from tuneprune.job import Scores, prepare
 from tuneprune.loading import (
+    SAFELY,
     check_folder,
+    check_room,
     load_config,
     load_model,
     load_tokenizer,
     needs_own_code,
     quantisation,
+    read_config,
     skeleton,
     stored_dtype,
 )
@@ -87,14 +90,16 @@ def _any_model(model: str, dtype: torch.dtype | str, *, trust_remote_code: bool)
     Raises:
         ConfigError: one that does not load, or needs code that the user does not trust.
     """
-    try:
-        if needs_own_code(AutoConfig.from_pretrained(model)) and not trust_remote_code:
-            raise ConfigError(f"{model} comes with its own model code: add --trust-remote-code.")
-        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, trust_remote_code=trust_remote_code)
-    except ConfigError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"cannot load {model}: {str(error).strip().splitlines()[0]}") from error
+    config = read_config(model, any_family=True, trust_remote_code=trust_remote_code)
+    is_foreign = needs_own_code(config)
+    if is_foreign and not trust_remote_code:
+        raise ConfigError(f"{model} comes with its own model code: add --trust-remote-code.")
+    folders.check_index(model, "model")
+    with reading(f"cannot load {model}"):
+        if not is_foreign:
+            check_room(model, config)
+        options = SAFELY | {"trust_remote_code": trust_remote_code}
+        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, **options)
     device: Any = "cuda" if torch.cuda.is_available() else "cpu"
     return loaded.to(device).eval()
 
@@ -217,10 +222,7 @@ def _exported_config(folder: Path) -> PretrainedConfig:
     Raises:
         ConfigError: it cannot be read, or its weights are no floating-point numbers.
     """
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"cannot read the config of {folder}: {str(error).strip().splitlines()[0]}") from error
+    config = read_config(str(folder))
     if quantisation(config):
         raise ConfigError(
             f"{folder} is quantised ({quantisation(config)}), and other formats are made of unquantised weights. Name"

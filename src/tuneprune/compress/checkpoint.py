@@ -9,7 +9,9 @@ from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
+from tuneprune import folders
 from tuneprune.compress.conversion import Conversion, Pattern
+from tuneprune.errors import TunePruneError
 
 
 class Checkpoint:
@@ -41,9 +43,15 @@ class Checkpoint:
 
     @classmethod
     def find(cls, model_id: str, model: PreTrainedModel) -> "Checkpoint | None":
-        """The files of a folder or hub id, downloaded if need be; None where none are readable safetensors."""
+        """The files of a folder or hub id, downloaded if need be; None where none are readable safetensors.
+
+        Raises:
+            ConfigError: an index of files that leads out of its folder.
+        """
         try:
             return cls(_files(model_id), model)
+        except TunePruneError:
+            raise
         except (OSError, ValueError, KeyError, SafetensorError):
             return None
 
@@ -83,4 +91,5 @@ def _files(model_id: str) -> list[Path]:
         return [Path(str(file))]
     except OSError:
         index = cached_file(model_id, SAFE_WEIGHTS_INDEX_NAME)
+        folders.check_index(model_id, "model")
         return [Path(file) for file in get_checkpoint_shard_files(model_id, index)[0]]

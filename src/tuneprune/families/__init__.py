@@ -69,13 +69,22 @@ def describe_config(config: Any) -> Architecture:  # noqa: ANN401  (every family
     Raises:
         UnsupportedModel: no family file knows this model type.
     """
+    refuse_unknown(config.model_type)
+    return registry()[config.model_type].describe(config)
+
+
+def refuse_unknown(model_type: str) -> None:
+    """Refuse a model type that no family file knows.
+
+    Raises:
+        UnsupportedModel: names those that are known.
+    """
     known = registry()
-    if config.model_type not in known:
+    if model_type not in known:
         raise UnsupportedModel(
-            f"Model type `{config.model_type}` is not supported; known families are {', '.join(known)}."
-            f"{suggest(config.model_type, known)}"
+            f"Model type `{model_type}` is not supported; known families are {', '.join(known)}."
+            f"{suggest(model_type, known)}"
         )
-    return known[config.model_type].describe(config)
 
 
 def uniform_config(
