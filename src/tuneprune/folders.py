@@ -42,6 +42,7 @@ ABSENT_IS_NONE: dict[str, Any] = {
     "_raise_exceptions_for_connection_errors": False,
     "_raise_exceptions_for_gated_repo": False,
 }
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 COUNTS = ("num_hidden_layers", *WIDTHS, "max_position_embeddings")
 """Entries of a config that are 1 or more."""
 
@@ -172,17 +173,19 @@ def check_numbers(config: Mapping[str, Any], model: str, key: str) -> None:
     Raises:
         ConfigError: names the entry and what it may be.
     """
+    folder = Path(model)  # whose every layer has a tensor at least
+    most_layers = min(MOST_LAYERS, len(stored(folder, key).shapes)) if folder.is_dir() else MOST_LAYERS
     for name, value in config.items():
-        if isinstance(value, int) and "layer" in name:
-            limit = MOST_LAYERS
+        if isinstance(value, int) and name in LAYERS:
+            limit = most_layers
         elif isinstance(value, int) and name in COUNTS:
             limit = 2**31 if name == "max_position_embeddings" else MOST_UNITS
         else:
             continue
         if value > limit or (name in COUNTS and value < 1):
             raise ConfigError(
-                f"{key}: config.json of {model} says {name}={value:.3g}, and a model has 1 to {limit}. Download the"
-                " model again."
+                f"{key}: config.json of {model} says {name}={value:.4g}, where 1 to {limit} can be. Download the model"
+                " again."
             )
 
 

@@ -18,9 +18,9 @@ from transformers import (
 
 from tuneprune import folders
 from tuneprune.adapters import merge, merged_config
-from tuneprune.compress.modeling_pruned import equal_layers
 from tuneprune.errors import ConfigError, UnsupportedModel, reading
-from tuneprune.families import describe_config, refuse_unknown
+from tuneprune.export import Shape
+from tuneprune.families import refuse_unknown
 
 SAFELY: dict[str, bool] = {"trust_remote_code": False, "use_safetensors": True}
 """What transformers is told wherever it loads weights that anybody may have made."""
@@ -62,8 +62,8 @@ def load_any_config(model: str) -> PretrainedConfig:
             " that it was quantised from, or from ones that transformers dequantised and saved, and quantise the"
             " result."
         )
-    with reading(f"model: the config of {model} describes no model"), equal_layers(config):
-        describe_config(config)
+    with reading(f"model: the config of {model} describes no model"):
+        Shape.of(config)
         if not hasattr(config, "pruned"):
             check_room(model, config)
     return config

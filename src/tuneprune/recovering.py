@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuneprune import evaluate, export, families
 from tuneprune.checks import check_answers, check_lengths, check_shares, check_tokens, check_trackers
 from tuneprune.config import RecoverConfig
 from tuneprune.data import Data, load
-from tuneprune.errors import ConfigError
+from tuneprune.errors import reading
 from tuneprune.job import Scores, claim, processes
 from tuneprune.loading import cast_weights, load_any_config, load_model, load_tokenizer, stored_dtype
 from tuneprune.methods.base import Search
@@ -116,10 +115,8 @@ def load_smaller(model: str, device: torch.device) -> PreTrainedModel:
     if not export.Shape.of(config).is_ragged:
         return load_model(model, None, device)
     dtype = torch.float32 if device.type == "cpu" else stored_dtype(config)
-    try:
+    with reading(f"model: cannot load {model}"):
         loaded: Any = export.load_exported(Path(model), dtype)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise ConfigError(f"model: cannot load {model}: {str(error).strip().splitlines()[0]}") from error
     return loaded.to(device)
 
 

@@ -53,10 +53,10 @@ def evaluate_model(
         config = EvaluateConfig.model_validate(given)
     except ValidationError as error:
         raise ConfigError(explain(error, EvaluateConfig)) from error
-    check_folder(model, "model", "config.json")
+    hf_config = read_config(model, any_family=True, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(model)
     tasks = evaluate.load_tasks(config, tokenizer)
-    loaded = _any_model(model, torch.float32, trust_remote_code=trust_remote_code)
+    loaded = _any_model(model, hf_config, torch.float32, trust_remote_code=trust_remote_code)
     return evaluate.evaluate(loaded, tokenizer, tasks, batch_size=config.batch_size, max_length=config.max_length)
 
 
@@ -77,20 +77,21 @@ def evaluate_on_tasks(
     for option, number in (("--limit", limit), ("--batch-size", batch_size)):
         if number is not None and number < 1:
             raise ConfigError(f"{option} {number}: give at least 1.")
-    check_folder(model, "model", "config.json")
+    hf_config = read_config(model, any_family=True, trust_remote_code=trust_remote_code)
     known = evaluate.find_tasks(tasks, task_path)
     tokenizer = load_tokenizer(model)
-    loaded = _any_model(model, "auto", trust_remote_code=trust_remote_code)
+    loaded = _any_model(model, hf_config, "auto", trust_remote_code=trust_remote_code)
     return evaluate.evaluate_tasks(loaded, tokenizer, tasks, known, limit=limit, batch_size=batch_size or 16)
 
 
-def _any_model(model: str, dtype: torch.dtype | str, *, trust_remote_code: bool) -> PreTrainedModel:
+def _any_model(
+    model: str, config: PretrainedConfig, dtype: torch.dtype | str, *, trust_remote_code: bool
+) -> PreTrainedModel:
     """A model of any kind that transformers loads, where there is a GPU on it.
 
     Raises:
         ConfigError: one that does not load, or needs code that the user does not trust.
     """
-    config = read_config(model, any_family=True, trust_remote_code=trust_remote_code)
     is_foreign = needs_own_code(config)
     if is_foreign and not trust_remote_code:
         raise ConfigError(f"{model} comes with its own model code: add --trust-remote-code.")

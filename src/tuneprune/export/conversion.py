@@ -31,7 +31,7 @@ def convert(source: Path, target: Target, folder: Path, reference: Reference | N
         UnsupportedExport: the target cannot hold the model, or its packages are missing.
         TunePruneError: the disk refused the files, or the written files do not run.
     """
-    shape = Shape.of(AutoConfig.from_pretrained(source))
+    shape = Shape.of(AutoConfig.from_pretrained(source, trust_remote_code=False))
     target.refuse(shape)
     target.require()
     try:

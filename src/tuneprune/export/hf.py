@@ -15,7 +15,9 @@ from tuneprune.export.placing import placed
 from tuneprune.export.shards import write_shards
 from tuneprune.progress import Progress
 
-CONFIG = "config.json"
+CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
+CODE = "auto_map"
+"""The entry that names the code which `trust_remote_code=True` lets run."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +84,20 @@ def _finish(model: PreTrainedModel, folder: Path) -> Loader:
     """Add to the saved folder what Hugging Face's own saving leaves out."""
     config = json.loads((folder / CONFIG).read_text(encoding="utf8"))
     config |= _legacy_rope(config)
+    config.pop(CODE, None)  # of the base model, whose code is not here
     if _is_ragged(model):
-        auto_map = shipped.classes(model.config)
-        # A name that no library knows, so that none picks its own class of the family, whose shapes do not fit.
-        config["architectures"] = [auto_map["AutoModelForCausalLM"]]
-        config["auto_map"] = {auto: f"{shipped.MODULE}.{name}" for auto, name in auto_map.items()}
+        config |= shipped.entries(model.config)
         (folder / f"{shipped.MODULE}.py").write_text(shipped.source(model.config), encoding="utf8")
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf8")
+    _forget_code(folder / TOKENIZER_CONFIG)
     return Loader(config["architectures"][0], _is_ragged(model), config["model_type"])
+
+
+def _forget_code(path: Path) -> None:
+    """Take out of a tokenizer's settings what code of the base model's would read it with."""
+    settings = json.loads(path.read_text(encoding="utf8"))
+    if settings.pop(CODE, None) is not None:
+        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
 
 
 def _legacy_rope(config: dict[str, Any]) -> dict[str, Any]:

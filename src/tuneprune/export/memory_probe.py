@@ -52,10 +52,15 @@ def main(folder: str, result_file: str, trust: str, device: str, dtype: str, *co
     import torch
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
-    _ = MODEL_FOR_CAUSAL_LM_MAPPING[type(AutoConfig.from_pretrained(folder))]  # imports all that the family needs
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    _ = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]  # imports all that the family needs
     torch.zeros(1, device=device)
     libraries = peak_bytes(device)
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "trust_remote_code": trust == "1"}
+    options: dict[str, Any] = {
+        "dtype": getattr(torch, dtype),
+        "trust_remote_code": trust == "1",
+        "use_safetensors": True,
+    }
     model: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
     model = model.to(device).eval()
     result: dict[str, Any] = {

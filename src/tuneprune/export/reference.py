@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Int
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from tuneprune import families
+from tuneprune import families, folders
 from tuneprune.compress.modeling_pruned import equal_layers, resize, resize_head
 from tuneprune.errors import ConfigError
 from tuneprune.export.proof import Probe, take_probe
@@ -56,30 +56,53 @@ def load_exported(folder: Path, dtype: torch.dtype = torch.float32) -> PreTraine
     Raises:
         ConfigError: weights that are missing.
     """
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     stock = families.stock_class(config)
     if not hasattr(config, "pruned"):
-        return stock.from_pretrained(folder, dtype=dtype).eval()
-    with equal_layers(config):
-        model = stock._from_config(config, dtype=dtype)
-    resize(model)
-    resize_head(model)
+        return stock.from_pretrained(folder, dtype=dtype, use_safetensors=True).eval()
+    with torch.device("meta"):
+        _check_weights(folder, _ragged(stock, config, dtype))  # before memory is taken for what only the config says
+    model = _ragged(stock, config, dtype)
     tensors: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(file)
-    wanted = model.state_dict().keys()
-    missing = wanted - tensors.keys() - set(model.all_tied_weights_keys)
-    if missing:
-        raise ConfigError(f"{folder} lacks {len(missing)} weights, such as {min(missing)}. Export the model again.")
     model.load_state_dict(tensors, strict=False)
     model.tie_weights()
     return model.eval()
 
 
+def _ragged(stock: type[PreTrainedModel], config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The model in the shapes of its config, without its weights."""
+    with equal_layers(config):
+        model = stock._from_config(config, dtype=dtype)
+    resize(model)
+    resize_head(model)
+    return model
+
+
+def _check_weights(folder: Path, model: PreTrainedModel) -> None:
+    """Refuse files that lack weights of the model, or have them in other shapes.
+
+    Raises:
+        ConfigError: names one.
+    """
+    shapes = folders.stored(folder, str(folder)).shapes
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    missing = wanted.keys() - shapes.keys() - set(model.all_tied_weights_keys)
+    if missing:
+        raise ConfigError(f"{folder} lacks {len(missing)} weights, such as {min(missing)}. Export the model again.")
+    other = next((name for name in wanted.keys() & shapes.keys() if wanted[name] != shapes[name]), None)
+    if other is not None:
+        raise ConfigError(
+            f"{folder}: {other} is {shapes[other]} in its file and {wanted[other]} by config.json. Export the model"
+            " again."
+        )
+
+
 @torch.no_grad()
 def take_reference(folder: Path) -> Reference:
     """The answers of an exported folder."""
-    model, tokenizer = load_exported(folder), AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = load_exported(folder), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     probe = take_probe(model, tokenizer, TEXTS, rows=ROWS, length=LENGTH)
     prompt = probe.prompt_ids[None]
     ids = model.generate(  # pyright: ignore[reportCallIssue]  (a mixin's method)

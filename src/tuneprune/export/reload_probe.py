@@ -74,8 +74,10 @@ def main(folder: str, result_file: str, probe_file: str, trust: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     needs_remote_code = trust == "1"
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=needs_remote_code, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, trust_remote_code=needs_remote_code, use_safetensors=True, dtype=torch.float32
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model.eval()
     with safe_open(probe_file, framework="pt") as stored:
         probe = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  (not a mapping)

@@ -49,6 +49,17 @@ def classes(config: PretrainedConfig) -> dict[str, str]:
     return {"AutoModel": f"Pruned{inner}", "AutoModelForCausalLM": f"Pruned{causal}"}
 
 
+def entries(config: PretrainedConfig) -> dict[str, Any]:
+    """What the config.json of a ragged model of this family says of the shipped file.
+
+    The architecture is a name that no library knows, so that none picks its own class of the family, whose shapes do
+    not fit.
+    """
+    named = classes(config)
+    auto_map = {auto: f"{MODULE}.{name}" for auto, name in named.items()}
+    return {"architectures": [named["AutoModelForCausalLM"]], "auto_map": auto_map}
+
+
 def source(config: PretrainedConfig) -> str:
     """The text of the modelling file for a ragged model of this family; needs nothing but torch and transformers."""
     causal, inner = _stock_names(config)

@@ -69,7 +69,7 @@ def load(folder: Path) -> PreTrainedTokenizerBase:
     Raises:
         UnsupportedExport: it is not one of the tokenizers library, so its rules cannot be read.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise UnsupportedExport(
             "GGUF: the model has no fast tokenizer, from which the tokenizer inside the file is made. Save it with one,"

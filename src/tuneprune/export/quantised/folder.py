@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
 from tuneprune.errors import TunePruneError
 from tuneprune.export import shipped
 from tuneprune.export.fresh import run_fresh
+from tuneprune.export.hf import CODE as CODE_ENTRY
 from tuneprune.export.hf import CONFIG, weight_bytes
 from tuneprune.export.quantised import quantising, reload_quantised
 from tuneprune.export.reference import Reference
@@ -27,20 +28,24 @@ def write(source: Path, folder: Path, shape: Shape, settings: Mapping[str, Any])
     """Write the model of `source` to `folder`, quantised as `settings` of `quantising` say.
 
     A fresh process does it: quantising libraries patch what they meet, and ragged models need their modelling file,
-    which is written anew so that no code of `source` runs.
+    which is written anew, like what the config says of it, so that no code of `source` runs.
     """
+    config = json.loads((source / CONFIG).read_text(encoding="utf8"))  # saving again would lose what `hf` added to it
+    config.pop(CODE_ENTRY, None)
+    if shape.is_ragged:
+        config |= shipped.entries(shape.config)
     with tempfile.TemporaryDirectory(prefix="tuneprune-quantise-") as scratch:
         stage = Path(scratch)
         for file in source.iterdir():
-            if file.suffix in (".json", ".safetensors"):
+            if file.suffix in (".json", ".safetensors") and file.name != CONFIG:
                 (stage / file.name).symlink_to(file.resolve())
+        (stage / CONFIG).write_text(json.dumps(config), encoding="utf8")
         if shape.is_ragged:
-            (stage / CODE).write_text(shipped.source(AutoConfig.from_pretrained(source)), encoding="utf8")
+            (stage / CODE).write_text(shipped.source(shape.config), encoding="utf8")
         run_fresh(quantising, str(stage), [str(folder), json.dumps(dict(settings)), str(int(shape.is_ragged))])
-    config = json.loads((source / CONFIG).read_text(encoding="utf8"))  # saving again would lose what `hf` added to it
     config["quantization_config"] = json.loads((folder / CONFIG).read_text(encoding="utf8"))["quantization_config"]
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf8")
-    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
 
 
 def prove(folder: Path, reference: Reference, shape: Shape) -> dict[str, Any]:

@@ -27,7 +27,11 @@ def main(folder: str, result_file: str, out: str, settings: str, trust: str) -> 
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
-        folder, quantization_config=configuration(**json.loads(settings)), trust_remote_code=trust == "1", dtype="auto"
+        folder,
+        quantization_config=configuration(**json.loads(settings)),
+        trust_remote_code=trust == "1",
+        use_safetensors=True,
+        dtype="auto",
     )
     model.save_pretrained(out)
     Path(result_file).write_text("{}", encoding="utf8")

@@ -102,7 +102,7 @@ def main(folder: str, result_file: str, probe_file: str, source: str, trust: str
     from transformers import AutoModelForCausalLM
     from transformers import __version__ as version
 
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust == "1").eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust == "1", use_safetensors=True).eval()
     weights = check_weights(model, Path(source))  # first: kernels repack some weights when they are used
     probe = load_file(probe_file)
     ids, expected = probe["input_ids"], probe["logits"]

@@ -59,7 +59,7 @@ class Deci(Target, frozen=True):
         settings |= _settings(shape, tensors)
         (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf8")
         shutil.copy2(configuration_deci.__file__, folder)
-        AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
         if (source / "generation_config.json").is_file():
             shutil.copy2(source / "generation_config.json", folder)
 

@@ -57,7 +57,7 @@ class Mlx(Target, frozen=True):
 
         save_torch_state_dict(openelm.tensors(Weights(source), shape), folder, metadata={"format": "mlx"})
         (folder / "config.json").write_text(json.dumps(openelm.settings(shape), indent=2) + "\n", encoding="utf8")
-        AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
         if (source / "generation_config.json").is_file():
             shutil.copy2(source / "generation_config.json", folder)
 

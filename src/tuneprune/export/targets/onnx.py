@@ -35,7 +35,7 @@ class Onnx(Target, frozen=True):
         """Trace the model in memory; its weights stream to `model.onnx.data`."""
         program = graph.trace(load_exported(source, DTYPES[self.dtype]))
         graph.save(program, folder / "model.onnx")
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         tokenizer.save_pretrained(folder)
         generation = GenerationConfig.from_pretrained(source)
         generation.save_pretrained(folder)
