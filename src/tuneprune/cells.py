@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from tuneprune import methods
+from tuneprune import documents, methods
 from tuneprune.config import RunConfig
 from tuneprune.errors import ConfigError, TunePruneError, suggest
 from tuneprune.job import check, check_shape, prepare
@@ -68,10 +66,7 @@ def entry(text: str, config: RunConfig) -> Entry:
         key, separator, value = setting.partition("=")
         if not separator or not key:
             raise ConfigError(f"--methods {label}: write options as name:option=value, not `{setting}`.")
-        try:
-            options[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--methods {label}: the value of `{key}` is not YAML.") from error
+        options[key] = documents.load(value, f"--methods {label}: {key}")
     space = options.pop("space", None)
     try:
         method = methods.build(options)

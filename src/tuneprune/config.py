@@ -7,7 +7,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
-from tuneprune import methods
+from tuneprune import documents, methods
 from tuneprune.data import DataConfig
 from tuneprune.errors import ConfigError, TunePruneError, suggest
 from tuneprune.evaluate import EvaluateConfig
@@ -168,15 +168,7 @@ def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: missing or malformed file, or an override that is none.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Cannot read the run file {path}: {error}.") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "it is not YAML"
-        raise ConfigError(f"{path}{place}: malformed YAML: {problem}.") from error
+    content = documents.load(documents.read_text(path), str(path))
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a run file is a mapping with the keys {', '.join(RunConfig.model_fields)}.")
     for override in overrides:
@@ -234,10 +226,7 @@ def _override(content: dict[str, Any], override: str) -> None:
     path, separator, text = override.partition("=")
     if not separator or not path:
         raise ConfigError(f"--set {override}: write it as key.path=value, such as budget.keep=0.5.")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not YAML.") from error
+    value = documents.load(text, f"--set {override:.80}")
     *parents, leaf = path.split(".")
     for parent in parents:
         inner = content.setdefault(parent, {})

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from tuneprune import evaluate, export, families, folders
+from tuneprune import documents, evaluate, export, families, folders
 from tuneprune.budgets import measured
 from tuneprune.compress import Streamed, compress, stream
 from tuneprune.config import Compensation, RunConfig, explain
@@ -111,7 +110,8 @@ def measure_table(model: str, out: Path, phase: str, batch_size: int, multiple_o
     Raises:
         TunePruneError: a model whose layers have no times, an option out of range, or no place to write.
     """
-    options = {"phase": phase, "batch_size": batch_size, "multiple_of": yaml.safe_load(multiple_of)}
+    multiple = documents.load(multiple_of, "--multiple-of")
+    options = {"phase": phase, "batch_size": batch_size, "multiple_of": multiple}
     try:
         budget = Budget.model_validate({"of": "latency"} | options)
     except ValidationError as error:

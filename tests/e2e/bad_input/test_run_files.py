@@ -1,7 +1,10 @@
 """Run files with keys, names and numbers that do not exist; text that is no run file; folders of other runs."""
 
+from pathlib import Path
+
 import pytest
 import tiny_runs
+import yaml
 from refusals import assert_refused, set_to
 
 
@@ -47,7 +50,23 @@ def test_run_files(name, refuses_run):
         ("a: b: c\n", ["run.yaml, line 1", "malformed YAML"]),
         ("- model\n", ["run.yaml", "mapping", "budget"]),
         ("", ["run.yaml", "mapping"]),
-        ("1: 2\n", ["run.yaml"]),
+        ("1: 2\n", ["run.yaml, line 1", "`1` is no text"]),
+        ("space: width\nspace: depth\n", ["run.yaml, line 2", "`space` is there twice"]),
+        ("tune:\n  steps: 1\n  batch_size: 2\n  steps: 3\n", ["run.yaml, line 4", "`steps` is there twice"]),
+        ("? [a]\n: 1\n", ["run.yaml, line 1", "a key is no text"]),
+        ("yes: 1\n", ["run.yaml, line 1", "`yes` is no text"]),
+        ("a: &a [*a]\n", ["run.yaml, line 1", "inside of what it stands for"]),
+        (
+            "".join(f"a{n}: &a{n} [{', '.join(9 * [f'*a{n - 1}'] if n else '012345678')}]\n" for n in range(20)),
+            ["values"],
+        ),
+        (f"a: {'[' * 5000}", ["run.yaml, line 1", "more than 40 deep"]),
+        (f"a: {'9' * 5000}", ["run.yaml", "a value cannot be read"]),
+        ("a: 2026-13-41\n", ["run.yaml", "a value cannot be read"]),
+        ("a: !!python/object/apply:os.system [ls]\n", ["run.yaml, line 1", "python/object"]),
+        ("a: \0\n", ["run.yaml", "special characters"]),
+        ("a: x\n" + "# \n" * 100_000, ["longer than 262144 characters"]),
+        ("a: 1\n---\na: 2\n", ["run.yaml, line 2", "another document"]),
     ],
 )
 def test_run_file_itself(text, fragments, tmp_path, tuneprune, capsys):
@@ -58,13 +77,30 @@ def test_run_file_itself(text, fragments, tmp_path, tuneprune, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_run_files_that_are_none(tmp_path, tuneprune, capsys):
+    (tmp_path / "latin.yaml").write_bytes("model: größer".encode("latin1"))
+    for path in (tmp_path, tmp_path / "latin.yaml", Path("/dev/zero")):
+        assert_refused(capsys, tuneprune("validate", path), [str(path)])
+
+
+def test_anchors_stand_for_what_they_name(tmp_path, model_folder, tuneprune):
+    run_file = tiny_runs.write_run(tmp_path, model_folder)
+    content = yaml.safe_load(run_file.read_text())
+    source = content["data"].pop("calibration")[0]["path"]
+    text = yaml.safe_dump(content | {"recover": None}).replace(
+        "data:", f"data:\n  calibration: &own [{{path: {source}}}]"
+    )
+    run_file.write_text(text.replace("recover: null", "recover: {<<: {steps: 1}, steps: 2}"))
+    assert tuneprune("validate", run_file) == 0
+
+
 @pytest.mark.parametrize(
     ("override", "fragments"),
     [
         ("budget.kep=0.5", ["`budget.kep`", "Did you mean `keep`?"]),
         ("budget", ["--set budget", "key.path=value"]),
         ("space.x=1", ["`space` is not a section"]),
-        ("budget.keep=[", ["--set budget.keep=[", "not YAML"]),
+        ("budget.keep=[", ["--set budget.keep=[", "malformed YAML"]),
     ],
 )
 def test_overrides(override, fragments, tmp_path, model_folder, tuneprune, capsys):

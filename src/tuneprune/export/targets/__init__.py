@@ -5,9 +5,9 @@ import pkgutil
 from functools import cache
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
+from tuneprune import documents
 from tuneprune.errors import ConfigError, UnsupportedExport, suggest
 from tuneprune.export.targets.base import Target
 
@@ -40,7 +40,7 @@ def build(text: str) -> Target:
         key, separator, value = setting.partition("=")
         if not separator or not key:
             raise ConfigError(f"export {text}: write options as name:option=value, not `{setting}`.")
-        options[key] = yaml.safe_load(value)
+        options[key] = documents.load(value, f"export {text}: {key}")
     try:
         return known[name](**options)
     except ValidationError as error:
