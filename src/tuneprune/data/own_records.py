@@ -3,12 +3,15 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from tuneprune.data.examples import Example
 from tuneprune.data.prompts import BlankField, Record
-from tuneprune.errors import ConfigError, DataError
+from tuneprune.errors import ConfigError, DataError, reading
+from tuneprune.limits import within
+
+PATIENCE_S = 10.0
+"""Seconds for one record in a chat template, which may have loops without end."""
 
 
 def by_fields(tokenizer: PreTrainedTokenizerBase) -> Callable[[Record], Example]:
@@ -53,19 +56,33 @@ def _chat(messages: object, tokenizer: PreTrainedTokenizerBase) -> tuple[str, st
             "the data holds messages, but the tokenizer has no chat template. "
             "Use prompt and completion fields, or a model whose tokenizer has a template."
         )
-    try:
-        whole = str(tokenizer.apply_chat_template(turns, tokenize=False)).rstrip()
-        # Two tries: some templates open the assistant's turn in another way than they write it.
-        for is_opened in (True, False):
-            prompt = str(tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=is_opened))
-            if whole.startswith(prompt) and len(whole) > len(prompt):
-                return prompt, whole[len(prompt) :]
-    except (TemplateError, TypeError, ValueError) as error:
-        raise DataError(f"the tokenizer's chat template refuses these messages ({error}).") from None
+    endless = ConfigError(
+        f"the tokenizer's chat template takes more than {PATIENCE_S:g} s for one record. Use another tokenizer's, or"
+        " prompt and completion fields."
+    )
+    refuses = "the tokenizer's chat template refuses these messages"
+    with reading(refuses, DataError), within(PATIENCE_S, endless):
+        found = _split(turns, tokenizer)
+    if found is not None:
+        return found
     raise ConfigError(
         "the tokenizer's chat template rewrites earlier turns, so prompt and completion cannot be told "
         "apart. Use prompt and completion fields instead."
     )
+
+
+def _split(turns: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
+    """Prompt and completion as the template writes them; None where it does not write one after the other.
+
+    The template comes with the tokenizer. It runs in a sandbox of jinja's: nothing of Python but plain values.
+    """
+    whole = str(tokenizer.apply_chat_template(turns, tokenize=False)).rstrip()
+    # Two tries: some templates open the assistant's turn in another way than they write it.
+    for is_opened in (True, False):
+        prompt = str(tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=is_opened))
+        if whole.startswith(prompt) and len(whole) > len(prompt):
+            return prompt, whole[len(prompt) :]
+    return None
 
 
 def _turns(messages: object) -> list[dict[str, str]]:

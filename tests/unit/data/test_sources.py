@@ -213,3 +213,26 @@ def test_a_perplexity_task_wants_plain_text(tmp_path, tokenizer):
     path = write(tmp_path / "a.jsonl", {"prompt": "Q", "completion": "A"})
     with pytest.raises(DataError, match="a perplexity task needs plain text"):
         load_task(TaskSpec(path=path, kind="perplexity"), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("template", "error", "message"),
+    [
+        ("{{ messages.__class__.__mro__[1].__subclasses__() }}", DataError, "refuses these messages"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", ConfigError, "more than 0.2 s"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", DataError, "refuses these messages"),
+        ("{{ messages[99].content.x.y }}", DataError, "refuses these messages"),
+        ("{{ 1 / 0 }}", DataError, "refuses these messages"),
+        ("{% include '/etc/passwd' %}", DataError, "refuses these messages"),
+        ("{% for", DataError, "refuses these messages"),
+    ],
+)
+def test_a_template_of_a_stranger_reaches_nothing_and_comes_to_an_end(
+    template, error, message, tmp_path, chat_tokenizer, monkeypatch
+):
+    monkeypatch.setattr("tuneprune.data.own_records.PATIENCE_S", 0.2)
+    monkeypatch.setattr(chat_tokenizer, "chat_template", template)
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    path = write(tmp_path / "chats.jsonl", {"messages": turns})
+    with pytest.raises(error, match=message):
+        read_source(SourceConfig(path=path), chat_tokenizer, "train")
