@@ -44,7 +44,7 @@ class _Loader(yaml.SafeLoader):
             raise _refused(f"it has more than {MOST_NODES} values, aliases written out", mark)
         return node
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # noqa: ANN401  (stubs disagree with the library)
         """A mapping whose keys are texts, each there once.
 
         Raises:

@@ -219,7 +219,11 @@ def test_a_perplexity_task_wants_plain_text(tmp_path, tokenizer):
     ("template", "error", "message"),
     [
         ("{{ messages.__class__.__mro__[1].__subclasses__() }}", DataError, "refuses these messages"),
-        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", ConfigError, "more than 0.2 s"),
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            ConfigError,
+            "more than 0.2 s",
+        ),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", DataError, "refuses these messages"),
         ("{{ messages[99].content.x.y }}", DataError, "refuses these messages"),
         ("{{ 1 / 0 }}", DataError, "refuses these messages"),
