@@ -14,7 +14,7 @@ import typer
 
 from tuneprune import catalogue
 from tuneprune.catalogue import AsJson
-from tuneprune.terminal import is_main_process, print_sections, show_comparison, show_recovered, show_results
+from tuneprune.terminal import complain, is_main_process, print_sections, show_comparison, show_recovered, show_results
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -259,8 +259,7 @@ def main() -> None:
 
 
 def _leave(message: str, status: int) -> NoReturn:
-    if is_main_process():
-        typer.echo(f"tuneprune: {message}", err=True)
+    complain(message)
     sys.exit(status)
 
 

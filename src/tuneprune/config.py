@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_va
 
 from tuneprune import documents, methods
 from tuneprune.data import DataConfig
-from tuneprune.errors import ConfigError, TunePruneError, suggest
+from tuneprune.errors import ConfigError, TunePruneError, printable, suggest
 from tuneprune.evaluate import EvaluateConfig
 from tuneprune.methods.base import Method
 from tuneprune.structure.budget import Budget
@@ -192,7 +192,7 @@ def explain(error: ValidationError, schema: type[BaseModel]) -> str:
     """The first mistake of a validation as one sentence; unknown keys come with the nearest known one."""
     errors = error.errors()
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    place = ".".join(str(part) for part in first["loc"])
+    place = ".".join(printable(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = _fields_at(schema, [part for part in first["loc"][:-1] if isinstance(part, str)])
         listed = f"; possible keys are {', '.join(known)}" if known else ""

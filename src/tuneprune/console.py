@@ -7,7 +7,9 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 
+from tuneprune.errors import printable
 from tuneprune.progress import Progress
 
 
@@ -16,11 +18,11 @@ class ConsoleProgress(Progress):
 
     def __init__(self, console: Console) -> None:
         columns = (
-            TextColumn("  {task.description:<28}"),
+            TextColumn("  {task.description:<28}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[numbers]}", markup=False),
         )
         self.console = console
         self.bars = Bars(*columns, console=console, transient=True, disable=not console.is_terminal)
@@ -39,7 +41,7 @@ class ConsoleProgress(Progress):
     def stage(self, name: str) -> None:
         """A line for the new stage."""
         self._close()
-        self.console.print(f"[bold]•[/] {name}", highlight=False)
+        self.console.print(Text.assemble(("•", "bold"), " ", printable(name)))
 
     def step(self, metrics: Mapping[str, Any]) -> None:
         """Move the bar, with the numbers a user watches."""
@@ -58,7 +60,7 @@ class ConsoleProgress(Progress):
     def _move(self, name: str, done: int, total: int, numbers: str) -> None:
         if self.bar is None or name != self.current:
             self._close()
-            self.current, self.bar = name, self.bars.add_task(name, total=total, numbers="")
+            self.current, self.bar = name, self.bars.add_task(printable(name), total=total, numbers="")
         self.bars.update(self.bar, completed=done, numbers=numbers)
 
     def _close(self) -> None:

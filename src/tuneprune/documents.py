@@ -38,6 +38,8 @@ class _Loader(yaml.SafeLoader):
         self.depth -= 1
         if is_alias and id(node) not in self.sizes:
             raise _refused("an alias stands inside of what it stands for", mark)
+        if isinstance(node, yaml.ScalarNode) and not _is_unicode(node.value):
+            raise _refused("a text has half of a character, which no file can hold", mark)
         if not is_alias:
             self.sizes[id(node)] = 1 + sum(self.sizes[id(part)] for part in _parts(node))
         if self.sizes[id(node)] > MOST_NODES:
@@ -113,6 +115,14 @@ def _parts(node: yaml.Node | None) -> list[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
         return [part for pair in node.value for part in pair]
     return node.value if isinstance(node, yaml.SequenceNode) else []
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _refused(problem: str, mark: yaml.Mark | None) -> yaml.MarkedYAMLError:

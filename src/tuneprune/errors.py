@@ -42,7 +42,7 @@ class CellsFailed(TunePruneError):
 
     def __init__(self, failed: Mapping[str, str], folder: object) -> None:
         runs = "1 run" if len(failed) == 1 else f"{len(failed)} runs"
-        listed = "\n".join(f"  {name}: {sentence}" for name, sentence in failed.items())
+        listed = "\n".join(f"  {printable(name)}: {printable(sentence)}" for name, sentence in failed.items())
         super().__init__(
             f"{runs} of the comparison failed; logs are in {folder}/logs, and --resume tries again.\n{listed}"
         )
@@ -72,3 +72,8 @@ def first_line(error: Exception) -> str:
     """What an error says first, no longer than a sentence; its kind where it says nothing."""
     said = next(iter(str(error).strip().splitlines()), "")
     return f"{said:.300}" or type(error).__name__
+
+
+def printable(text: object) -> str:
+    """Text for one line of a terminal: what would move the cursor, colour or hide it is written as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

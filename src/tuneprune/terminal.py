@@ -11,10 +11,18 @@ from typing import Any
 
 import typer
 
+from tuneprune.errors import printable
+
 
 def is_main_process() -> bool:
     """Whether this is the process that speaks, under `accelerate launch` or torchrun."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def complain(message: str) -> None:
+    """An error's sentence, which may quote what a stranger wrote."""
+    if is_main_process():
+        typer.echo("\n".join(map(printable, f"tuneprune: {message}".split("\n"))), err=True)
 
 
 def show_comparison(outcome: Any, folder: Path) -> None:  # noqa: ANN401  (imported only when a command runs)
@@ -68,10 +76,10 @@ def print_sections(content: Mapping[str, Any], indent: str = "") -> None:
     """Nested values, one a line."""
     for key, value in content.items():
         if isinstance(value, Mapping):
-            typer.echo(f"{indent}{key}:")
+            typer.echo(f"{indent}{printable(key)}:")
             print_sections(value, indent + "  ")
         else:
-            typer.echo(f"{indent}{key}: {value}")
+            typer.echo(f"{indent}{printable(key)}: {printable(value)}")
 
 
 def print_list(entries: Mapping[str, str], as_json: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from tuneprune.errors import printable
 from tuneprune.report.comparison import compare
 from tuneprune.report.costs import memory_rows, memory_sentence, speed_sentence, twins_sentence
 from tuneprune.report.exports import HEADERS, export_rows
@@ -14,7 +15,7 @@ from tuneprune.report.numbers import alignment_text, bytes_text, count_text, cou
 from tuneprune.report.proof import Proof
 from tuneprune.report.record import RunRecord
 from tuneprune.report.summary import data_rows
-from tuneprune.report.tables import escape_markdown
+from tuneprune.report.tables import code_span, escape_markdown
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 MAX_PROMPT = 80
@@ -48,12 +49,13 @@ def loading_code(proof: Proof | None, folder: str = "path/to/this/folder") -> st
     trust = ", trust_remote_code=True" if proof is not None and proof.loader.needs_remote_code else ""
     sample = proof.generation.prompt if proof is not None and proof.generation is not None else ""
     prompt = sample if 0 < len(sample) <= MAX_PROMPT else "Once upon a time"
+    text = json.dumps(prompt, ensure_ascii=not prompt.isprintable())
     return (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f"folder = {json.dumps(folder)}\n"
         "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
         f"model = AutoModelForCausalLM.from_pretrained(folder{trust})\n"
-        f'inputs = tokenizer({json.dumps(prompt, ensure_ascii=False)}, return_tensors="pt").input_ids\n'
+        f'inputs = tokenizer({text}, return_tensors="pt").input_ids\n'
         "print(tokenizer.decode(model.generate(inputs, max_new_tokens=40)[0]))"
     )
 
@@ -68,7 +70,7 @@ def loading_section(proof: Proof | None) -> str:
             "one file, hence `trust_remote_code=True`."
         )
     else:
-        note = f"A stock `{proof.loader.name}`: no remote code, nothing to install beyond transformers."
+        note = f"A stock {code_span(proof.loader.name)}: no remote code, nothing to install beyond transformers."
     return f"## How to load\n\n```python\n{loading_code(proof)}\n```\n\n{note}"
 
 
@@ -77,10 +79,10 @@ def _front_matter(record: RunRecord, base_licence: str | None) -> str:
     header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     # The hub links to this id; a folder on somebody's disk is reduced to its name.
     is_hub_id = record.model.path is None and HUB_ID.fullmatch(record.model.id) is not None
-    header["base_model"] = record.model.id if is_hub_id else record.model.short_name
+    header["base_model"] = printable(record.model.id if is_hub_id else record.model.short_name)
     if base_licence:
-        header["license"] = base_licence
-    header["tags"] = list(dict.fromkeys(tags))
+        header["license"] = printable(base_licence)
+    header["tags"] = list(dict.fromkeys(map(printable, tags)))
     return "---\n" + yaml.safe_dump(header, sort_keys=False, allow_unicode=True) + "---"
 
 
@@ -93,12 +95,13 @@ def _introduction(record: RunRecord) -> str:
     if budget.per_layer == "uniform":
         limits.append("the same widths in all layers")
     constraint = f" ({', '.join(limits)})" if limits else ""
-    adapted = f" with the LoRA adapter `{escape_markdown(record.model.adapter_name)}`" if record.model.adapter else ""
-    family, method, space = (escape_markdown(t) for t in (record.model.family, record.method.name, record.space))
+    adapted = f" with the LoRA adapter {code_span(record.model.adapter_name)}" if record.model.adapter else ""
+    family, model = escape_markdown(record.model.family), code_span(record.model.short_name)
+    decision = f"the method {code_span(record.method.name)} in the space {code_span(record.space)}"
     return (
         f"# {name}, tuned and pruned to {percent_text(record.parameters.share_total)} of its parameters\n\n"
-        f"A smaller {family} model made from `{name}`{adapted} by tuneprune: LoRA tuning on domain data and "
-        f"structured pruning with the method `{method}` in the space `{space}`, asked to keep "
+        f"A smaller {family} model made from {model}{adapted} by tuneprune: LoRA tuning on domain data and "
+        f"structured pruning with {decision}, asked to keep "
         f"{percent_text(budget.keep)} of {counted_text(budget.of)}{constraint}. The removed units are gone from "
         "the weight files; no masks are left to apply."
     )
@@ -141,7 +144,9 @@ def _scores(record: RunRecord) -> str:
     for column in comparison.metrics():
         cells = [row.scores.get((column.task, column.metric)) for row in rows]
         texts = [score_text(column.metric, cell.mean if cell else None) for cell in cells]
-        lines.append(_table_row([escape_markdown(column.task), f"{column.metric} {column.arrow}", *texts]))
+        lines.append(
+            _table_row([escape_markdown(column.task), f"{escape_markdown(column.metric)} {column.arrow}", *texts])
+        )
     relative = record.relative_performance
     if relative is not None and relative.mean is not None:
         rule = "score over the dense + LoRA score, inverse for perplexity, mean over tasks; one seed"
@@ -196,11 +201,11 @@ def _data(record: RunRecord) -> str:
 
 
 def _licence(record: RunRecord, base_licence: str | None) -> str:
-    known = f" (`{escape_markdown(base_licence)}`)" if base_licence else ""
-    name = escape_markdown(record.model.short_name)
+    known = f" ({code_span(base_licence)})" if base_licence else ""
+    name = code_span(record.model.short_name)
     return (
         "## Licence and limits\n\n"
-        f"This model derives from `{name}`: the licence of that model{known} applies to it, and so may the "
+        f"This model derives from {name}: the licence of that model{known} applies to it, and so may the "
         "terms of the data it was tuned on. It was pruned for the domain of that data; expect it to have "
         "forgotten more of everything else than the scores here show."
     )

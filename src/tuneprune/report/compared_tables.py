@@ -7,7 +7,7 @@ from rich.table import Table
 from tuneprune.report.compared import ComparisonRecord, RowRecord
 from tuneprune.report.intervals import Estimate
 from tuneprune.report.numbers import MISSING, bytes_text, count_text, percent_text, score_text, seconds_text
-from tuneprune.report.tables import escape_markdown
+from tuneprune.report.tables import escape_markdown, plain
 
 
 @dataclass(frozen=True)
@@ -113,11 +113,11 @@ def comparison_rich(comparison: ComparisonRecord) -> list[Table]:
     tables = []
     for keep in comparison.keeps:
         text = quality_table(comparison, keep)
-        table = Table(title=_plain(text.title), title_justify="left")
+        table = Table(title=plain(text.title), title_justify="left")
         for index, header in enumerate(text.headers):
-            table.add_column(_plain(header), justify="right" if index > 1 else "left")
+            table.add_column(plain(header), justify="right" if index > 1 else "left")
         for cells in text.rows:
-            table.add_row(*map(_plain, cells))
+            table.add_row(*map(plain, cells))
         tables.append(table)
     return tables
 
@@ -173,7 +173,3 @@ def markdown_lines(table: TextTable) -> list[str]:
     lines.append("| :--- | :--- |" + " ---: |" * (len(table.headers) - 2))
     lines += ["| " + " | ".join(map(escape_markdown, cells)) + " |" for cells in table.rows]
     return lines
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", "\\[")

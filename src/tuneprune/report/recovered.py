@@ -6,12 +6,13 @@ import yaml
 from pydantic import Field
 from rich.table import Table
 
+from tuneprune.errors import printable
 from tuneprune.report.card import MARKS, loading_section
 from tuneprune.report.numbers import count_text, score_text
 from tuneprune.report.proof import Proof
 from tuneprune.report.record import EnvironmentRecord, MemoryRecord, ModelRecord, Scores, TrainingRecord
 from tuneprune.report.stored import SCHEMA, Section, Stored
-from tuneprune.report.tables import escape_markdown
+from tuneprune.report.tables import code_span, escape_markdown, plain
 
 
 class BeforeAndAfter(Section):
@@ -42,7 +43,8 @@ class RecoverRecord(Stored):
     @property
     def name(self) -> str:
         """What the model is called: the last part of its id, and the run's folder before a plain `model`."""
-        *parents, last = [part for part in self.model.id.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+        parts = [part for part in self.model.id.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+        *parents, last = parts or [self.model.id]
         return f"{parents[-1]}/{last}" if last == "model" and parents else last
 
 
@@ -57,26 +59,27 @@ def recover_rows(record: RecoverRecord) -> list[tuple[str, str, str, str]]:
 
 def recover_table(record: RecoverRecord) -> Table:
     """The scores before and after, for a terminal."""
-    table = Table("task", "metric", title=f"{record.name}: {count_text(record.model.parameters)} parameters")
+    title = plain(f"{record.name}: {count_text(record.model.parameters)} parameters")
+    table = Table("task", "metric", title=title)
     for side in ("before", "after"):
         table.add_column(side, justify="right")
     for row in recover_rows(record):
-        table.add_row(*row)
+        table.add_row(*map(plain, row))
     return table
 
 
 def recover_card(record: RecoverRecord) -> str:
     """The card of the tuned model as Markdown with YAML front matter."""
     name, proof = record.name, record.proof
-    tags = ["tuneprune", "lora", record.model.family]
-    header = {"library_name": "transformers", "pipeline_tag": "text-generation", "base_model": name, "tags": tags}
-    size = count_text(record.model.parameters)
+    tags, base = ["tuneprune", "lora", printable(record.model.family)], printable(name)
+    header = {"library_name": "transformers", "pipeline_tag": "text-generation", "base_model": base, "tags": tags}
+    size, family = count_text(record.model.parameters), escape_markdown(record.model.family)
     lines = [
         "---\n" + yaml.safe_dump(header, sort_keys=False, allow_unicode=True) + "---",
         "",
         f"# {escape_markdown(name)}, tuned on",
         "",
-        f"`{escape_markdown(name)}` ({record.model.family}, {size} parameters) after more LoRA tuning on domain data by"
+        f"{code_span(name)} ({family}, {size} parameters) after more LoRA tuning on domain data by"
         f" tuneprune: {record.training.recover_steps} steps. Its shape is as it was; LoRA is merged.",
         "",
         "## Scores",
@@ -98,6 +101,6 @@ def recover_card(record: RecoverRecord) -> str:
         "",
         "## Licence and limits",
         "",
-        f"The licence of `{escape_markdown(name)}`, and of the model that was made from, applies to it.",
+        f"The licence of {code_span(name)}, and of the model that was made from, applies to it.",
     ]
     return "\n".join(lines) + "\n"

@@ -1,10 +1,13 @@
 """The comparison table for the terminal, for Markdown and for the page; one set of rows, three renderings."""
 
+import re
 from collections.abc import Sequence
 
 from markupsafe import Markup
 from rich.table import Table
+from rich.text import Text
 
+from tuneprune.errors import printable
 from tuneprune.report.comparison import Cell, Column, Comparison, Row, compare
 from tuneprune.report.numbers import MISSING, count_text, percent_text, score_text
 from tuneprune.report.record import RunRecord
@@ -18,12 +21,12 @@ def rich_table(records: Sequence[RunRecord]) -> Table:
     table = Table(title="Relative performance: pruned over dense + LoRA", title_justify="left")
     table.add_column("model")
     for header in _headers(columns):
-        table.add_column(header, justify="right")
+        table.add_column(plain(header), justify="right")
     for comparison in comparisons:
         table.add_section()
-        table.add_row(f"[bold]{_escape_markup(_title(comparison))}[/bold]")
+        table.add_row(plain(_title(comparison), "bold"))
         for row in comparison.rows:
-            table.add_row(_escape_markup(row.label), *_numbers(row, columns))
+            table.add_row(plain(row.label), *_numbers(row, columns))
     return table
 
 
@@ -81,10 +84,23 @@ def seeds_sentence(comparisons: Sequence[Comparison]) -> str:
     return f"Mean ± standard deviation over {seeds} seeds{rest}."
 
 
+def plain(text: str, style: str = "") -> Text:
+    """Text for a terminal as it stands: what looks like rich's markup in it is none."""
+    return Text(printable(text), style=style)
+
+
 def escape_markdown(text: str) -> str:
-    """`text` that cannot end a table cell, start a tag or break the line."""
-    escaped = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
-    return escaped.replace("<", "&lt;").replace(">", "&gt;").replace("`", "\\`")
+    """`text` that cannot end a table cell, start a tag, a link or a picture, or break the line."""
+    line = printable(" ".join(text.split()))
+    return re.sub(r"([\\|`\[\]])", r"\\\1", line).replace("<", "&lt;").replace(">", "&gt;")
+
+
+def code_span(text: str) -> str:
+    """`text` as code in a line of Markdown, between more backticks than it has in a row."""
+    line = printable(" ".join(text.split()))
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
+    space = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{space}{line or ' '}{space}{fence}"
 
 
 def _markdown(columns: tuple[Column, ...], comparisons: Sequence[Comparison]) -> str:
@@ -118,7 +134,3 @@ def _numbers(row: Row, columns: Sequence[Column]) -> list[str]:
 
 def _title(comparison: Comparison) -> str:
     return f"{comparison.model.short_name} ({count_text(comparison.model.parameters)} parameters)"
-
-
-def _escape_markup(text: str) -> str:
-    return text.replace("[", "\\[")

@@ -64,6 +64,7 @@ def test_run_files(name, refuses_run):
         (f"a: {'9' * 5000}", ["run.yaml", "a value cannot be read"]),
         ("a: 2026-13-41\n", ["run.yaml", "a value cannot be read"]),
         ("a: !!python/object/apply:os.system [ls]\n", ["run.yaml, line 1", "python/object"]),
+        ('a: "\\ud800"\n', ["run.yaml, line 1", "half of a character"]),
         ("a: \0\n", ["run.yaml", "special characters"]),
         ("a: x\n" + "# \n" * 100_000, ["longer than 262144 characters"]),
         ("a: 1\n---\na: 2\n", ["run.yaml, line 2", "another document"]),
