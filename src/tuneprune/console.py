@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
@@ -56,6 +57,10 @@ class ConsoleProgress(Progress):
     def item(self, task: str, done: int, total: int) -> None:
         """Move the bar of a task."""
         self._move(task, done, total, "")
+
+    def note(self, text: str) -> None:
+        """A line that stands out."""
+        self.console.print(f"[bold yellow]![/] {escape(text)}", highlight=False, soft_wrap=True)
 
     def _move(self, name: str, done: int, total: int, numbers: str) -> None:
         if self.bar is None or name != self.current:

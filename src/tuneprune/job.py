@@ -98,6 +98,7 @@ class Job(Checked):
             seed=self.config.seed,
             space=self.space,
             observe=self.progress.step,
+            note=self.progress.note,
         )
 
     def fingerprint(self, stage: str) -> str:

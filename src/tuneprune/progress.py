@@ -15,3 +15,6 @@ class Progress:
 
     def item(self, task: str, done: int, total: int) -> None:
         """So many items of a task are done: of an evaluated one its items, of a weight file its tensors."""
+
+    def note(self, text: str) -> None:
+        """Something happened that the user should know of, though the run goes on."""

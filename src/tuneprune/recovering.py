@@ -136,6 +136,7 @@ def tune(recovery: Recovery, *, resume: bool) -> TuneResult:
         accelerator=accelerator,
         seed=config.seed,
         observe=recovery.progress.step,
+        note=recovery.progress.note,
     )
     search = Search()
     search.phase = "recover"

@@ -44,6 +44,10 @@ class Relay(Progress):
         """Send it on."""
         self.send("item", task, done, total)
 
+    def note(self, text: str) -> None:
+        """Send it on."""
+        self.send("note", text)
+
     def send(self, *message: object) -> None:
         """A message of whatever kind; lost where nobody listens."""
         with suppress(OSError):  # the signal to stop is on its way
@@ -124,6 +128,8 @@ class Crew:
                 worker.failure = rest[0]
             elif kind == "cpu":
                 worker.cpu_seconds = rest[0]
+            elif kind == "note":
+                self.progress.note(f"{worker.cell.name}: {rest[0]}")
             elif self.jobs == 1:
                 getattr(self.progress, kind)(*rest)
 

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from tuneprune.data import Stream
-from tuneprune.errors import TrainingDiverged
+from tuneprune.errors import ConfigError, TrainingDiverged
 from tuneprune.methods.base import Search
 from tuneprune.signals import Stopped, on_signals
 from tuneprune.structure.budget import count_parameters
@@ -23,7 +23,7 @@ from tuneprune.train.log import StepLog
 from tuneprune.train.memory import activation_checkpointing, peak_memory
 from tuneprune.train.runtime import Batch, ModelRuntime
 from tuneprune.train.schedule import learning_rate
-from tuneprune.train.state import Remembers, capture, restore
+from tuneprune.train.state import Remembers, capture, restore, state_bytes
 
 Observer = Callable[[Mapping[str, Any]], None]
 
@@ -54,10 +54,11 @@ class Tuner:
         seed: int,
         space: PruningSpace | None = None,
         observe: Observer = lambda _: None,
+        note: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.model, self.config, self.folder, self.accelerator = model, config, folder, accelerator
         self.train_stream, self.calibration_stream = train, calibration
-        self.space, self.observe, self.seed = space, observe, seed
+        self.space, self.observe, self.note, self.seed = space, observe, note, seed
         self.optimizer: torch.optim.AdamW | None = None
         self.log = StepLog(folder)
         self.result = TuneResult()
@@ -75,14 +76,15 @@ class Tuner:
         Raises:
             Stopped: SIGINT or SIGTERM came; the state is saved.
             TrainingDiverged: too many non-finite steps in a row; the state is saved.
+            TunePruneError: a checkpoint that belongs to another run, none that is whole, or a disk that refuses one.
         """
         self.model.train()
-        self._build_optimizer(search)
-        state = checkpoint.load_latest(self._checkpoints, fingerprint) if resume else None
+        optimizer = self._build_optimizer(search)
         torch.manual_seed(self.seed)
-        if state is not None:
-            self._restore(state, search)
+        if resume:
+            self._resume(search, fingerprint)
         if self.accelerator.is_main_process:
+            checkpoint.check_room(self._checkpoints, state_bytes(self.model, optimizer, search))
             self.log.rewind(self.result.steps)
         recompute = activation_checkpointing(self.model, self.config.gradient_checkpointing)
         with on_signals(self._request_stop), recompute:
@@ -97,16 +99,18 @@ class Tuner:
     def _checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
-    def _build_optimizer(self, search: Search) -> None:
+    def _build_optimizer(self, search: Search) -> torch.optim.AdamW:
         """One AdamW: LoRA in its first group, what the search wants trained in the others."""
         groups = search.parameters()
         own = {id(parameter) for group in groups for parameter in group.parameters}
         lora = [p for p in self.model.parameters() if p.requires_grad and id(p) not in own]
         rate = self.config.learning_rate
-        self.optimizer = torch.optim.AdamW([{"params": lora}], lr=rate, weight_decay=self.config.weight_decay)
+        optimizer = torch.optim.AdamW([{"params": lora}], lr=rate, weight_decay=self.config.weight_decay)
         for group in groups:
             extra = {"params": group.parameters, "weight_decay": group.weight_decay, "rate": group.rate}
-            self.optimizer.add_param_group(extra)
+            optimizer.add_param_group(extra)
+        self.optimizer = optimizer
+        return optimizer
 
     def _step(self, search: Search) -> None:
         """One step: revise the decision, tune under it."""
@@ -173,7 +177,8 @@ class Tuner:
         due = self.result.steps % self.config.checkpoint_every == 0 or self.result.steps == self.config.steps
         if due or stop or diverged:
             if self.accelerator.is_main_process:
-                checkpoint.save(self._checkpoints, self.result.steps, self._state(search, fingerprint))
+                self.log.flush()
+                checkpoint.save(self._checkpoints, self.result.steps, self._state(search), fingerprint)
             self.accelerator.wait_for_everyone()
         if diverged:
             raise TrainingDiverged(self.health.diagnosis())
@@ -186,13 +191,25 @@ class Tuner:
         streams = {"train_stream": self.train_stream, "calibration_stream": self.calibration_stream}
         return {"optimizer": self.optimizer, "search": search, "health": self.health, **streams}
 
-    def _state(self, search: Search, fingerprint: str) -> dict[str, Any]:
-        head = {"fingerprint": fingerprint, "result": asdict(self.result)}
-        return head | capture(self.model, self._parts(search))
+    def _state(self, search: Search) -> dict[str, Any]:
+        return {"result": asdict(self.result)} | capture(self.model, self._parts(search))
 
-    def _restore(self, state: dict[str, Any], search: Search) -> None:
-        self.result = TuneResult(**state["result"])
-        restore(self.model, self._parts(search), state)
+    def _resume(self, search: Search, fingerprint: str) -> None:
+        """Go on from the newest valid checkpoint, where there is one."""
+        found = checkpoint.load_latest(self._checkpoints, fingerprint)
+        steps = self.runtime.everyones(-1 if found is None else found.step)
+        if len(set(steps)) > 1:
+            raise ConfigError(
+                f"The processes of this run see different checkpoints in {self._checkpoints}. Name an --out on a disk"
+                " that all of them share."
+            )
+        if found is None:
+            return
+        self.result = TuneResult(**found.state["result"])
+        restore(self.model, self._parts(search), found.state)
+        if self.accelerator.is_main_process:
+            for sentence in checkpoint.set_aside(found):
+                self.note(sentence)
 
     def _request_stop(self) -> None:
         self._stop_requested = True

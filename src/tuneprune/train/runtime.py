@@ -70,6 +70,11 @@ class ModelRuntime:
         self.average([flags])
         return bool(flags.item())
 
+    def everyones(self, number: int) -> list[int]:
+        """A number of every process."""
+        numbers: Any = self.accelerator.gather(torch.tensor([number], device=self.accelerator.device))
+        return numbers.tolist()
+
     def micro_batches(self, batch: Batch) -> list[Batch]:
         """The rows of a batch, as many at a time as one forward takes."""
         rows = len(batch["input_ids"])

@@ -6,6 +6,8 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel
 
+from tuneprune.train.nested import flatten
+
 
 class Remembers(Protocol):
     """Something with a state of its own."""
@@ -41,3 +43,11 @@ def restore(model: PreTrainedModel, parts: Mapping[str, Remembers], state: dict[
     torch.set_rng_state(state["random"])
     if state["cuda_random"]:
         torch.cuda.set_rng_state_all(state["cuda_random"])
+
+
+def state_bytes(model: PreTrainedModel, optimizer: torch.optim.AdamW, search: Remembers) -> int:
+    """What a checkpoint takes at least, known before the first step: trained weights, moments, the search's state."""
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    moments = [parameter for group in optimizer.param_groups for parameter in group["params"]] * 2
+    own = flatten(search.state_dict())[1].values()
+    return sum(tensor.nbytes for tensor in [*weights, *moments, *own])

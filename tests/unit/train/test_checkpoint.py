@@ -1,5 +1,9 @@
 import errno
+import json
 import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -7,18 +11,34 @@ from tiny_tuning import assert_equal, setting, trainable
 
 from tuneprune.errors import ConfigError, PlanMismatch
 from tuneprune.methods.base import Search
-from tuneprune.train import checkpoint
+from tuneprune.train import checkpoint, manifest
+from tuneprune.train.manifest import CONTENT, MANIFEST, TENSORS
 
 
-def state(value, fingerprint="f"):
-    return {"fingerprint": fingerprint, "value": torch.tensor(value)}
+def state(value):
+    return {"tensor": torch.tensor(value), "step": value, "rate": 0.1 * value}
+
+
+def save(folder, *steps, fingerprint="f"):
+    for step in steps:
+        checkpoint.save(folder, step, state(step), fingerprint)
+
+
+def loaded(folder, fingerprint="f"):
+    found = checkpoint.load_latest(folder, fingerprint)
+    assert found.state == state(found.step)
+    return found
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_newest_of_two_is_kept(tmp_path):
-    for step in (2, 4, 10, 100):
-        checkpoint.save(tmp_path, step, state(step))
-    assert [path.name for path in checkpoint.published(tmp_path)] == ["step-000010", "step-000100"]
-    assert checkpoint.load_latest(tmp_path, "f")["value"] == 100
+    save(tmp_path, 2, 4, 10, 1000000)
+    assert names(tmp_path) == ["step-000010", "step-1000000"]
+    assert names(tmp_path / "step-000010") == [MANIFEST, CONTENT, TENSORS]
+    assert loaded(tmp_path).step == 1000000
 
 
 def test_nothing_to_load(tmp_path):
@@ -26,55 +46,219 @@ def test_nothing_to_load(tmp_path):
 
 
 def test_other_fingerprint_is_refused(tmp_path):
-    checkpoint.save(tmp_path, 1, state(1))
+    save(tmp_path, 1)
     with pytest.raises(PlanMismatch, match="other settings or data"):
         checkpoint.load_latest(tmp_path, "g")
 
 
-def test_half_written_folders_are_ignored_and_replaced(tmp_path):
-    checkpoint.save(tmp_path, 1, state(1))
+def test_nothing_is_unpickled():
+    """`torch.load` reads the pickles of strangers: no file of the package calls it, or pickle itself."""
+    source = "".join(path.read_text() for path in checkpoint.Path(checkpoint.__file__).parents[1].rglob("*.py"))
+    assert "torch.load(" not in source
+    assert "pickle.load" not in source
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def swap(path):
+    shutil.copy(path.parents[1] / "step-000002" / path.name, path)
+
+
+def link(path):
+    path.unlink()
+    path.symlink_to(path.parents[1] / "step-000002" / path.name)
+
+
+def crowd(path):
+    (path.parent / "more.bin").write_bytes(b"")
+
+
+def folder_in_its_place(path):
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("name", [MANIFEST, CONTENT, TENSORS])
+@pytest.mark.parametrize(
+    "harm", [cut, flip, swap, link, crowd, folder_in_its_place, os.unlink, lambda path: path.write_bytes(b"")]
+)
+def test_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path, name, harm):
+    save(tmp_path, 2, 4)
+    harm(tmp_path / "step-000004" / name)
+    found = loaded(tmp_path)
+    assert found.step == 2
+    assert names(tmp_path) == ["step-000002", "step-000004"]  # loading changes nothing
+    (said,) = checkpoint.set_aside(found)
+    assert f"{tmp_path / 'step-000004'} is damaged (" in said
+    assert "goes on from step-000002" in said
+    assert names(tmp_path) == ["damaged-step-000004", "step-000002"]
+    assert loaded(tmp_path).damaged == {}
+    save(tmp_path, 4)  # the same number again
+    assert loaded(tmp_path).step == 4
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda path: cut(path / TENSORS), r"state.safetensors has \d+ bytes instead of \d+"),
+        (lambda path: flip(path / CONTENT), "state.json has other content"),
+        (lambda path: (path / CONTENT).unlink(), "state.json is missing"),
+        (lambda path: flip(path / MANIFEST), "manifest.json is not what was written"),
+        (lambda path: crowd(path / MANIFEST), "more.bin is not its own"),
+        (lambda path: [file.unlink() for file in path.iterdir()], "manifest.json is missing"),
+    ],
+)
+def test_damage_is_named(tmp_path, harm, said):
+    save(tmp_path, 2)
+    harm(tmp_path / "step-000002")
+    with pytest.raises(ConfigError, match=f"All checkpoints in .*step-000002: {said}.*another --out, or delete"):
+        checkpoint.load_latest(tmp_path, "f")
+    assert names(tmp_path) == ["step-000002"]  # the next call says the same
+
+
+def test_every_bit_of_a_manifest_counts(tmp_path):
+    save(tmp_path, 1, 2)
+    path = tmp_path / "step-000002" / MANIFEST
+    before = path.read_bytes()
+    for bit in range(8 * len(before)):
+        content = bytearray(before)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        with pytest.raises(manifest.Damaged):
+            manifest.read(path.parent)
+
+
+def test_renamed_checkpoint_is_not_another_step(tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / "step-000001").rename(tmp_path / "step-000009")
+    with pytest.raises(ConfigError, match="step-000009: it was written as step 1"):
+        checkpoint.load_latest(tmp_path, "f")
+
+
+def rewrite(path, **changes):
+    """A manifest that fits itself and its files."""
+    content = json.loads(manifest.describe(path, 1, "f")) | changes
+    content.pop("sha256")
+    (path / MANIFEST).write_bytes(manifest._text(content))
+
+
+@pytest.mark.parametrize(
+    "change", [{"files": {}}, {"files": {"../../secret": {"bytes": 1, "sha256": ""}}}, {"step": "x"}, {"more": 1}]
+)
+def test_made_up_manifest_is_damage(tmp_path, change):
+    save(tmp_path, 1)
+    rewrite(tmp_path / "step-000001", **change)
+    with pytest.raises(ConfigError, match=r"manifest\.json is not what was written"):
+        checkpoint.load_latest(tmp_path, "f")
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '{"tensor": "7"}', '{"dict": [[[], 1]]}', "[" * 100000])
+def test_made_up_state_is_damage(tmp_path, text):
+    save(tmp_path, 1)
+    (tmp_path / "step-000001" / CONTENT).write_text(text)
+    rewrite(tmp_path / "step-000001")
+    with pytest.raises(ConfigError, match="its state"):
+        checkpoint.load_latest(tmp_path, "f")
+
+
+def test_other_formats_are_told_apart_from_damage(tmp_path):
+    save(tmp_path, 1)
+    rewrite(tmp_path / "step-000001", format=3)
+    with pytest.raises(PlanMismatch, match=r"another version of tuneprune.*another --out"):
+        checkpoint.load_latest(tmp_path, "f")
     (tmp_path / "step-000002").mkdir()
+    (tmp_path / "step-000002" / "state.pt").write_bytes(b"torch")
+    with pytest.raises(PlanMismatch, match=r"step-000002 was written by another version"):
+        checkpoint.load_latest(tmp_path, "f")
+
+
+def test_last_valid_one_is_never_deleted(tmp_path):
+    save(tmp_path, 1, 2)
+    flip(tmp_path / "step-000002" / TENSORS)
+    save(tmp_path, 3)
+    assert names(tmp_path) == ["step-000001", "step-000002", "step-000003"]
+    flip(tmp_path / "step-000003" / TENSORS)
+    assert loaded(tmp_path).step == 1
+    save(tmp_path, 4, 5)
+    assert names(tmp_path) == ["step-000004", "step-000005"]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    save(tmp_path, 1)
     (tmp_path / ".step-000003.partial").mkdir()
-    (tmp_path / ".step-000003.partial" / "state.pt").write_bytes(b"half")
-    assert checkpoint.load_latest(tmp_path, "f")["value"] == 1
-    checkpoint.save(tmp_path, 2, state(2))
-    checkpoint.save(tmp_path, 3, state(3))
-    assert checkpoint.load_latest(tmp_path, "f")["value"] == 3
-    assert not (tmp_path / ".step-000003.partial").exists()
+    (tmp_path / ".step-000003.partial" / TENSORS).write_bytes(b"half")
+    (tmp_path / ".step-000007.partial").mkdir()
+    save(tmp_path, 3)
+    assert names(tmp_path) == ["step-000001", "step-000003"]
+    assert loaded(tmp_path).step == 3
 
 
 def full_disk(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def full_disk_as_torch_says_it(_, stream):
-    stream.write(b"half")
-    raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
-
-
-@pytest.mark.parametrize("failure", [full_disk, full_disk_as_torch_says_it])
-def test_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch, failure):
-    checkpoint.save(tmp_path, 1, state(1))
+@pytest.mark.parametrize("call", ["tuneprune.train.checkpoint.save_file", "os.fsync", "pathlib.Path.rename"])
+def test_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch, call):
+    save(tmp_path, 1)
     with monkeypatch.context() as patched:
-        patched.setattr(torch, "save", failure)
-        with pytest.raises(ConfigError, match=r"step-000002.*Earlier checkpoints are intact"):
-            checkpoint.save(tmp_path, 2, state(2))
-    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
-    assert checkpoint.load_latest(tmp_path, "f")["value"] == 1
+        patched.setattr(call, full_disk)
+        with pytest.raises(ConfigError, match=r"step-000002.*No space left.*Free space.*Earlier .* intact"):
+            save(tmp_path, 2)
+    assert names(tmp_path) == ["step-000001"]
+    assert loaded(tmp_path).step == 1
+
+
+def test_disk_that_keeps_other_bytes_is_noticed_before_older_ones_go(tmp_path, monkeypatch):
+    save(tmp_path, 1, 2)
+    rename = checkpoint.Path.rename
+
+    def corrupt(self, target):
+        rename(self, target)
+        flip(target / TENSORS)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pathlib.Path.rename", corrupt)
+        with pytest.raises(ConfigError, match="other content than was written"):
+            save(tmp_path, 3)
+    assert loaded(tmp_path).step == 2
+    assert names(tmp_path) == ["step-000001", "step-000002", "step-000003"]
+
+
+def test_limit_of_the_system_is_one_sentence(tmp_path):
+    """A real refusal, half-way through a file."""
+    code = (
+        "import sys, torch, resource; from pathlib import Path; from tuneprune.train import checkpoint;"
+        "folder = Path(sys.argv[1]); checkpoint.save(folder, 1, {'a': torch.zeros(10)}, 'f');"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
+        "checkpoint.save(folder, 2, {'a': torch.zeros(10000)}, 'f')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert "Could not write checkpoint" in done.stderr
+    assert "File too large" in done.stderr
+    assert names(tmp_path) == ["step-000001"]
+    assert checkpoint.load_latest(tmp_path, "f").step == 1
 
 
 def test_interrupted_write_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
-    checkpoint.save(tmp_path, 1, state(1))
+    save(tmp_path, 1)
 
-    def killed(_, stream):
-        stream.write(b"half")
+    def killed(_, path):
+        path.write_bytes(b"half")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(torch, "save", killed)
+        patched.setattr(checkpoint, "save_file", killed)
         with pytest.raises(KeyboardInterrupt):
-            checkpoint.save(tmp_path, 2, state(2))
-    assert checkpoint.load_latest(tmp_path, "f")["value"] == 1
+            save(tmp_path, 2)
+    assert names(tmp_path) == ["step-000001"]
 
 
 def test_run_continues_after_the_disk_was_full(tmp_path, monkeypatch):
@@ -82,13 +266,36 @@ def test_run_continues_after_the_disk_was_full(tmp_path, monkeypatch):
     whole.tuner.run(Search(), fingerprint="f")
 
     made = setting(tmp_path / "parts", checkpoint_every=2)
-    made.tuner.observe = lambda m: monkeypatch.setattr(torch, "save", full_disk) if m["step"] == 3 else None
+    made.tuner.observe = lambda m: monkeypatch.setattr(checkpoint, "save_file", full_disk) if m["step"] == 3 else None
     with pytest.raises(ConfigError, match="No space left on device"):
         made.tuner.run(Search(), fingerprint="f")
     monkeypatch.undo()
     resumed = setting(tmp_path / "parts", checkpoint_every=2)
     resumed.tuner.run(Search(), fingerprint="f", resume=True)
     assert_equal(trainable(whole.model), trainable(resumed.model))
+
+
+def test_tuning_goes_on_from_the_one_before_a_damaged_one_and_says_so(tmp_path):
+    made = setting(tmp_path, checkpoint_every=2)
+    made.tuner.run(Search(), fingerprint="f")
+    flip(tmp_path / "checkpoints" / "step-000006" / TENSORS)
+    resumed, said = setting(tmp_path, checkpoint_every=2), []
+    resumed.tuner.note = said.append
+    assert resumed.tuner.run(Search(), fingerprint="f", resume=True).steps == 6
+    assert len(said) == 1
+    assert "goes on from step-000004" in said[0]
+    assert_equal(trainable(made.model), trainable(resumed.model))
+    assert "damaged-step-000006" in names(tmp_path / "checkpoints")
+
+
+def test_disk_too_small_for_checkpoints_is_refused_before_the_first_step(tmp_path, monkeypatch):
+    made, seen = setting(tmp_path), []
+    made.tuner.observe = seen.append
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(ConfigError, match=r"needs 0\.\d MB for checkpoints, but .* only 0\.0 MB free.*another disk"):
+        made.tuner.run(made.begin(), fingerprint="f")
+    assert not seen
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_fingerprint_follows_content_not_order():
