@@ -130,13 +130,13 @@ def reference_cells(config: RunConfig, seeds: Sequence[int]) -> list[Cell]:
     return found
 
 
-def check_cells(cells: Iterable[Cell], config: RunConfig, out: Path) -> None:
-    """Every check that needs no training, for all cells together.
+def check_cells(cells: Iterable[Cell], config: RunConfig, out: Path) -> str:
+    """Every check that needs no training, for all cells together; gives one line on their data.
 
     Raises:
         TunePruneError: the first problem, with the method and the budget it is about.
     """
-    check(config)
+    checked = check(config)
     hf_config = load_config(config.model.base, config.model.adapter)
     seen: set[tuple[str, float]] = set()
     for cell in cells:
@@ -153,6 +153,7 @@ def check_cells(cells: Iterable[Cell], config: RunConfig, out: Path) -> None:
                 f"{out / cell.name} holds a run with another configuration, perhaps of another version."
                 " Delete that folder, or name another --out."
             )
+    return checked.data.words()
 
 
 def perform(cell: Cell, out: Path, progress: Progress) -> None:

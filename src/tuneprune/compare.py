@@ -56,12 +56,13 @@ def compare(
     against = check_options(config, chosen, keeps, seeds, against, jobs)
     announce(chosen, config, progress)
     cells = cells_of(config, chosen, keeps, seeds)
-    check_cells(cells, config, out)
+    data = check_cells(cells, config, out)
     if processes_launched() > 1:
         failed, is_writer = _together(cells, config, out, resume=resume, progress=progress)
     else:
         claim(out, config, resume=resume)
         remember(cells, out)
+        progress.note(data)
         failed, is_writer = Crew(cells, out, jobs, progress).work(), True
     records = finished(out)
     if not records:

@@ -150,7 +150,7 @@ def check(config: RunConfig, table: Path | None = None) -> Checked:
     tasks = evaluate.load_tasks(config.evaluate, tokenizer)
     check_answers(tasks, min(config.evaluate.max_length, hf_config.max_position_embeddings))
     test = [example for task in tasks for example in task.examples]
-    data = load(config.data, tokenizer, config.tune.max_length, test)
+    data = load(config.data, tokenizer, config.tune.max_length, test, sum(task.num_blank for task in tasks))
     check_tokens(tokenizer, data, test, hf_config.vocab_size)
     return Checked(config, tokenizer, data, tasks, architecture, **vars(costs), dtype=stored_dtype(hf_config))
 
@@ -197,6 +197,7 @@ def prepare(config: RunConfig, out: Path, *, resume: bool, progress: Progress, s
     if config.tune.trackers:
         accelerator.init_trackers("tuneprune")
     accelerator.wait_for_everyone()
+    progress.note(checked.data.words())
     alone = accelerator.num_processes == 1  # processes of one run must either all compute a score or all reuse it
     kept = ScoreStore(store, score_identity(checked)) if store is not None and alone else None
     return Job(
@@ -245,6 +246,7 @@ def outlook(config: RunConfig) -> dict[str, Any]:
         "loads as": export.loads_as(hf_config, checked.architecture, space, budget, config.method),
         "training": f"{len(checked.data.train)} documents, {config.tune.steps} steps of {config.tune.batch_size} rows",
         "calibration": f"{len(checked.data.calibration)} documents",
+        "data": checked.data.words(),
         "evaluation": ", ".join(f"{task.name} ({len(task.examples)})" for task in checked.tasks),
         "ok": True,
     }

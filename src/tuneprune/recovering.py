@@ -89,7 +89,7 @@ def prepare(config: RecoverConfig, out: Path, *, resume: bool, progress: Progres
     tasks = evaluate.load_tasks(config.evaluate, tokenizer)
     check_answers(tasks, min(config.evaluate.max_length, hf_config.max_position_embeddings))
     test = [example for task in tasks for example in task.examples]
-    data = load(config.data, tokenizer, config.tune.max_length, test)
+    data = load(config.data, tokenizer, config.tune.max_length, test, sum(task.num_blank for task in tasks))
     check_tokens(tokenizer, data, test, hf_config.vocab_size)
     accelerator = processes(config, out)
     check_shares(config, accelerator.num_processes)
@@ -99,6 +99,7 @@ def prepare(config: RecoverConfig, out: Path, *, resume: bool, progress: Progres
     if config.tune.trackers:
         accelerator.init_trackers("tuneprune")
     accelerator.wait_for_everyone()
+    progress.note(data.words())
     architecture, dtype = families.describe_config(hf_config), stored_dtype(hf_config)
     return Recovery(config, tokenizer, data, tasks, architecture, dtype, model, out, progress, accelerator)
 

@@ -24,7 +24,7 @@ class Encoded:
 
 @dataclass
 class EncodedExamples:
-    """Documents of many examples, and what had to be done to fit them."""
+    """Documents of many examples, what had to be done to fit them, and what was odd about them."""
 
     documents: list[Encoded] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)
@@ -34,6 +34,10 @@ class EncodedExamples:
     num_shortened: int = 0
     num_split: int = 0
     """Plain texts longer than the maximal length, read as several windows."""
+    num_unknown: int = 0
+    """Examples left out, because the tokenizer knows nothing of what they would teach."""
+    num_control: int = 0
+    """Examples whose own texts hold control tokens, such as an end of text; messages may not hold any."""
 
     @property
     def num_tokens(self) -> int:
@@ -131,19 +135,49 @@ def encode_all(
     max_length: int,
     completion_only: bool = True,
 ) -> EncodedExamples:
-    """Every example as documents of at most `max_length` tokens, counting the shortened and the split."""
+    """Every example as documents of at most `max_length` tokens, counting what was done to them.
+
+    Examples of which the tokenizer knows nothing are left out.
+    """
     result = EncodedExamples()
+    control = frozenset(control_tokens(tokenizer))
+    meaningless = control | {IGNORED, tokenizer.unk_token_id}
     for index, example in enumerate(examples):
         if example.is_text:
             documents = windows(example, tokenizer, max_length)
-            result.num_split += len(documents) > 1
         else:
             documents = [encode(example, tokenizer, max_length, completion_only)]
-            result.num_shortened += documents[0].is_shortened
+        result.places.append((example.source, example.index))
+        learned = set().union(*(document.labels for document in documents)) - meaningless
+        if len(learned) <= 1 and not _read_back(tokenizer, learned):
+            result.num_unknown += 1
+            continue
+        result.num_split += len(documents) > 1
+        result.num_shortened += documents[0].is_shortened
+        result.num_control += not example.is_templated and _holds(documents, control)
         result.documents += documents
         result.owners += [index] * len(documents)
-        result.places.append((example.source, example.index))
     return result
+
+
+def _read_back(tokenizer: PreTrainedTokenizerBase, tokens: set[int]) -> str:
+    """What tokens say, white space aside, and the mark with which SentencePiece begins every text."""
+    return str(tokenizer.decode(sorted(tokens))).replace("▁", " ").strip()
+
+
+def _holds(documents: list[Encoded], control: frozenset[int]) -> bool:
+    """Whether there is a control token elsewhere than at the start and the end, where they belong."""
+    return not all(control.isdisjoint(document.input_ids[1:-1]) for document in documents)
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """The tokens that mean something to the model beyond their text, such as the end of a turn; not the unknown one."""
+    ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)  # one of them may stand for the unknown as well
+    return {
+        token: added.content
+        for token, added in tokenizer.added_tokens_decoder.items()
+        if added.special and (token != tokenizer.unk_token_id or token in ends)
+    }
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -20,6 +20,9 @@ class Example:
     index: int = 0
     """Record number in the source, from 1: the line number of a JSONL file."""
 
+    is_templated: bool = False
+    """Whether a chat template wrote it, with control tokens of its own."""
+
     @property
     def is_text(self) -> bool:
         """Whether this is plain text, with the loss on everything."""

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import compress
 from typing import Any
 
@@ -11,9 +11,11 @@ from transformers import PreTrainedTokenizerBase
 
 from tuneprune.data.encoding import Encoded, EncodedExamples, encode_all, padding_id
 from tuneprune.data.examples import Example
-from tuneprune.data.overlap import OverlapReport, content_fingerprint, leaks, overlaps
+from tuneprune.data.overlap import OverlapReport, content_fingerprint, leaks, overlaps, repeats
 from tuneprune.data.sources import DataConfig, SourceConfig, Split, read_source
 from tuneprune.data.stream import Stream
+from tuneprune.data.summary import in_words
+from tuneprune.data.unusable import LARGEST_SHARE, LeftOut
 from tuneprune.errors import DataError
 
 HELD_OUT_SHARE = 0.1
@@ -28,6 +30,10 @@ class PartSummary:
     examples: int
     dropped: int
     """Left out, because they are test items."""
+    duplicates: int
+    """Repeat an earlier example of their part; left out where `data.duplicates` says so."""
+    left_out: dict[str, dict[str, Any]]
+    """Records that cannot be used: by reason how many, and the numbers of the first."""
     weight: float
     sha256: str
 
@@ -50,6 +56,8 @@ class Part:
             "tokens": self.encoded.num_tokens,
             "shortened": self.encoded.num_shortened,
             "split": self.encoded.num_split,
+            "unknown": self.encoded.num_unknown,
+            "control_tokens": self.encoded.num_control,
         }
 
 
@@ -63,6 +71,7 @@ class Data:
     """Whether calibration is a slice of the training sources."""
     overlap: OverlapReport
     num_test: int
+    num_blank_test: int
     config: DataConfig
     max_length: int
     pad_id: int
@@ -97,12 +106,17 @@ class Data:
         return {
             "train": self.train_part.summary(),
             "calibration": self.calibration_part.summary() | {"held_out_of_train": self.is_held_out},
-            "test": {"examples": self.num_test},
+            "test": {"examples": self.num_test, "blank": self.num_blank_test},
             "overlap": self.overlap.summary(),
             "max_length": self.max_length,
             "packing": self.config.packing,
             "completion_only": self.config.completion_only,
+            "duplicates": self.config.duplicates,
         }
+
+    def words(self) -> str:
+        """The summary in one line, for the start of a run."""
+        return in_words(self.summary())
 
 
 @dataclass(frozen=True)
@@ -113,6 +127,8 @@ class _Source:
     weight: float
     examples: tuple[Example, ...]
     dropped: int = 0
+    duplicates: int = 0
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 def load(
@@ -120,23 +136,26 @@ def load(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     test: Sequence[Example] | None = None,
+    num_blank_test: int = 0,
 ) -> Data:
     """Training and calibration data, read, checked against the test items and encoded.
 
     Args:
         max_length: tokens in a row, at most.
         test: every item of every task that will be evaluated.
+        num_blank_test: test items that were left out, because they are blank.
 
     Raises:
         ConfigError: an unknown source, messages without a chat template.
         DataError: missing, broken, empty or unusable data; test items in training or calibration.
     """
     items = list(test or ())
-    train = [_read(source, tokenizer, "train") for source in config.train]
-    calibration = [_read(source, tokenizer, "val") for source in config.calibration]
+    train = [_read(source, tokenizer, "train", config) for source in config.train]
+    calibration = [_read(source, tokenizer, "val", config) for source in config.calibration]
     if config.test_overlap == "drop":
         train = [_without_leaks(source, items) for source in train]
         calibration = [_without_leaks(source, items) for source in calibration]
+    train, calibration = (_repeats_counted(sources, config) for sources in (train, calibration))
     is_held_out = not calibration
     if is_held_out:
         train, calibration = _hold_out(train)
@@ -147,14 +166,17 @@ def load(
         is_held_out=is_held_out,
         overlap=report,
         num_test=len(items),
+        num_blank_test=num_blank_test,
         config=config,
         max_length=max_length,
         pad_id=padding_id(tokenizer),
     )
 
 
-def _read(config: SourceConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> _Source:
-    return _Source(config.label(split), config.weight, tuple(read_source(config, tokenizer, split)))
+def _read(source: SourceConfig, tokenizer: PreTrainedTokenizerBase, split: Split, config: DataConfig) -> _Source:
+    left_out = LeftOut(config.unusable == "drop", " Or set data.unusable: drop to leave such records out.")
+    examples = tuple(read_source(source, tokenizer, split, left_out))
+    return _Source(source.label(split), source.weight, examples, left_out=left_out)
 
 
 def _without_leaks(source: _Source, test: Sequence[Example]) -> _Source:
@@ -165,8 +187,23 @@ def _without_leaks(source: _Source, test: Sequence[Example]) -> _Source:
     return replace(source, examples=kept, dropped=len(leaked))
 
 
+def _repeats_counted(sources: Sequence[_Source], config: DataConfig) -> list[_Source]:
+    """The sources of one part with what repeats in them counted, and left out where the run file says so."""
+    repeated = set(repeats(_examples(sources)))
+    result, start = [], 0
+    for source in sources:
+        is_first = [start + index not in repeated for index in range(len(source.examples))]
+        start += len(source.examples)
+        kept = tuple(compress(source.examples, is_first)) if config.duplicates == "drop" else source.examples
+        result.append(replace(source, examples=kept, duplicates=is_first.count(False)))
+    return result
+
+
 def _hold_out(train: Sequence[_Source]) -> tuple[list[_Source], list[_Source]]:
-    """Training sources without a tenth, and that tenth; picked by content, one passage as a whole."""
+    """Training sources without a tenth, and that tenth; picked by content, one passage as a whole.
+
+    What was left out of a source is counted with what trains.
+    """
     examples = _examples(train)
     by_hash = sorted(content_fingerprint(example) for example in examples)
     wanted = max(1, round(HELD_OUT_SHARE * len(examples)))
@@ -174,7 +211,8 @@ def _hold_out(train: Sequence[_Source]) -> tuple[list[_Source], list[_Source]]:
 
     def part(source: _Source, is_calibration: bool) -> _Source:
         is_chosen = [(content_fingerprint(example) <= last) == is_calibration for example in source.examples]
-        return replace(source, examples=tuple(compress(source.examples, is_chosen)))
+        chosen = replace(source, examples=tuple(compress(source.examples, is_chosen)))
+        return replace(chosen, dropped=0, duplicates=0, left_out=LeftOut()) if is_calibration else chosen
 
     kept, held_out = ([part(source, is_held_out) for source in train] for is_held_out in (False, True))
     kept, held_out = ([source for source in sources if source.examples] for sources in (kept, held_out))
@@ -193,7 +231,13 @@ def _examples(sources: Sequence[_Source]) -> list[Example]:
 def _part(
     sources: Sequence[_Source], tokenizer: PreTrainedTokenizerBase, max_length: int, completion_only: bool
 ) -> Part:
-    encoded = encode_all(_examples(sources), tokenizer, max_length, completion_only)
+    examples = _examples(sources)
+    encoded = encode_all(examples, tokenizer, max_length, completion_only)
+    if encoded.num_unknown > LARGEST_SHARE * len(examples):
+        raise DataError(
+            f"{sources[0].label}: the tokenizer knows nothing of {encoded.num_unknown} of {len(examples)} examples."
+            " Use a model for this language, or other data."
+        )
     weights = [source.weight for source in sources for _ in source.examples]
     return Part(
         encoded=encoded,
@@ -203,6 +247,8 @@ def _part(
                 source=source.label,
                 examples=len(source.examples),
                 dropped=source.dropped,
+                duplicates=source.duplicates,
+                left_out=source.left_out.summary(),
                 weight=source.weight,
                 sha256=_sha256(source.examples),
             )

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from tuneprune.data.examples import Example
+from tuneprune.data.unusable import shown
 from tuneprune.errors import DataError
 
 
@@ -50,6 +51,18 @@ def passage_fingerprint(example: Example) -> str:
 def content_fingerprint(example: Example) -> str:
     """Hash that items over one passage share; without a marked passage, of prompt and completion."""
     return _hash(example.body) if example.body else _hash(example.prompt, example.completion)
+
+
+def repeats(examples: Sequence[Example]) -> list[int]:
+    """Positions of the examples whose prompt and completion an earlier one has too, up to case and white space."""
+    seen: set[str] = set()
+    found: list[int] = []
+    for index, example in enumerate(examples):
+        fingerprint = _hash(example.prompt, example.completion)
+        if fingerprint in seen:
+            found.append(index)
+        seen.add(fingerprint)
+    return found
 
 
 def overlaps(train: Sequence[Example], calibration: Sequence[Example], test: Sequence[Example]) -> OverlapReport:
@@ -102,8 +115,7 @@ def _first_match(example: Example, test: Iterable[Example]) -> Example:
 
 
 def _quote(example: Example) -> str:
-    words = (example.body or example.prompt or example.completion).split()
-    return f'"{" ".join(words)[:60]}"'
+    return shown(" ".join((example.body or example.prompt or example.completion).split()))
 
 
 def _hash(*parts: str) -> str:

@@ -1,12 +1,15 @@
 """Somebody's own records, read by their fields: messages, prompt + completion, or text."""
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from tuneprune.data.encoding import control_tokens
 from tuneprune.data.examples import Example
-from tuneprune.data.prompts import BlankField, Record
+from tuneprune.data.prompts import Record
+from tuneprune.data.unusable import BlankField, UnusableRecord, columns, shown
 from tuneprune.errors import ConfigError, DataError, reading
 from tuneprune.limits import within
 
@@ -15,28 +18,37 @@ PATIENCE_S = 10.0
 
 
 def by_fields(tokenizer: PreTrainedTokenizerBase) -> Callable[[Record], Example]:
-    """Reads a record as `messages`, else as `prompt` and `completion`, else as `text`.
+    """Reads a record as `messages`, else as `prompt` and `completion`, else as `text`; null is as good as missing.
 
-    The reader raises DataError on a record without usable fields, and ConfigError on messages when the
+    The reader raises UnusableRecord on a record without usable fields, and ConfigError on messages when the
     tokenizer has no chat template.
     """
 
+    @cache
+    def control() -> tuple[str, ...]:
+        return tuple(control_tokens(tokenizer).values())
+
     def read(record: Record) -> Example:
-        if "messages" in record:
-            prompt, completion = _chat(record["messages"], tokenizer)
-        elif "prompt" in record and "completion" in record:
+        there = {field for field in ("messages", "prompt", "completion", "text") if record.get(field) is not None}
+        if "messages" in there:
+            turns = _turns(record["messages"])
+            _refuse_control_tokens(turns, control())
+            prompt, completion = _chat(turns, tokenizer)
+        elif {"prompt", "completion"} <= there:
             prompt, completion = _string(record, "prompt"), _string(record, "completion")
-        elif "text" in record:
+        elif "text" in there:
             prompt, completion = "", _string(record, "text")
+        elif "text" in record or "messages" in record or {"prompt", "completion"} <= record.keys():
+            raise BlankField("there is nothing to learn: the fields are null.")
         else:
-            found = ", ".join(record) or "none"
-            raise DataError(
-                f"no usable fields (found: {found}). Possible: text | prompt and completion | messages; "
-                "rename columns with `fields: {prompt: <column>, completion: <column>}`."
+            raise UnusableRecord(
+                "without usable fields",
+                f"no usable fields (found: {columns(record)}). Possible: text | prompt and completion | messages; "
+                "rename columns with `fields: {prompt: <column>, completion: <column>}`.",
             )
         if not completion.strip():
             raise BlankField("there is nothing to learn: the completion or the text is blank.")
-        return Example(prompt=prompt, completion=completion)
+        return Example(prompt=prompt, completion=completion, is_templated="messages" in there)
 
     return read
 
@@ -44,13 +56,15 @@ def by_fields(tokenizer: PreTrainedTokenizerBase) -> Callable[[Record], Example]
 def _string(record: Mapping[str, Any], field: str) -> str:
     value = record[field]
     if not isinstance(value, str):
-        raise DataError(f"the field `{field}` has to be a text, got {value!r:.60}.")
+        raise UnusableRecord(
+            "of the wrong type",
+            f"the field `{field}` has to be a text, got {shown(value)}. Mend it, or name another column in `fields`.",
+        )
     return value
 
 
-def _chat(messages: object, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+def _chat(turns: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """Prompt and completion of a conversation: the last message of the assistant is the completion."""
-    turns = _turns(messages)
     if not tokenizer.chat_template:
         raise ConfigError(
             "the data holds messages, but the tokenizer has no chat template. "
@@ -61,14 +75,29 @@ def _chat(messages: object, tokenizer: PreTrainedTokenizerBase) -> tuple[str, st
         " prompt and completion fields."
     )
     refuses = "the tokenizer's chat template refuses these messages"
-    with reading(refuses, DataError), within(PATIENCE_S, endless):
-        found = _split(turns, tokenizer)
+    try:
+        with reading(refuses, DataError), within(PATIENCE_S, endless):
+            found = _split(turns, tokenizer)
+    except DataError as error:
+        raise UnusableRecord("refused by the chat template", f"{error}. Order the roles as it asks.") from error
     if found is not None:
         return found
     raise ConfigError(
         "the tokenizer's chat template rewrites earlier turns, so prompt and completion cannot be told "
         "apart. Use prompt and completion fields instead."
     )
+
+
+def _refuse_control_tokens(turns: list[dict[str, str]], tokens: tuple[str, ...]) -> None:
+    """Refuse what would end a turn, or begin one, that the data does not have."""
+    for turn in turns:
+        found = next((token for token in tokens if token in turn["content"]), None)
+        if found is not None:
+            raise UnusableRecord(
+                "with a control token in a message",
+                f"a message holds the control token {shown(found)} of the tokenizer, which would end or begin a turn"
+                " that is not there. Take it out of the text.",
+            )
 
 
 def _split(turns: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
@@ -91,12 +120,17 @@ def _turns(messages: object) -> list[dict[str, str]]:
         isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
         for turn in messages
     ):
-        raise DataError("`messages` has to be a list of objects with the texts `role` and `content`.")
+        raise UnusableRecord(
+            "of the wrong type", "`messages` has to be a list of objects with the texts `role` and `content`. Mend it."
+        )
     turns = [dict(turn) for turn in messages]
     while turns and turns[-1]["role"] != "assistant":
         turns.pop()
     if len(turns) < 2:
-        raise DataError("`messages` needs an answer of the role `assistant` after another message.")
+        raise UnusableRecord(
+            "without an answer",
+            "`messages` needs an answer of the role `assistant` after another message. Add one, or leave them out.",
+        )
     if not turns[-1]["content"].strip():
         raise BlankField("the assistant's last message is blank.")
     return turns

@@ -3,15 +3,13 @@
 Every prompt ends without a space and every completion starts with one: the two are tokenised separately.
 """
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tuneprune.data.examples import Example
-from tuneprune.errors import ConfigError, DataError
-
-_LOGGER = logging.getLogger(__name__)
+from tuneprune.data.unusable import LONGEST_RECORD, BlankField, LeftOut, UnusableRecord, columns, shown
+from tuneprune.errors import ConfigError
 
 Kind = Literal["perplexity", "nli", "qa", "multiple_choice", "summary"]
 Record = Mapping[str, Any]
@@ -20,6 +18,8 @@ _THREE_WAY = {"entailment": " true", "contradiction": " false", "neutral": " unk
 _TWO_WAY = {"entailment": " yes", "not_entailment": " no"}
 _QA_ANSWERS = {"yes": " yes", "no": " no", "maybe": " maybe"}
 _HOLDING_MARK = "<HOLDING>"
+_NO_CHOICE = "with an answer outside the choices"
+_MOST_DIGITS = 18
 
 # Names that the sets' own files use for the same thing (MedNLI, PubMedQA, MeQSum, CaseHOLD).
 _OTHER_NAMES = {
@@ -32,10 +32,6 @@ _OTHER_NAMES = {
     "text": ("CHQ",),
     "summary": ("Summary",),
 }
-
-
-class BlankField(DataError):
-    """A record whose field is there but blank: it is left out, where a missing field is an error."""
 
 
 def text(record: Record) -> Example:
@@ -162,35 +158,71 @@ def wording(kind: Kind, records: Sequence[tuple[int, Record]]) -> Callable[[Reco
     return _WORDINGS[kind]
 
 
-def word_all(word: Callable[[Record], Example], records: Sequence[tuple[int, Record]], source: str) -> list[Example]:
-    """The examples of numbered records; those with a blank field are left out, with a warning.
+def word_all(
+    word: Callable[[Record], Example], records: Sequence[tuple[int, Record]], source: str, left_out: LeftOut
+) -> list[Example]:
+    """The examples of numbered records.
+
+    Args:
+        left_out: counts the records that cannot be used, or refuses them.
 
     Raises:
-        DataError: a record lacks a field or holds something else in it, or all are blank; names the record.
+        DataError: a record that is refused, or too many that are left out; names the record.
         ConfigError: the tokenizer cannot read such records.
     """
-    examples, blank = [], ""
+    examples, before = [], left_out.total
     for number, record in records:
         try:
-            examples.append(replace(word(record), source=source, index=number))
-        except BlankField as error:
-            blank = blank or f"{source}:{number}: {error}"
-        except (ConfigError, DataError) as error:
-            raise type(error)(f"{source}:{number}: {error}") from None
-    if not examples:
-        raise DataError(f"every record is blank, first {blank} Name other fields or other data.")
-    if blank:
-        _LOGGER.warning("%d blank records left out, first %s", len(records) - len(examples), blank)
+            examples.append(replace(_checked(word(record)), source=source, index=number))
+        except UnusableRecord as error:
+            left_out.add(source, number, error)
+        except ConfigError as error:
+            raise ConfigError(f"{source}:{number}: {error}") from None
+    left_out.check(source, left_out.total - before, len(records))
     return examples
+
+
+def _checked(example: Example) -> Example:
+    """The example, whose texts any tokenizer can read."""
+    texts = (example.prompt, example.completion, *example.choices)
+    if sum(map(len, texts)) > LONGEST_RECORD:
+        limit = f"longer than {LONGEST_RECORD >> 20} MiB"
+        raise UnusableRecord(limit, f"its texts are {limit} together. Break them into several records.")
+    try:
+        "".join(texts).encode("utf-8")
+    except UnicodeEncodeError:
+        raise UnusableRecord(
+            "with half a character",
+            "a text holds one half of a surrogate pair (\\ud800 to \\udfff), which is no character. Mend it.",
+        ) from None
+    return example
+
+
+def renamed(record: Record, fields: Mapping[str, str]) -> Record:
+    """The record with its columns under our field names.
+
+    Args:
+        fields: our name for each of the data's.
+    """
+    missing = [column for column in fields.values() if column not in record]
+    if missing:
+        raise UnusableRecord(
+            "without a column",
+            f"no column `{missing[0]}` (columns: {columns(record)}). Name one of these in `fields`.",
+        )
+    kept = {name: value for name, value in record.items() if name not in fields.values()}
+    return kept | {field: record[column] for field, column in fields.items()}
 
 
 def _find(record: Record, field: str) -> object:
     for name in (field, *_OTHER_NAMES.get(field, ())):
         if name in record:
             return record[name]
-    found = ", ".join(record) or "none"
-    mapping = f"fields: {{{field}: <column>}}"
-    raise DataError(f"the field `{field}` is missing (found: {found}). Rename a column with `{mapping}`.")
+    raise UnusableRecord(
+        "without a field",
+        f"the field `{field}` is missing (found: {columns(record)}). Rename a column with"
+        f" `fields: {{{field}: <column>}}`.",
+    )
 
 
 def _words(record: Record, field: str) -> str:
@@ -199,8 +231,13 @@ def _words(record: Record, field: str) -> str:
         value = _find(value, field)
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         value = " ".join(value)
+    if value is None:
+        raise BlankField(f"the field `{field}` is null.")
     if not isinstance(value, str):
-        raise DataError(f"the field `{field}` has to be a text, got {value!r:.60}.")
+        raise UnusableRecord(
+            "of the wrong type",
+            f"the field `{field}` has to be a text, got {shown(value)}. Mend it, or name another column in `fields`.",
+        )
     if not value.strip():
         raise BlankField(f"the field `{field}` is blank.")
     return value.strip()
@@ -209,7 +246,9 @@ def _words(record: Record, field: str) -> str:
 def _label(record: Record, answers: Mapping[str, str]) -> str:
     value = _find(record, "answer")
     if not isinstance(value, str) or value.strip().lower() not in answers:
-        raise DataError(f"the answer {value!r:.60} is none of {', '.join(answers)}.")
+        raise UnusableRecord(
+            _NO_CHOICE, f"the answer {shown(value)} is none of {', '.join(answers)}. Write one of these."
+        )
     return answers[value.strip().lower()]
 
 
@@ -217,13 +256,19 @@ def _options(record: Record) -> list[str]:
     options = _find(record, "choices")
     are_texts = isinstance(options, list) and all(isinstance(option, str) for option in options)
     if not isinstance(options, list) or not are_texts or len(options) < 2:
-        raise DataError("the field `choices` has to be a list of two or more texts.")
+        raise UnusableRecord(
+            "of the wrong type", f"the field `choices` has to be a list of two or more texts, got {shown(options)}."
+        )
     return options
 
 
 def _answer_index(record: Record, num_options: int) -> int:
     value = _find(record, "answer")
-    index = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+    is_number = isinstance(value, str) and value.strip().isdecimal() and len(value) <= _MOST_DIGITS
+    index = int(value) if is_number and isinstance(value, str) else value
     if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < num_options:
-        raise DataError(f"the answer {value!r:.60} is no position in `choices` (0 to {num_options - 1}).")
+        raise UnusableRecord(
+            _NO_CHOICE,
+            f"the answer {shown(value)} is no position in `choices` (0 to {num_options - 1}). Write one of these.",
+        )
     return index

@@ -1,7 +1,7 @@
 """Where data comes from: the schema of a run file's `data`, and a source read into examples."""
 
+import logging
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,13 +11,15 @@ from transformers import PreTrainedTokenizerBase
 from tuneprune.data import clinic
 from tuneprune.data.examples import Example
 from tuneprune.data.own_records import by_fields
-from tuneprune.data.prompts import TASKS, Kind, Task, word_all, wording
+from tuneprune.data.prompts import TASKS, Kind, Record, Task, renamed, word_all, wording
 from tuneprune.data.records import Numbered, read_hub, read_path
+from tuneprune.data.unusable import LeftOut
 from tuneprune.errors import ConfigError, DataError, suggest
 
 Split = Literal["train", "val", "test"]
 DATA_FOLDER = "TUNEPRUNE_DATA"
 _CLINIC = "clinic_"
+_LOGGER = logging.getLogger(__name__)
 
 
 class SourceConfig(BaseModel):
@@ -49,7 +51,7 @@ class SourceConfig(BaseModel):
 
     def label(self, default_split: Split) -> str:
         """The name that messages and records use: the path, or name[split]."""
-        if self.path is not None and not self.path.is_dir():
+        if self.path is not None and not os.path.isdir(self.path):
             return str(self.path)
         return f"{self.path or self.source}[{self.split or default_split}]"
 
@@ -68,39 +70,60 @@ class DataConfig(BaseModel):
     test_overlap: Literal["error", "drop"] = Field(
         default="error", description="what to do with training and calibration examples that are test items"
     )
+    unusable: Literal["error", "drop"] = Field(
+        default="error", description="what to do with broken lines and other training records that cannot be used"
+    )
+    duplicates: Literal["keep", "drop"] = Field(
+        default="keep", description="what to do with examples that repeat an earlier one of their part"
+    )
 
 
-def read_source(config: SourceConfig, tokenizer: PreTrainedTokenizerBase, default_split: Split) -> list[Example]:
+def read_source(
+    config: SourceConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    default_split: Split,
+    left_out: LeftOut | None = None,
+) -> list[Example]:
     """The examples of one source.
+
+    Args:
+        left_out: counts the records that cannot be used, or refuses them; by default it refuses.
 
     Raises:
         ConfigError: a name that is unknown, or messages without a chat template.
         DataError: missing, empty, broken or unusable data; names the file and the record.
     """
+    left_out = LeftOut() if left_out is None else left_out
     split, label = config.split or default_split, config.label(default_split)
     task = TASKS.get(config.source or "")
-    records = _thinned(_records(config, task, split), config.limit)
-    records = _renamed(records, config.fields, label)
+    records = _thinned(_records(config, task, split, left_out), config.limit)
     if task is not None:
         word = task.word
     elif config.kind is None or config.kind == "perplexity":
         word = by_fields(tokenizer)
     else:
         word = wording(config.kind, records)
-    return word_all(word, records, label)
+
+    def read(record: Record) -> Example:
+        return word(renamed(record, config.fields) if config.fields else record)
+
+    examples = word_all(read, records, label, left_out)
+    if left_out.total:
+        _LOGGER.warning("%s: left out: %s", label, left_out.words())
+    return examples
 
 
-def _records(config: SourceConfig, task: Task | None, split: Split) -> Numbered:
+def _records(config: SourceConfig, task: Task | None, split: Split, left_out: LeftOut) -> Numbered:
     if config.path is not None:
-        if config.split is not None and config.path.is_file():
+        if config.split is not None and os.path.isfile(config.path):
             raise ConfigError(f"{config.path} is one file: leave out `split`, or name the folder instead.")
-        return read_path(config.path, split)
+        return read_path(config.path, split, left_out)
     name = config.source or ""
     if task is not None and name.startswith(_CLINIC):
         return list(enumerate(clinic.records(name.removeprefix(_CLINIC), split), start=1))
     folder = _named_folder(task.folder if task else name)
     if folder is not None:
-        return read_path(folder, split)
+        return read_path(folder, split, left_out)
     if "/" in name:
         return read_hub(name, split)
     if task is not None:
@@ -133,17 +156,3 @@ def _thinned(records: Numbered, limit: int | None) -> Numbered:
     if limit is None or limit >= len(records):
         return records
     return [records[index * len(records) // limit] for index in range(limit)]
-
-
-def _renamed(records: Numbered, fields: Mapping[str, str], label: str) -> Numbered:
-    """The records with the columns under our field names."""
-    if not fields:
-        return records
-    renamed = []
-    for number, record in records:
-        missing = [column for column in fields.values() if column not in record]
-        if missing:
-            raise DataError(f"{label}:{number}: no column `{missing[0]}` (columns: {', '.join(record)}).")
-        kept = {name: value for name, value in record.items() if name not in fields.values()}
-        renamed.append((number, kept | {field: record[column] for field, column in fields.items()}))
-    return renamed

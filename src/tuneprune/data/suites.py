@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from tuneprune.data.examples import Example
 from tuneprune.data.prompts import TASKS, Kind
 from tuneprune.data.sources import SourceConfig, Split, read_source
+from tuneprune.data.unusable import LeftOut
 from tuneprune.errors import DataError
 
 METRICS: Mapping[Kind, tuple[str, ...]] = {
@@ -99,14 +100,16 @@ SUITES: Mapping[str, tuple[TaskSpec, ...]] = {
 }
 
 
-def load_task(spec: TaskSpec, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
-    """The items of a task, worded as in training.
+def load_task(spec: TaskSpec, tokenizer: PreTrainedTokenizerBase, left_out: LeftOut | None = None) -> list[Example]:
+    """The items of a task, worded as in training; what cannot be used is refused, and what is blank left out.
 
     Raises:
         ConfigError: an unknown source.
         DataError: missing or unusable data, a perplexity task whose items are not plain text.
     """
-    examples = read_source(spec.source_config(), tokenizer, "test")
+    examples = read_source(spec.source_config(), tokenizer, "test", left_out)
     if spec.kind == "perplexity" and not all(example.is_text for example in examples):
-        raise DataError(f"{spec.name}: a perplexity task needs plain text, but its records have prompts.")
+        raise DataError(
+            f"{spec.name}: a perplexity task needs plain text, but its records have prompts. Give it another `kind`."
+        )
     return examples

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from tuneprune.data.examples import Example
 from tuneprune.data.prompts import Kind
 from tuneprune.data.suites import SUITES, TaskSpec, load_task
+from tuneprune.data.unusable import LeftOut
 from tuneprune.errors import ConfigError, suggest
 
 Positive = Annotated[int, Field(gt=0)]
@@ -72,6 +73,8 @@ class LoadedTask:
     examples: tuple[Example, ...]
     max_new_tokens: int = 64
     """Longest summary, in tokens."""
+    num_blank: int = 0
+    """Items that were left out, because they are blank."""
 
 
 def load_tasks(config: EvaluateConfig, tokenizer: PreTrainedTokenizerBase) -> list[LoadedTask]:
@@ -81,7 +84,10 @@ def load_tasks(config: EvaluateConfig, tokenizer: PreTrainedTokenizerBase) -> li
         ConfigError: an unknown source.
         DataError: missing, unusable or empty data.
     """
-    return [
-        LoadedTask(spec.name, spec.kind, tuple(load_task(spec, tokenizer)), spec.max_new_tokens)
-        for spec in config.specs()
-    ]
+    return [_loaded(spec, tokenizer) for spec in config.specs()]
+
+
+def _loaded(spec: TaskSpec, tokenizer: PreTrainedTokenizerBase) -> LoadedTask:
+    left_out = LeftOut()
+    items = tuple(load_task(spec, tokenizer, left_out))
+    return LoadedTask(spec.name, spec.kind, items, spec.max_new_tokens, left_out.total)

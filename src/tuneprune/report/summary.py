@@ -50,6 +50,8 @@ def _source_text(source: Mapping[str, Any], *, with_hashes: bool) -> str:
             parts += [f"sha256 {str(value)[:HASH_LENGTH]}…"] if with_hashes else []
         elif key == "weight":
             parts += [f"weight {value:g}"] if value != 1 else []
+        elif isinstance(value, Mapping):
+            parts += [f"{found['records']} {reason} left out" for reason, found in value.items()]
         elif key != "source" and value:
             parts.append(f"{value} {key}")
     return ", ".join(parts)

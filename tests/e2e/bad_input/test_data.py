@@ -38,7 +38,7 @@ CASES = {
     "empty data file": (training_text(""), ["train.jsonl", "no records"]),
     "data file of blank lines": (training_text("\n\n"), ["train.jsonl", "no records"]),
     "unreadable data file": (training_text("\udcff".encode("utf8", "surrogatepass").decode("latin1")), ["train.jsonl"]),
-    "data that is not text": (data_file("x.jsonl", b"\xff\xfe\x00{"), ["x.jsonl:1", "UTF-8"]),
+    "data that is not text": (data_file("x.jsonl", b"\xff\xfe\x00{"), ["x.jsonl", "UTF-16", "Save it as UTF-8"]),
     "broken parquet": (data_file("x.parquet", b"PAR1 no"), ["x.parquet", "Parquet"]),
     "unknown data format": (data_file("x.xlsx", b"x"), ["x.xlsx", ".jsonl"]),
     "broken line": (training_text(GOOD * 3 + '{"text": "the c\n' + GOOD), ["train.jsonl:4", "not valid JSON"]),

@@ -84,7 +84,7 @@ def test_the_summary_is_plain_json_and_hashes_content(tmp_path, tokenizer):
     data = load(config(tmp_path), tokenizer, 64, [Example("", "elsewhere")])
     summary = json.loads(json.dumps(data.summary()))
     assert summary["train"]["examples"] == 36
-    assert summary["test"] == {"examples": 1}
+    assert summary["test"] == {"examples": 1, "blank": 0}
     (source,) = summary["train"]["sources"]
     assert source["sha256"] == load(config(tmp_path), tokenizer, 32).summary()["train"]["sources"][0]["sha256"]
     assert source["sha256"] != load(config(tmp_path, 41), tokenizer, 64).summary()["train"]["sources"][0]["sha256"]

@@ -59,7 +59,7 @@ def test_shared_passages_are_counted():
 def test_the_message_says_how_many_and_where():
     train = [asked("p", "q?", source="mine.jsonl", index=7), asked("r", "q?")]
     test = [asked("p", "q?", source="rqe[test]", index=3)]
-    with pytest.raises(DataError, match=r'1 of 2 .* first mine\.jsonl:7 = rqe\[test\]:3 \("p"\).*test_overlap: drop'):
+    with pytest.raises(DataError, match=r"1 of 2 .* first mine\.jsonl:7 = rqe\[test\]:3 \('p'\).*test_overlap: drop"):
         overlaps(train, [], test)
 
 

@@ -109,7 +109,7 @@ def test_the_published_field_names_work(tmp_path):
         ("multiple_choice", {"answer": 3}, r"the answer 3 is no position in `choices` \(0 to 2\)"),
         ("multiple_choice", {"answer": True}, "the answer True is no position"),
         ("multiple_choice", {"choices": ["x"]}, "has to be a list of two or more texts"),
-        ("summary", {"text": " "}, "every record is blank"),
+        ("summary", {"text": " "}, r"1 of 1 records cannot be used \(1 blank: record 1\)"),
     ],
 )
 def test_unusable_records_are_named(tmp_path, kind, change, message):
