@@ -62,7 +62,7 @@ def compare(
     else:
         claim(out, config, resume=resume)
         remember(cells, out)
-        progress.note(data)
+        progress.detail(data)
         failed, is_writer = Crew(cells, out, jobs, progress).work(), True
     records = finished(out)
     if not records:

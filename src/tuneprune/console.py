@@ -44,9 +44,9 @@ class ConsoleProgress(Progress):
         self._close()
         self.console.print(Text.assemble(("•", "bold"), " ", printable(name)))
 
-    def note(self, text: str) -> None:
+    def detail(self, text: str) -> None:
         """A line below the stage's."""
-        self.console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
+        self.console.print(f"  {printable(text)}", highlight=False, markup=False, soft_wrap=True)
 
     def step(self, metrics: Mapping[str, Any]) -> None:
         """Move the bar, with the numbers a user watches."""

@@ -197,7 +197,7 @@ def prepare(config: RunConfig, out: Path, *, resume: bool, progress: Progress, s
     if config.tune.trackers:
         accelerator.init_trackers("tuneprune")
     accelerator.wait_for_everyone()
-    progress.note(checked.data.words())
+    progress.detail(checked.data.words())
     alone = accelerator.num_processes == 1  # processes of one run must either all compute a score or all reuse it
     kept = ScoreStore(store, score_identity(checked)) if store is not None and alone else None
     return Job(

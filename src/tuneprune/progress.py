@@ -10,8 +10,8 @@ class Progress:
     def stage(self, name: str) -> None:
         """A new stage begins, such as `tune`."""
 
-    def note(self, text: str) -> None:
-        """Something to know about the present stage."""
+    def detail(self, text: str) -> None:
+        """More about the present stage."""
 
     def step(self, metrics: Mapping[str, Any]) -> None:
         """One tuning step was taken: `step` of `steps`, `loss`, `kept_share`, `tokens_per_s`."""

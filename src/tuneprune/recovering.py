@@ -99,7 +99,7 @@ def prepare(config: RecoverConfig, out: Path, *, resume: bool, progress: Progres
     if config.tune.trackers:
         accelerator.init_trackers("tuneprune")
     accelerator.wait_for_everyone()
-    progress.note(data.words())
+    progress.detail(data.words())
     architecture, dtype = families.describe_config(hf_config), stored_dtype(hf_config)
     return Recovery(config, tokenizer, data, tasks, architecture, dtype, model, out, progress, accelerator)
 
