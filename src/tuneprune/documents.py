@@ -46,7 +46,7 @@ class _Loader(yaml.SafeLoader):
             raise _refused(f"it has more than {MOST_NODES} values, aliases written out", mark)
         return node
 
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # noqa: ANN401  (stubs disagree with the library)
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # noqa: ANN401
         """A mapping whose keys are texts, each there once.
 
         Raises:

@@ -4,11 +4,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Int
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
@@ -16,10 +15,13 @@ from tuneprune.errors import PlanMismatch
 from tuneprune.storage import refusals_explained, replacing, write_text
 from tuneprune.structure import edits as kinds
 from tuneprune.structure.edits import Bias, Drop, Edit, Keep, Rotate, Route
+from tuneprune.structure.fitting import check_edit
 from tuneprune.structure.rotation import added_by_rotating
 from tuneprune.structure.space import Masks, PruningSpace
 
 FORMAT = 2
+LARGEST = 2**24
+"""Bytes of a plan.json: a hundred times what the deepest models take."""
 Cuts = Mapping[tuple[str, int], Int[Tensor, " kept"]]
 """Positions to keep, by parameter and dimension."""
 E = TypeVar("E", Keep, Drop, Rotate, Bias, Route)
@@ -65,7 +67,7 @@ class Plan:
             if key in seen:
                 raise PlanMismatch(f"The plan decides on `{key[1]}` twice; it takes one edit of a kind.")
             seen.add(key)
-            _check_edit(edit, space)
+            check_edit(edit, space)
         blocks = {group.name for group in space.groups if group.kind == "block"}
         if blocks and blocks == {edit.block for edit in self.edits if isinstance(edit, Drop)}:
             raise PlanMismatch("The plan drops every block of the model; it must keep some.")
@@ -157,19 +159,38 @@ class Plan:
             PlanMismatch: the folder holds no plan, or a damaged one.
         """
         try:
-            head = json.loads((folder / "plan.json").read_text(encoding="utf8"))
+            head = _head(folder / "plan.json")
             if head["format"] != FORMAT:
                 raise PlanMismatch(
                     f"{folder}: plan format {head['format']} is not {FORMAT}; use the version that wrote it."
                 )
             tensors = load_file(folder / "plan.safetensors")
             edits = tuple(kinds.read(entry, _tensors_at(entry, tensors)) for entry in head["edits"])
-            return cls(edits, str(head["space"]), dict(head["provenance"]))
+            return cls(edits, _text(head["space"]), dict(head["provenance"]))
         except PlanMismatch:
             raise
-        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        except Exception as error:  # a stranger's file raises what it likes in the libraries that read it
             reason = f"{type(error).__name__}: {error}"
             raise PlanMismatch(f"{folder} holds no readable plan ({reason}). Make the plan again.") from error
+
+
+def _head(path: Path) -> dict[str, Any]:
+    """What `plan.json` says.
+
+    Raises:
+        ValueError, TypeError, KeyError: it is no plan's, or larger than any.
+    """
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"plan.json has more than {LARGEST} bytes")
+    head = json.loads(path.read_text(encoding="utf8"))
+    _text(head["provenance"].get("space", ""))
+    return head
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.60} is no text")
+    return value
 
 
 def _key(edit: Edit) -> str:
@@ -181,58 +202,3 @@ def _tensors_at(entry: Mapping[str, object], tensors: Mapping[str, Tensor]) -> d
     """The tensors of one edit, by name within it."""
     prefix = f"{entry['edit']}.{entry['target']}."
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _check_edit(edit: Edit, space: PruningSpace) -> None:
-    """Refuse an edit that names nothing in the space, or whose tensors do not fit what it names.
-
-    Raises:
-        PlanMismatch: says which.
-    """
-    name = kinds.target(edit)
-    if isinstance(edit, Keep | Route | Drop):
-        group = space.by_name.get(name)
-        if group is None or (group.kind == "block") != isinstance(edit, Drop):
-            raise PlanMismatch(f"The plan decides on `{name}`, which this space does not have.")
-        if isinstance(edit, Keep):
-            _check_units(edit, group.size)
-        if isinstance(edit, Route):
-            _check_experts(edit, group.size)
-    elif isinstance(edit, Bias):
-        shape = space.shapes.get(f"{name}.weight")
-        if shape is None or tuple(edit.bias.shape) != shape[:1]:
-            raise PlanMismatch(f"The plan adds {len(edit.bias)} biases to `{name}`, which this model cannot take.")
-    elif not edit.is_orthonormal:
-        raise PlanMismatch(f"The plan's basis at `{edit.at}` is not orthonormal. Make the plan again.")
-
-
-def _check_experts(edit: Route, size: int) -> None:
-    """Refuse experts over other units than the group's, empty ones, and a router that cannot choose among them.
-
-    Raises:
-        PlanMismatch: says which group.
-    """
-    experts, router = edit.experts, edit.router.get("weight")
-    if experts.ndim != 2 or experts.shape[1] != size or not experts.any(1).all():
-        raise PlanMismatch(f"The plan's experts of `{edit.group}` must each hold some of its {size} units.")
-    if not 1 <= edit.top_k <= len(experts):
-        raise PlanMismatch(f"The plan routes `{edit.group}` to {edit.top_k} of {len(experts)} experts.")
-    if router is None or len(edit.router) != 1 or router.ndim != 2 or len(router) != len(experts):
-        raise PlanMismatch(
-            f"The plan's router of `{edit.group}` needs one row of `weight` for each of {len(experts)} experts."
-        )
-
-
-def _check_units(edit: Keep, size: int) -> None:
-    """Refuse units that are no ascending list of a group's units: the compressor reads them as one.
-
-    Raises:
-        PlanMismatch: none, out of range, repeated, or out of order.
-    """
-    units = edit.units
-    if units.ndim != 1 or units.is_floating_point() or not len(units):
-        raise PlanMismatch(f"The plan's units of `{edit.group}` are no list of unit numbers; it must keep some.")
-    if units[0] < 0 or units[-1] >= size or not bool((units[1:] > units[:-1]).all()):
-        raise PlanMismatch(
-            f"The plan's units of `{edit.group}` must ascend without repetition from 0 to at most {size - 1}."
-        )

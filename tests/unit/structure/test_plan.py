@@ -138,6 +138,16 @@ def edited(key, value):
     return lambda head: head | {"edits": [head["edits"][0] | {key: value}, *head["edits"][1:]]}
 
 
+def provenance(**entries):
+    return lambda head: head | {"provenance": head["provenance"] | entries}
+
+
+def header_of(size):
+    """A safetensors file that declares one tensor of so many bytes, and holds none."""
+    text = json.dumps({"x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
 DAMAGE = {
     "no folder": lambda folder: [path.unlink() for path in folder.iterdir()] and folder.rmdir(),
     "no json": lambda folder: (folder / "plan.json").unlink(),
@@ -152,6 +162,15 @@ DAMAGE = {
     "provenance of text": lambda folder: rewrite(folder, lambda head: head | {"provenance": "x"}),
     "unknown edit": lambda folder: rewrite(folder, edited("edit", "fold")),
     "other count": lambda folder: rewrite(folder, edited("kept", 99)),
+    "no list of edits": lambda folder: rewrite(folder, lambda head: head | {"edits": {"edit": "keep"}}),
+    "an edit without end": lambda folder: rewrite(folder, edited("kept", float("inf"))),
+    "nested without end": lambda folder: (folder / "plan.json").write_text("[" * 100_000),
+    "a number of thousands of digits": lambda folder: (folder / "plan.json").write_text("9" * 10_000),
+    "a space that is none": lambda folder: rewrite(folder, lambda head: head | {"space": ["x"]}),
+    "provenance of a space that is none": lambda folder: rewrite(folder, provenance(space=["width"])),
+    "larger than any": lambda folder: (folder / "plan.json").write_text(" " * (2**24 + 1)),
+    "tensors that are not there": lambda folder: (folder / "plan.safetensors").write_bytes(header_of(2**60)),
+    "a header that is not there": lambda folder: (folder / "plan.safetensors").write_bytes(b"\xff" * 7 + b"\x0f"),
     "missing tensor": lambda folder: save_file({"x": torch.zeros(1)}, folder / "plan.safetensors"),
 }
 
@@ -234,12 +253,26 @@ def test_an_emptied_block_is_dropped():
         (Bias("model.layers.0.self_attn.o_proj", torch.zeros(31)), "cannot take"),
         (Bias("elsewhere", torch.zeros(32)), "cannot take"),
         (Rotate("*", torch.ones(32, 32)), "not orthonormal"),
-        (Rotate("*", torch.ones(32, 31)), "not orthonormal"),
+        (Rotate("*", torch.ones(32, 31)), "no square"),
         (Route("model.layers.0.mlp", torch.zeros(2, 48, dtype=torch.bool)), "hold some of its 48 units"),
         (Route("model.layers.0.mlp", torch.ones(2, 47, dtype=torch.bool)), "hold some of its 48 units"),
         (Route("model.layers.0.mlp", torch.ones(2, 48, dtype=torch.bool), top_k=3), "to 3 of 2 experts"),
         (Route("model.layers.0.mlp", torch.ones(2, 48, dtype=torch.bool)), "needs one row of `weight` for each of 2"),
         (Route("model.layers.0.mlp", torch.ones(2, 48).bool(), {"weight": torch.ones(3, 32)}), "for each of 2"),
+        (Keep("model.layers.0.mlp", torch.tensor(3)), "no list of unit numbers"),
+        (Keep("model.layers.0.mlp", torch.tensor([True, False])), "no list of unit numbers"),
+        (Keep("model.layers.0.mlp", torch.tensor([1, 2], dtype=torch.complex64)), "no list of unit numbers"),
+        (Bias("model.layers.0.self_attn.o_proj", torch.tensor(1.0)), "cannot take"),
+        (Bias("model.layers.0.self_attn.o_proj", torch.full((32,), float("nan"))), "numbers that are not finite"),
+        (Bias("model.layers.0.self_attn.o_proj", torch.zeros(32, dtype=torch.int32)), "not of floating point"),
+        (Rotate("*", torch.eye(17)), "no square over a width of this model"),
+        (Rotate("*", torch.tensor(1.0)), "no square over a width of this model"),
+        (Rotate("*", torch.full((32, 32), float("nan"))), "numbers that are not finite"),
+        (
+            Route("model.layers.0.mlp", torch.ones(2, 48).bool(), {"weight": torch.full((2, 32), float("inf"))}),
+            "numbers that are not finite",
+        ),
+        (Route("model.layers.0.mlp", torch.ones(2, 48).bool(), {"weight": torch.ones(2, 7)}), "rows of 32"),
         (Route("elsewhere", torch.ones(2, 48, dtype=torch.bool)), "does not have"),
     ],
 )
