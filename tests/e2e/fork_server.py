@@ -20,8 +20,9 @@ from tuneprune.export import fresh, reload_probe
 torch.set_num_threads(1)
 
 
-def reload_here(command, **_):
-    reload_probe.main(*command[3:])
+def reload_here(program, arguments, _):
+    assert program is reload_probe
+    reload_probe.main(*arguments)
     return SimpleNamespace(returncode=0)
 
 
@@ -32,7 +33,7 @@ def probe_and_keep(job, model, plan):
 
 
 take_probe, run.masked_probe = run.masked_probe, probe_and_keep
-fresh.subprocess = SimpleNamespace(run=reload_here)
+fresh.run_tied = reload_here
 
 
 def child(request):

@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from tuneprune.errors import TunePruneError
+from tuneprune.export import tied
 
 
 def run_fresh(program: ModuleType, folder: str, arguments: Sequence[str]) -> dict[str, Any]:
@@ -21,7 +22,6 @@ def run_fresh(program: ModuleType, folder: str, arguments: Sequence[str]) -> dic
     Raises:
         TunePruneError: it failed; with its last words.
     """
-    assert program.__file__ is not None
     with tempfile.TemporaryDirectory(prefix="tuneprune-fresh-") as scratch:
         result_file = Path(scratch, "result.json")
         environment = {
@@ -31,10 +31,34 @@ def run_fresh(program: ModuleType, folder: str, arguments: Sequence[str]) -> dic
             "HF_MODULES_CACHE": str(Path(scratch, "modules")),
             "TOKENIZERS_PARALLELISM": "false",
         }
-        # -P keeps the program's own folder off the import path, where its neighbours would pass for libraries
-        command = [sys.executable, "-P", program.__file__, folder, str(result_file), *arguments]
-        child = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        child = run_tied(program, [folder, str(result_file), *arguments], environment)
         if child.returncode != 0:
             last = (child.stderr.strip() or f"exit status {child.returncode}").splitlines()[-1]
             raise TunePruneError(f"{folder}: the model does not run in a fresh process: {last}")
         return json.loads(result_file.read_text(encoding="utf8"))
+
+
+def run_tied(
+    program: ModuleType, arguments: Sequence[str], environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end; it ends with this process too, however that ends.
+
+    A terminal's Ctrl-C does not reach it: it is for this process, which then ends the program.
+    """
+    assert program.__file__ is not None
+    # -P keeps the program's own folder off the import path, where its neighbours would pass for libraries
+    command = [sys.executable, "-P", tied.__file__, program.__file__, *arguments]
+    reader, writer = os.pipe()
+    try:
+        return subprocess.run(
+            command,
+            env=environment,
+            stdin=reader,
+            capture_output=True,
+            text=True,
+            check=False,
+            start_new_session=True,
+        )
+    finally:
+        os.close(reader)
+        os.close(writer)

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +14,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from tuneprune.errors import TunePruneError, UnsupportedExport
+from tuneprune.export.fresh import run_tied
 from tuneprune.export.mlx import openelm, run_probe
 from tuneprune.export.reference import Reference
 from tuneprune.export.shape import Shape
@@ -93,9 +92,7 @@ def _ask(folder: Path, reference: Reference) -> dict[str, Tensor]:
         probe = reference.probe
         save_file({"input_ids": probe.input_ids.contiguous(), "prompt_ids": probe.prompt_ids.contiguous()}, asked)
         arguments = [str(folder), str(answered), str(asked), str(len(reference.greedy_ids))]
-        command = [sys.executable, "-P", run_probe.__file__, *arguments]
-        environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-        child = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        child = run_tied(run_probe, arguments, os.environ | {"HF_HUB_OFFLINE": "1"})
         if child.returncode != 0:
             said = (child.stderr.strip() or f"exit status {child.returncode}").splitlines()[-1]
             raise TunePruneError(f"mlx: mlx-lm cannot run the written folder: {said}")
