@@ -4,8 +4,8 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -14,9 +14,10 @@ import typer
 
 from tuneprune import catalogue
 from tuneprune.catalogue import AsJson
-from tuneprune.terminal import complain, is_main_process, print_sections, show_comparison, show_recovered, show_results
+from tuneprune.terminal import at_work, complain, print_sections, show_comparison, show_recovered, show_results
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a connection that ends is told in one sentence, not in frames
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -58,7 +59,7 @@ def run(
 
     config = load_run_file(run_file, overrides or ())
     folder = out or Path("out") / run_file.stem
-    with _at_work() as progress:
+    with at_work() as progress:
         record = run_job(config, folder, resume=resume, progress=progress)
     show_results([record], folder)
 
@@ -85,7 +86,7 @@ def compare(
     folder = out or Path("out") / run_file.stem
     keeps = _numbers("--keep", keep, float, "shares separated by commas, such as 0.8,0.6,0.5")
     chosen = _numbers("--seeds", seeds, int, "whole numbers separated by commas, such as 0,1,2")
-    with _at_work() as progress:
+    with at_work() as progress:
         outcome = compare_methods(
             config,
             methods.split(","),
@@ -113,7 +114,7 @@ def recover(
     from tuneprune.recovering import recover as recover_model
 
     config = load_recover_file(model, run_file, overrides or ())
-    with _at_work() as progress:
+    with at_work() as progress:
         record = recover_model(config, out, resume=resume, progress=progress)
     show_recovered(record, out)
 
@@ -152,9 +153,10 @@ def latency(
     multiple_of: Annotated[str, typer.Option(help="as in the run file: widths that are measured")] = "auto",
 ) -> None:
     """Measure what a model's layers take by their width on this machine, for budgets of time."""
+    from tuneprune.signals import leave_nothing
     from tuneprune.stages import measure_table
 
-    with _at_work():
+    with at_work(leave_nothing):
         table = measure_table(model, out, phase, batch_size, multiple_of)
     typer.echo(f"{table.what} in {out}")
 
@@ -171,12 +173,13 @@ def evaluate(
 ) -> None:
     """Evaluate a model on suites, or on tasks of lm-evaluation-harness, and print its scores as JSON."""
     from tuneprune.errors import ConfigError
+    from tuneprune.signals import leave
     from tuneprune.stages import evaluate_model, evaluate_on_tasks
 
     if (suite is None) == (tasks is None):
         raise ConfigError("evaluate: give either --suite (`tuneprune suites` lists them) or --tasks.")
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "batch_size": batch_size}
-    with _at_work():
+    with at_work(leave):
         if tasks is None:
             scores = evaluate_model(model, (suite or "").split(","), limit, **options)
         else:
@@ -188,11 +191,12 @@ def evaluate(
 def plan(run_file: RunFile, out: Out = None, overrides: Set = None) -> None:
     """Decide by a one-shot method and write the plan, without tuning or cutting anything."""
     from tuneprune.config import load_run_file
+    from tuneprune.signals import leave_finished
     from tuneprune.stages import plan_model
 
     config = load_run_file(run_file, overrides or ())
     folder = out or Path("out") / run_file.stem
-    with _at_work() as progress:
+    with at_work(leave_finished) as progress:
         decided = plan_model(config, folder, progress)
     typer.echo(f"{len(decided.edits)} edits in {folder / 'plan'}")
 
@@ -211,7 +215,7 @@ def compress(
     from tuneprune.signals import leave_nothing
     from tuneprune.stages import compress_model
 
-    with _at_work(leave_nothing) as progress:
+    with at_work(leave_nothing) as progress:
         num_parameters = compress_model(model, plan, out, adapter, max_shard_size=max_shard_size, progress=progress)
     typer.echo(f"{num_parameters:,} parameters in {out}")
 
@@ -224,9 +228,10 @@ def export(
     proof: Annotated[bool, typer.Option(help="run what was written, and compare")] = True,
 ) -> None:
     """Convert a finished model for other runtimes, and prove that it says the same there."""
+    from tuneprune.signals import leave_finished
     from tuneprune.stages import export_model
 
-    with _at_work() as progress:
+    with at_work(leave_finished) as progress:
         found = export_model(model, to.split(","), out, progress, proof=proof)
     typer.echo(json.dumps(found, indent=1))
 
@@ -242,50 +247,33 @@ def report(folder: Annotated[Path, typer.Argument(help="the folder of a finished
 def main() -> None:
     """Run the command line; what the user can fix exits with 2, a stop after saving with 75."""
     from tuneprune.errors import TunePruneError
-    from tuneprune.signals import Stopped
+    from tuneprune.peers import PeerLost, together
+    from tuneprune.signals import Stopped, leave, let_through, on_signals
 
     try:
-        app()
+        with on_signals(leave), together():
+            app()
+    except PeerLost as lost:
+        _leave(str(lost), EXIT_USER, speaks=lost.rank == 0)
     except TunePruneError as error:
         _leave(str(error), EXIT_USER)
     except Stopped as stop:
+        let_through()
         _leave(str(stop), EXIT_STOPPED)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _leave(f"{error}. Free space; a run continues with --resume.", EXIT_USER)
-    finally:
-        _end_processes()
 
 
-def _leave(message: str, status: int) -> NoReturn:
-    complain(message)
+def _leave(message: str, status: int, *, speaks: bool = False) -> NoReturn:
+    """Say why and end; one of several processes at once, as taking leave of another that is gone may take for ever."""
+    with suppress(OSError):  # the terminal may be what was lost
+        complain(message, speaks=speaks)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            sys.stdout.flush()
+            os._exit(status)
     sys.exit(status)
-
-
-def _end_processes() -> None:
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
-
-
-@contextmanager
-def _at_work(stop: Callable[[], NoReturn] | None = None) -> Iterator[Any]:
-    """Progress on the terminal, in one process; libraries' bars off; a signal calls `stop` (default: `stop_now`)."""
-    from rich.console import Console
-    from transformers.utils import logging
-
-    from tuneprune.console import ConsoleProgress
-    from tuneprune.progress import Progress
-    from tuneprune.signals import on_signals, stop_now
-
-    logging.disable_progress_bar()
-    with on_signals(stop or stop_now):
-        if not is_main_process():
-            yield Progress()
-            return
-        with ConsoleProgress(Console(stderr=True)) as progress:
-            yield progress
 
 
 def _numbers(option: str, text: str | None, kind: Callable[[str], Any], form: str) -> list[Any]:

@@ -124,6 +124,8 @@ def measure_table(model: str, out: Path, phase: str, batch_size: int, multiple_o
 def plan_model(config: RunConfig, out: Path, progress: Progress) -> Plan:
     """Decide by a one-shot method and write the plan to `out/plan`, without tuning or cutting anything.
 
+    A folder in which the same decision was begun and not finished is used again.
+
     Raises:
         TunePruneError: a method that decides while it tunes, or what is wrong with the run file.
     """
@@ -134,7 +136,8 @@ def plan_model(config: RunConfig, out: Path, progress: Progress) -> Plan:
             f" which writes one too. Methods that decide at once are {one_shot}."
         )
     config = config.model_copy(update={"compensate": Compensation()})  # it changes weights, and a plan has none
-    return tune_and_prune(prepare(config, out, resume=False, progress=progress))[1]
+    was_begun = (out / "config.yaml").exists() and not (out / "plan" / "plan.json").exists()
+    return tune_and_prune(prepare(config, out, resume=was_begun, progress=progress))[1]
 
 
 def compress_model(

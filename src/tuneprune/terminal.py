@@ -5,9 +5,10 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
@@ -19,10 +20,29 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def complain(message: str) -> None:
-    """An error's sentence, which may quote what a stranger wrote."""
-    if is_main_process():
+def complain(message: str, *, speaks: bool = False) -> None:
+    """An error's sentence, which may quote what a stranger wrote; from a process that `speaks` or is the main one."""
+    if speaks or is_main_process():
         typer.echo("\n".join(map(printable, f"tuneprune: {message}".split("\n"))), err=True)
+
+
+@contextmanager
+def at_work(stop: Callable[[], NoReturn] | None = None) -> Iterator[Any]:
+    """Progress on the terminal, in one process; libraries' bars off; a signal calls `stop` (default: `stop_now`)."""
+    from rich.console import Console
+    from transformers.utils import logging
+
+    from tuneprune.console import ConsoleProgress
+    from tuneprune.progress import Progress
+    from tuneprune.signals import on_signals, stop_now
+
+    logging.disable_progress_bar()
+    with on_signals(stop or stop_now):
+        if not is_main_process():
+            yield Progress()
+            return
+        with ConsoleProgress(Console(stderr=True)) as progress:
+            yield progress
 
 
 def show_comparison(outcome: Any, folder: Path) -> None:  # noqa: ANN401  (imported only when a command runs)

@@ -1,0 +1,138 @@
+"""The first signal asks, the second one ends the process: whatever runs, and whoever sends them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import pytest
+
+from tuneprune.signals import Stopped, on_signals, stop_now
+
+BUSY = """
+import hashlib, os, sys, time
+from tuneprune.signals import on_signals, stop_now
+with on_signals(stop_now):
+    print("ready", flush=True)
+    {work}
+print("ended", flush=True)
+"""
+IN_PYTHON = "for _ in range(600): time.sleep(0.1)"
+IN_ONE_CALL = "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"  # minutes, and no step of Python in them
+CLEANING = """
+    try:
+        time.sleep(60)
+    finally:
+        time.sleep(60)
+"""
+
+
+class Busy:
+    """A process at some work inside `on_signals`."""
+
+    def __init__(self, work, **environment):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", BUSY.format(work=work)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
+        assert self.process.stdout.readline() == "ready\n"
+
+    def send(self, *numbers):
+        for number in numbers:
+            self.process.send_signal(number)
+        return self
+
+    def heard(self):
+        """Wait until it said that it stops."""
+        return self.process.stderr.readline()
+
+    def end(self):
+        """Its exit status and what else it said."""
+        out, err = self.process.communicate(timeout=20)
+        return self.process.returncode, out + err
+
+
+def test_second_signal_ends_a_call_that_python_does_not_see():
+    busy = Busy(IN_ONE_CALL)
+    time.sleep(0.5)  # for the call to have begun
+    busy.send(signal.SIGTERM)
+    assert "SIGTERM: stopping" in busy.heard()  # at once, though the call goes on
+    busy.send(signal.SIGINT)
+    assert busy.end() == (128 + signal.SIGINT, "")
+
+
+def test_second_signal_ends_what_waits_in_python():
+    busy = Busy(CLEANING).send(signal.SIGINT)
+    assert "SIGINT: stopping" in busy.heard()
+    busy.send(signal.SIGTERM)
+    status, said = busy.end()
+    assert status in (-signal.SIGTERM, 128 + signal.SIGTERM)
+    assert said == ""
+
+
+def test_lost_terminal_stops():
+    busy = Busy(IN_PYTHON).send(signal.SIGHUP)
+    assert "SIGHUP: stopping" in busy.heard()
+    status, said = busy.end()
+    assert status == 1
+    assert "Stopped" in said
+
+
+def test_lost_terminal_that_is_to_be_ignored_is():
+    work = "import signal; print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)"
+    nohup = subprocess.run(
+        ["nohup", sys.executable, "-c", BUSY.format(work=work)], capture_output=True, text=True, check=True
+    )
+    assert nohup.stdout == "ready\nTrue\nended\n"
+
+
+def test_launcher_that_repeats_a_signal_is_one_who_asks():
+    busy = Busy(IN_PYTHON, WORLD_SIZE="2", RANK="0").send(signal.SIGTERM, signal.SIGTERM)
+    busy.heard()
+    status, said = busy.end()
+    assert status == 1
+    assert "Stopped" in said
+
+
+def send_here(number):
+    """A signal to this process, and time for it to arrive."""
+    os.kill(os.getpid(), number)
+    time.sleep(5)
+
+
+def test_handlers_are_put_back(capfd):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    with pytest.raises(Stopped), on_signals(stop_now):
+        send_here(signal.SIGTERM)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+    assert capfd.readouterr().err.count("stopping") == 1
+
+
+def test_noted_signal_that_nobody_looked_at_reaches_the_outer_block():
+    noted = []
+    with pytest.raises(Stopped), on_signals(stop_now), on_signals(lambda: noted.append(1)):
+        os.kill(os.getpid(), signal.SIGINT)
+    assert noted == [1]
+
+
+def test_noted_signal_that_nobody_looked_at_reaches_the_process():
+    with pytest.raises(KeyboardInterrupt), on_signals(lambda: None):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_block_that_begins_after_a_signal_that_a_library_swallowed_is_told():
+    noted = []
+
+    def careless():
+        with suppress(BaseException):
+            send_here(signal.SIGINT)
+        with on_signals(lambda: noted.append(1)):
+            assert noted == [1]
+
+    with pytest.raises(Stopped), on_signals(stop_now):
+        careless()
