@@ -270,9 +270,9 @@ def _leave(message: str, status: int, *, speaks: bool = False) -> NoReturn:
     """Say why and end; one of several processes at once, as taking leave of another that is gone may take for ever."""
     with suppress(OSError):  # the terminal may be what was lost
         complain(message, speaks=speaks)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            sys.stdout.flush()
-            os._exit(status)
+        sys.stdout.flush()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        os._exit(status)
     sys.exit(status)
 
 

@@ -9,6 +9,7 @@ from tuneprune.cells import Cell, Entry, cells_of, check_cells, entries, finishe
 from tuneprune.config import RunConfig
 from tuneprune.errors import ConfigError
 from tuneprune.job import claim, processes
+from tuneprune.peers import meet
 from tuneprune.progress import Progress
 from tuneprune.report import ComparisonRecord, write_comparison
 from tuneprune.workers import Crew
@@ -135,9 +136,9 @@ def _together(
     if accelerator.is_main_process:
         claim(out, config, resume=resume)
         remember(cells, out)
-    accelerator.wait_for_everyone()
+    meet(accelerator)
     todo = [cell for cell in cells if not cell.result(out).exists()]
-    accelerator.wait_for_everyone()  # nobody may finish a cell that another still has to look for
+    meet(accelerator)  # nobody may finish a cell that another still has to look for
     for cell in todo:
         progress.stage(f"== {cell.name}")
         perform(cell, out, progress)

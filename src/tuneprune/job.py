@@ -1,6 +1,7 @@
 """One run's checks and what its stages share."""
 
 import json
+import os
 import time
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -29,6 +30,7 @@ from tuneprune.data import Data, load
 from tuneprune.errors import ConfigError
 from tuneprune.loading import load_config, load_model, load_tokenizer, skeleton, stored_dtype
 from tuneprune.methods.store import ScoreStore
+from tuneprune.peers import meet
 from tuneprune.progress import Progress
 from tuneprune.storage import write_text
 from tuneprune.structure import spaces
@@ -42,7 +44,7 @@ from tuneprune.train.checkpoint import fingerprint
 
 Scores = dict[str, dict[str, float]]
 PATIENCE = timedelta(days=1)
-"""How long the other processes wait while the first one exports, evaluates and measures."""
+"""How long a transfer between processes may take; one that is gone is noticed long before (`peers`)."""
 
 
 @dataclass
@@ -128,7 +130,7 @@ class Job(Checked):
 
     def close(self) -> None:
         """Wait for all processes, and let the trackers write what they hold."""
-        self.accelerator.wait_for_everyone()
+        meet(self.accelerator)
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
@@ -196,7 +198,7 @@ def prepare(config: RunConfig, out: Path, *, resume: bool, progress: Progress, s
             write_text(out / TABLE, checked.table.model_dump_json(indent=1) + "\n")
     if config.tune.trackers:
         accelerator.init_trackers("tuneprune")
-    accelerator.wait_for_everyone()
+    meet(accelerator)
     progress.detail(checked.data.words())
     alone = accelerator.num_processes == 1  # processes of one run must either all compute a score or all reuse it
     kept = ScoreStore(store, score_identity(checked)) if store is not None and alone else None
@@ -226,12 +228,24 @@ def score_identity(checked: Checked) -> dict[str, Any]:
 
 
 def processes(config: RunConfig | RecoverConfig, out: Path) -> Accelerator:
-    """This process among those of the run: one, or all that `accelerate launch` started."""
-    return Accelerator(
+    """This process among those of the run: one, or all that `accelerate launch` or torchrun started.
+
+    Raises:
+        ConfigError: processes that would not know of each other, and so all write to one folder.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    accelerator = Accelerator(
+        cpu=launched > 1 and not torch.accelerator.is_available(),  # or each would take itself for the only one
         log_with=[*config.tune.trackers] or None,
         project_dir=str(out),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
+    if accelerator.num_processes != launched:
+        raise ConfigError(
+            f"{launched} processes were launched, but accelerate joins {accelerator.num_processes} of them. Start them"
+            " with torchrun, or one without a launcher."
+        )
+    return accelerator
 
 
 def outlook(config: RunConfig) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from tuneprune.errors import reading
 from tuneprune.job import Scores, claim, processes
 from tuneprune.loading import cast_weights, load_any_config, load_model, load_tokenizer, stored_dtype
 from tuneprune.methods.base import Search
+from tuneprune.peers import meet
 from tuneprune.progress import Progress
 from tuneprune.recording import environment
 from tuneprune.report import Proof
@@ -68,7 +69,7 @@ def recover(
         proof = write_model(recovery)
         cast_weights(recovery.model, torch.float32)
         write_record(recovery, result, proof, {"before": before, "after": score(recovery, "after")})
-    recovery.accelerator.wait_for_everyone()
+    meet(recovery.accelerator)
     for tracker in recovery.accelerator.trackers:
         tracker.finish()
     return RecoverRecord.load(out / "record.json")
@@ -98,7 +99,7 @@ def prepare(config: RecoverConfig, out: Path, *, resume: bool, progress: Progres
         claim(out, config, resume=resume)
     if config.tune.trackers:
         accelerator.init_trackers("tuneprune")
-    accelerator.wait_for_everyone()
+    meet(accelerator)
     progress.detail(data.words())
     architecture, dtype = families.describe_config(hf_config), stored_dtype(hf_config)
     return Recovery(config, tokenizer, data, tasks, architecture, dtype, model, out, progress, accelerator)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from tuneprune.data import Stream
 from tuneprune.errors import ConfigError, TrainingDiverged
 from tuneprune.methods.base import Search
+from tuneprune.peers import meet
 from tuneprune.signals import Stopped, on_signals
 from tuneprune.structure.budget import count_parameters
 from tuneprune.structure.space import PruningSpace
@@ -179,7 +180,7 @@ class Tuner:
             if self.accelerator.is_main_process:
                 self.log.flush()
                 checkpoint.save(self._checkpoints, self.result.steps, self._state(search), fingerprint)
-            self.accelerator.wait_for_everyone()
+            meet(self.accelerator)
         if diverged:
             raise TrainingDiverged(self.health.diagnosis())
         if stop:

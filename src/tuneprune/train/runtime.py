@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from tuneprune.peers import transfer
 from tuneprune.structure.statistics import IGNORED
 from tuneprune.train.config import TuneConfig
 
@@ -57,7 +58,8 @@ class ModelRuntime:
         if self.accelerator.num_processes == 1 or not tensors:
             return
         flat = torch.cat([t.reshape(-1).to(torch.promote_types(t.dtype, torch.float32)) for t in tensors])
-        torch.distributed.all_reduce(flat)
+        with transfer():
+            torch.distributed.all_reduce(flat)
         flat /= self.accelerator.num_processes
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
