@@ -37,6 +37,10 @@ class TrainingDiverged(TunePruneError):
     """Too many steps in a row with a non-finite loss or gradient."""
 
 
+class NonFinite(TunePruneError):
+    """A decision or a result that would rest on numbers that are not finite."""
+
+
 class CellsFailed(TunePruneError):
     """Some runs of a comparison failed, while the others are complete."""
 

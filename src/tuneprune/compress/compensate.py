@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from tuneprune.errors import NonFinite
 from tuneprune.structure.edits import Bias
+from tuneprune.structure.finite import Accepts, Batch, FiniteSums, accepts_here, all_finite
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.space import Kind, Masks, PruningSpace
-from tuneprune.structure.statistics import Batch, Statistics, input_statistics
+from tuneprune.structure.statistics import Statistics, input_statistics
 from tuneprune.structure.weights import base_weight, effective_weight
 
 KINDS: frozenset[Kind] = frozenset({"kv_group", "mlp_channel", "vo_dim", "read"})
@@ -35,7 +37,7 @@ def kept_inputs(space: PruningSpace, masks: Masks) -> dict[str, Tensor]:
 def ridge_solution(among: Tensor, lost: Tensor, damping: float) -> Tensor:
     """D with D (G_SS + eps I) = `lost`, for `among` = G_SS and eps = `damping` times the mean of its diagonal."""
     damped = among + (damping * among.diagonal().mean()).clamp(min=1e-12) * torch.eye(len(among)).to(among)
-    return torch.linalg.solve(damped, lost, left=False)
+    return torch.linalg.solve_ex(damped, lost, left=False)[0]  # not finite where there is none: callers look
 
 
 @torch.no_grad()
@@ -58,6 +60,9 @@ def corrections(
         statistics: of the inputs of the model without masks, with `gram`.
         biases: constants that the plan adds to a module's output for what goes; D then answers for the rest.
         damping: eps in units of the mean of G_SS's diagonal.
+
+    Raises:
+        NonFinite: a solution that the weights cannot hold.
     """
     changes: dict[str, Tensor] = {}
     for module, flags in kept_inputs(space, masks).items():
@@ -73,6 +78,11 @@ def corrections(
         if biases is not None and module in biases:
             lost -= torch.outer(biases[module].double().to(weight.device), found.total.double().to(weight.device)[stay])
         change = ridge_solution(among, lost, damping)
+        if not all_finite([change.to(base_weight(model, f"{module}.weight").dtype)]):
+            raise NonFinite(
+                f"Compensating `{module}` for its removed inputs gave numbers that are not finite. Raise"
+                " compensate.damping, or leave `compensate` out."
+            )
         changes[module] = torch.zeros_like(weight).index_copy(1, stay, change)
     return changes
 
@@ -104,21 +114,25 @@ def compensate_plan(
     space: PruningSpace,
     plan: Plan,
     batches: Sequence[Batch],
-    forward: Callable[[Batch], object],
+    forward: Callable[[Batch], Tensor],
     average: Callable[[Iterable[Tensor]], None],
     *,
     damping: float = 1e-4,
+    accepts: Accepts = accepts_here,
 ) -> list[str]:
     """Compensate for what `plan` removes from the merged dense `model`, in place; the linears that were changed.
 
     All statistics are those of the model as given. Its square matrices are gathered for as many linears at once as
     `GRAM_BYTES` hold, so a large model takes several passes over `batches`.
+
+    Raises:
+        NonFinite: no batch gave finite numbers, or a solution is not.
     """
     masks = plan.masks(space)
     biases = {edit.module: edit.bias for edit in plan.of_kind(Bias)}
     changes: dict[str, Tensor] = {}
     for modules in _portions(space, list(kept_inputs(space, masks))):
-        found = input_statistics(model, modules, batches, forward, average, gram=True)
+        found = input_statistics(model, modules, batches, forward, average, gram=True, sums=FiniteSums(accepts))
         part = corrections(model, space, masks, found, biases, damping=damping)
         changes |= {name: change.to(base_weight(model, f"{name}.weight").dtype) for name, change in part.items()}
     add(model, changes)
@@ -126,11 +140,11 @@ def compensate_plan(
 
 
 def _portions(space: PruningSpace, modules: Sequence[str]) -> list[list[str]]:
-    """The modules in runs whose float64 square matrices fit into `GRAM_BYTES`, at least one a run."""
+    """The modules in runs, at least one each, whose float64 square matrices (sum and batch) fit into `GRAM_BYTES`."""
     runs: list[list[str]] = []
     room = 0
     for module in modules:
-        needed = 8 * space.shapes[f"{module}.weight"][1] ** 2
+        needed = 16 * space.shapes[f"{module}.weight"][1] ** 2
         if not runs or needed > room:
             runs.append([])
             room = GRAM_BYTES

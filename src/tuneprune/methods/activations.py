@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tuneprune.methods.base import Batch, Subject
 from tuneprune.structure import statistics
+from tuneprune.structure.finite import FiniteSums
 from tuneprune.structure.space import Gate, Group
 from tuneprune.structure.statistics import Statistics
 from tuneprune.structure.weights import effective_weight
@@ -34,12 +35,13 @@ def input_statistics(subject: Subject, batches: int) -> dict[str, Statistics]:
     return {path: Statistics(**mine) for path, mine in sums.items()}
 
 
-def gather(subject: Subject, batches: Iterable[Batch]) -> dict[str, Statistics]:
-    """The statistics of every group's consumer over given batches, on the CPU."""
+def gather(subject: Subject, batches: Iterable[Batch], sums: FiniteSums | None = None) -> dict[str, Statistics]:
+    """The statistics of every group's consumer over given batches, on the CPU; `sums` may take others beside them."""
     gates = (gate for group in subject.space.groups for gate in group.gates)
     modules = dict.fromkeys(gate.module for gate in gates if gate.side == "input")
     runtime = subject.runtime
-    found = statistics.input_statistics(subject.model, modules, batches, runtime.loss, runtime.average)
+    sums = FiniteSums(runtime.accepts) if sums is None else sums
+    found = statistics.input_statistics(subject.model, modules, batches, runtime.loss, runtime.average, sums=sums)
     return {
         path: Statistics(**{name: value.cpu() for name, value in one.tensors().items()}) for path, one in found.items()
     }

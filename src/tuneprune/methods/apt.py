@@ -155,6 +155,10 @@ class AptSearch(Search):
         if self.decided:
             return
         fresh = self._fresh()
+        if not self.subject.runtime.accepts(
+            {}, fresh.values(), "importance"
+        ):  # fourth powers may overflow where the loss does not
+            return
         if self._salience is None:
             self._salience = {name: torch.zeros_like(value) for name, value in fresh.items()}
         momentum = self.options.momentum

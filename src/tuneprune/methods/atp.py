@@ -11,7 +11,6 @@ sample. `decisions: on_budget`, `prior: taylor` and `compensate` go beyond the p
 `atp-paper` does without them.
 """
 
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal
@@ -26,7 +25,7 @@ from tuneprune.methods.generator import GeneratorOptimizer, budget_distance, mak
 from tuneprune.methods.paper_settings import ATP_PAPER
 from tuneprune.methods.regularise import Regulariser, settle
 from tuneprune.methods.removal import cubic, partial
-from tuneprune.methods.scoring import prior, standardised_logs, unit_costs
+from tuneprune.methods.scoring import fisher, prior, standardised_logs
 from tuneprune.structure.budget import Budget, allocate
 from tuneprune.structure.masks import Gates, straight_through
 from tuneprune.structure.plan import Plan
@@ -160,15 +159,16 @@ class AtpSearch(Search):
         before = self._masks
         if self.options.decision == "static":
             for index in range(0, self.control_steps, self.options.decision_every):
-                metrics = self._improve(index)
+                metrics, _ = self._improve(index)
             self._freeze()
         elif step >= self.control_steps:
             self._freeze()
         elif step % self.options.decision_every == 0:
-            metrics = self._improve(step)
-            with torch.no_grad():
-                self._masks = self._relaxed(self._logits(), step)[1]
-            self._compensate()
+            metrics, is_good = self._improve(step)
+            if is_good:  # else the decision stays as it is, like everything else
+                with torch.no_grad():
+                    self._masks = self._relaxed(self._logits(), step)[1]
+                self._compensate()
         return metrics | {"mask_churn": churn(before, self._masks)}
 
     def context(self) -> AbstractContextManager[None]:
@@ -219,21 +219,18 @@ class AtpSearch(Search):
     def _logits(self) -> dict[str, Tensor]:
         """The generator's logits on top of the prior."""
         if self._scores is None:
-            with self._watching():
-                self._scores = prior(self.options.prior, self.subject, self.options.prior_batches)
-            if self.compensation is not None and not self.compensation.moments:
-                self.compensation.gather(self.options.prior_batches)  # only Taylor's prior runs the model
+            self._scores = prior(self.options.prior, self.subject, self.options.prior_batches, self.compensation)
+            if self.compensation is not None:
+                self.compensation.begin(self.options.prior_batches)
         logits, start = self.generator(), standardised_logs(self._scores, self.options.prior_scale)
         return {name: value + start[name].to(self.device) for name, value in logits.items()}
 
     def _follow(self, masks: dict[str, Tensor], gradients: Sequence[Tensor]) -> None:
         """Let the Taylor scores follow the weights: an exponential mean of squared gate derivatives per parameter."""
-        if self.options.prior != "taylor" or self._scores is None:
-            return
-        momentum, costs = self.options.prior_momentum, unit_costs(self.subject.space)
-        for name, gradient in zip(masks, gradients, strict=True):
-            fresh = gradient.detach().double().cpu().pow(2) / costs[name]
-            self._scores[name] = momentum * self._scores[name] + (1 - momentum) * fresh
+        if self.options.prior == "taylor" and self._scores is not None:
+            fresh = fisher(self.subject.space, dict(zip(masks, gradients, strict=True)))
+            momentum = self.options.prior_momentum
+            self._scores = {name: momentum * old + (1 - momentum) * fresh[name] for name, old in self._scores.items()}
 
     def _relaxed(self, logits: dict[str, Tensor], index: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Soft masks, and hard ones: sampled, or the best that fit the budget."""
@@ -265,28 +262,38 @@ class AtpSearch(Search):
     def _watching(self) -> AbstractContextManager[None]:
         return nullcontext() if self.compensation is None else self.compensation.watching()
 
-    def _improve(self, index: int) -> Metrics:
-        """One generator step on calibration data: L_PDG = CE(masked) + alpha * R (docs/methods/atp.md)."""
+    def _improve(self, index: int) -> tuple[Metrics, bool]:
+        """One generator step on calibration data: L_PDG = CE(masked) + alpha * R (docs/methods/atp.md).
+
+        Also whether its numbers were finite; otherwise nothing has changed.
+        """
         options, space = self.options, self.subject.space
         soft, hard = self._relaxed(self._logits(), index)
         passed_through = {name: straight_through(hard[name], soft[name]) for name in soft}
         is_sampled = options.decisions == "sampled"
         masks = soft if is_sampled else passed_through
+        batch, watcher = self.subject.calibration(), self.compensation
         with self._watching(), self.gates(masks):
-            loss = self.subject.runtime.loss(self.subject.calibration())
+            loss = self.subject.runtime.loss(batch)
             budget_loss = budget_distance(space, passed_through, self.budget.target(space), self.budget)
             total = loss + options.budget_weight * budget_loss.float() if is_sampled else loss
             gradients = torch.autograd.grad(total, [*self.generator.parameters(), *masks.values()])
         shown = loss.detach().clone()
         self.subject.runtime.average([*gradients, shown])
         own, gates = gradients[: -len(masks)], gradients[-len(masks) :]
-        norm = self.optimizer.step(own, late=index >= 0.8 * self.control_steps)
-        if not is_sampled and math.isfinite(norm):
+        norm = self.optimizer.norm(own)
+        seen = [] if watcher is None else watcher.fresh.values()
+        is_good = self.subject.runtime.accepts(batch, [shown, norm, *gates, *seen])
+        if watcher is not None:
+            watcher.close(is_good)
+        self.optimizer.step(own, late=index >= 0.8 * self.control_steps, is_good=is_good)
+        if is_good and not is_sampled:
             self._follow(masks, gates)
-        return {
+        metrics = {
             "calibration_loss": shown.item(),
             "budget_loss": budget_loss.item(),
             "soft_share": space.parameters_left(soft).item() / space.num_parameters,
-            "generator_grad_norm": norm,
+            "generator_grad_norm": norm.item(),
             "generator_skipped": float(self.optimizer.skipped),
         }
+        return metrics, is_good

@@ -32,6 +32,13 @@ class Runtime(Protocol):
         """Average tensors over all processes, in place."""
         ...
 
+    def accepts(self, batch: Batch, tensors: Iterable[Tensor], what: str = "calibration") -> bool:
+        """Whether all that a batch gave is finite, on all processes; what was bad is counted and logged otherwise.
+
+        A search leaves all of its state as it was before a batch that is not accepted.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Subject:

@@ -83,7 +83,7 @@ class Cfsp(Method):
         """The influence of every layer, and the score of every MLP channel within its layer."""
         turns = Turns(subject, lambda cosines: cosines.arccos() / math.pi)
         with streams(subject.model, subject.architecture, turns.see):
-            inputs = gather(subject, turns.counted(subject.calibration() for _ in range(self.batches)))
+            inputs = gather(subject, turns.counted(subject.calibration() for _ in range(self.batches)), turns.sums)
         found = {"influence": turns.mean(subject.runtime)}
         for group in subject.space.groups:
             if is_mlp(group):

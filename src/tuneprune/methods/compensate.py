@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.nn import Module
 
 from tuneprune.compress.compensate import ridge_solution
+from tuneprune.errors import NonFinite
 from tuneprune.methods.base import Subject
+from tuneprune.structure.finite import all_finite, refuse_none
 from tuneprune.structure.space import Masks, PruningSpace
 from tuneprune.structure.weights import base_weight
 
@@ -46,57 +48,69 @@ def ridge_update(weight: Tensor, moment: Tensor, kept: Tensor, ridge: float) -> 
 class Compensation:
     """The frozen weights of all linears whose inputs are gated, kept the best ones for the decision in force.
 
-    Moments are gathered from forwards that a search makes anyway (`watching`) and follow the weights by an
-    exponential mean. Memory, until the decision is settled: the pretrained weight of every such linear, and its
-    moments twice while watching, inputs x inputs each.
+    Moments are gathered from forwards that a search makes anyway (`watching`, then `close`) and follow the weights by
+    an exponential mean; a batch that is not accepted adds nothing. Memory, until the decision is settled: the
+    pretrained weight of every such linear, and its moments twice while watching, inputs x inputs each.
     """
 
     def __init__(self, subject: Subject, ridge: float, momentum: float) -> None:
         self.subject, self.ridge, self.momentum = subject, ridge, momentum
         self.modules = list(gated_inputs(subject.space, subject.space.ones()))
         self.moments: Tensors = {}
+        self.fresh: Tensors = {}
+        self._first: Tensors = {}
+        self._count = 0
         self._is_settled = False
         self._dense = {name: base_weight(subject.model, f"{name}.weight").detach().clone() for name in self.modules}
 
     @contextmanager
     def watching(self) -> Generator[None, None, None]:
-        """Add what the forwards inside show to the moments; enter it before gates, whose own hooks come later."""
-        sums: Tensors = {}  # not one moment a batch: those of 16 batches would be larger than the model
-        last: dict[str, Tensor] = {}
-        counts = dict.fromkeys(self.modules, 0)
+        """Note what the forward of one batch inside shows; enter it before gates, whose own hooks come later."""
+        self.fresh = {}
 
         def record(name: str, _: Module, inputs: tuple[Any, ...]) -> None:
+            if name in self.fresh:
+                return  # checkpointing runs forwards twice
             rows = inputs[0].detach().flatten(0, -2).float()
             with torch.autocast(rows.device.type, enabled=False):  # sums of bf16 would not be positive definite
-                moment = rows.T @ rows / len(rows)
-            diagonal = moment.diagonal().clone()
-            if name in last and torch.equal(diagonal, last[name]):
-                return  # checkpointing runs forwards twice
-            last[name] = diagonal
-            counts[name] += 1
-            sums[name] = sums[name].add_(moment) if name in sums else moment
+                self.fresh[name] = rows.T @ rows / len(rows)
 
         with ExitStack() as hooks:
             for name in self.modules:
                 module = self.subject.model.get_submodule(name)
                 hooks.callback(module.register_forward_pre_hook(partial(record, name)).remove)
             yield
-        fresh = {name: total.div_(counts[name]) for name, total in sums.items()}
-        for name, moment in fresh.items():
+        for moment in self.fresh.values():
             self.subject.runtime.average([moment])  # one at a time: a transfer copies what it sends
-            if not torch.isfinite(moment).all():
-                continue  # a step that diverges is the loop's to report
-            before = self.moments.get(name)
-            self.moments[name] = moment if before is None else before.lerp_(moment, 1 - self.momentum)
+
+    def close(self, is_good: bool) -> None:
+        """Take in the moments of the newest batch, or forget them: at first into a mean, which later ones move."""
+        fresh, self.fresh = self.fresh, {}
+        if not is_good:
+            return
+        for name, moment in fresh.items():
+            if self.moments:
+                self.moments[name].lerp_(moment, 1 - self.momentum)
+            else:
+                self._first[name] = self._first[name].add_(moment) if name in self._first else moment
+        self._count += 1
+
+    def begin(self, batches: int) -> None:
+        """The mean of the moments seen so far; by forwards of its own where there were none."""
+        if not self._first:
+            self._gather(batches)
+        self.moments = {name: total.div_(self._count) for name, total in self._first.items()}
+        self._first = {}
 
     @torch.no_grad()
-    def gather(self, batches: int) -> None:
-        """Moments of the model as it is, by forwards of their own; none where no input is gated (`depth`)."""
-        if not self.modules:
-            return
-        with self.watching():
-            for _ in range(batches):
-                self.subject.runtime.loss(self.subject.calibration())
+    def _gather(self, batches: int) -> None:
+        """See the model as it is; nothing where no input is gated (`depth`)."""
+        for _ in range(batches if self.modules else 0):
+            batch = self.subject.calibration()
+            with self.watching():
+                loss = self.subject.runtime.loss(batch)
+            self.close(self.subject.runtime.accepts(batch, [loss, *self.fresh.values()]))
+        refuse_none(self._count, batches if self.modules else 0)
 
     @torch.no_grad()
     def apply(self, masks: Masks) -> None:
@@ -106,7 +120,13 @@ class Compensation:
             kept = kept.to(weight.device)
             weight.copy_(dense)
             if kept.any() and not kept.all() and name in self.moments:
-                weight[:, kept] += ridge_update(dense, self.moments[name], kept, self.ridge).to(weight)
+                change = ridge_update(dense, self.moments[name], kept, self.ridge).to(weight)
+                if not all_finite([change]):
+                    raise NonFinite(
+                        f"Compensating `{name}` for its removed inputs gave numbers that are not finite. Raise"
+                        " method.compensate_ridge, or set method.compensate=false."
+                    )
+                weight[:, kept] += change
 
     def settle(self) -> None:
         """Leave the weights as they are for good, and let go of all that another decision would need."""

@@ -6,8 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tuneprune.errors import TrainingDiverged
 from tuneprune.structure.budget import Budget
+from tuneprune.structure.finite import stays_in_range
 from tuneprune.structure.masks import gumbel, gumbel_sigmoid
 from tuneprune.structure.space import Masks, PruningSpace
 
@@ -97,51 +97,48 @@ def on_budget(logits: Masks, hard: Masks, *, temperature: float) -> dict[str, Te
 
 
 class GeneratorOptimizer:
-    """AdamW for a generator, clipped; a non-finite gradient never reaches it, and too many in a row end the run."""
-
-    MAX_SKIPPED = 10
+    """AdamW for a generator, clipped; a non-finite gradient never reaches it, nor a step out of range."""
 
     def __init__(self, generator: nn.Module, learning_rate: float, clip: float, *, weight_decay: float = 0.01) -> None:
         self.parameters = list(generator.parameters())
-        self.learning_rate, self.clip = learning_rate, clip
+        self.learning_rate, self.clip, self.weight_decay = learning_rate, clip, weight_decay
         self.adam = torch.optim.AdamW(self.parameters, lr=learning_rate, weight_decay=weight_decay)
-        self.skipped, self.skipped_in_a_row = 0, 0
+        self.skipped = 0
 
-    def step(self, gradients: Sequence[Tensor], *, late: bool) -> float:
-        """One step, at a fifth of the learning rate when `late`; returns the gradients' norm before clipping.
+    @staticmethod
+    def norm(gradients: Sequence[Tensor]) -> Tensor:
+        """The L2 norm of all gradients together."""
+        return torch.stack([gradient.norm() for gradient in gradients]).norm()
 
-        Raises:
-            TrainingDiverged: too many non-finite gradients in a row.
+    def step(self, gradients: Sequence[Tensor], *, late: bool, is_good: bool = True) -> bool:
+        """One step, at a fifth of the learning rate when `late`; whether it was taken, as skipped ones are counted.
+
+        Args:
+            is_good: whether everything else that the gradients' batch gave is finite.
         """
-        norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
-        if not torch.isfinite(norm):
+        norm = self.norm(gradients)
+        rate = self.learning_rate * (0.2 if late else 1.0)
+        in_range = stays_in_range(self.parameters, rate, self.weight_decay)
+        if not (is_good and in_range and torch.isfinite(norm)):
             self.skipped += 1
-            self.skipped_in_a_row += 1
-            if self.skipped_in_a_row == self.MAX_SKIPPED:
-                raise TrainingDiverged(
-                    f"{self.MAX_SKIPPED} generator steps in a row had a non-finite gradient."
-                    " Lower tune.learning_rate or the generator's own, an option of the method, or set"
-                    " tune.precision=fp32."
-                )
-            return norm.item()
-        self.skipped_in_a_row = 0
+            return False
         for group in self.adam.param_groups:
-            group["lr"] = self.learning_rate * (0.2 if late else 1.0)
+            group["lr"] = rate
         scale = (self.clip / (norm + 1e-6)).clamp(max=1.0)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient * scale
         self.adam.step()
         self.adam.zero_grad()
-        return norm.item()
+        return True
 
     def state_dict(self) -> dict[str, Any]:
-        """Adam's state and the counters."""
-        return {"adam": self.adam.state_dict(), "skipped": self.skipped, "in_a_row": self.skipped_in_a_row}
+        """Adam's state and the counter."""
+        return {"adam": self.adam.state_dict(), "skipped": self.skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`."""
         self.adam.load_state_dict(state["adam"])
-        self.skipped, self.skipped_in_a_row = state["skipped"], state["in_a_row"]
+        self.skipped = state["skipped"]
 
 
 def budget_distance(space: PruningSpace, masks: Masks, target: int, budget: Budget | None = None) -> Tensor:

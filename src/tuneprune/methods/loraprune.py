@@ -110,11 +110,16 @@ class LoraPruneSearch(Search):
             return
         momentum, is_local = self.options.momentum, self.options.scope == "local"
         with torch.no_grad():
+            model, groups = self.subject.model, self.subject.space.groups
+            fresh = {group.name: importance(model, group, normalised=is_local) for group in groups}
+            if not self.subject.runtime.accepts(
+                {}, fresh.values(), "importance"
+            ):  # a finite gradient times a finite weight may overflow
+                return
             if self._importance is None:
                 self._importance = {name: torch.zeros_like(mask) for name, mask in self._masks.items()}
-            for group in self.subject.space.groups:
-                fresh = importance(self.subject.model, group, normalised=is_local)
-                self._importance[group.name].mul_(momentum).add_(fresh, alpha=1 - momentum)
+            for name, value in fresh.items():
+                self._importance[name].mul_(momentum).add_(value, alpha=1 - momentum)
 
     def after_step(self, learning_rate: float) -> None:  # noqa: ARG002  (a hook's signature)
         """What is switched off for good holds no LoRA either."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from tuneprune.methods.activations import consumer
 from tuneprune.methods.base import Decided, Method, Search, Subject, decide
 from tuneprune.structure.budget import Budget, allocate, reachable
+from tuneprune.structure.finite import FiniteSums
 from tuneprune.structure.space import PruningSpace
 from tuneprune.structure.statistics import reading, real_tokens
 
@@ -67,9 +68,8 @@ def importance(subject: Subject, batches: int, over_sequence: Join, over_batch: 
     """
     groups = {consumer(group).module: group for group in subject.space.groups}
     device = subject.model.device  # where processes can average
-    sums = {group.name: torch.zeros(group.size, dtype=torch.double, device=device) for group in subject.space.groups}
+    sums = FiniteSums(subject.runtime.accepts)
     counted = torch.zeros(0)
-    num_rows = torch.zeros(1, dtype=torch.double, device=device)
 
     def see(module: str, states: Tensor) -> None:
         group = groups[module]
@@ -80,18 +80,19 @@ def importance(subject: Subject, batches: int, over_sequence: Join, over_batch: 
         sizes = (parts.sum(axes) if axes else parts).sqrt()  # [rows, length, units]
         real = counted.to(sizes).unsqueeze(-1)
         rows = joined(sizes * real, real.sum(1).clamp(min=1), over_sequence)
-        sums[group.name] += (rows if over_batch == "mean" else rows.pow(2)).sum(0)
+        sums.add(group.name, (rows if over_batch == "mean" else rows.pow(2)).sum(0))
 
     with reading(subject.model, groups, see):
         for _ in range(batches):
             batch = subject.calibration()
             counted = real_tokens(batch)
-            num_rows += counted.any(1).sum()
-            subject.runtime.loss(batch)
-    subject.runtime.average([*sums.values(), num_rows])
-    if over_batch == "mean":
-        return {name: (total / num_rows.clamp(min=1)).cpu() for name, total in sums.items()}
-    return {name: total.sqrt().cpu() for name, total in sums.items()}
+            sums.add("rows", counted.any(1).sum().to(device, torch.double))
+            sums.close(batch, subject.runtime.loss(batch))
+    totals = sums.result()
+    subject.runtime.average(totals.values())
+    num_rows = totals.pop("rows").clamp(min=1)
+    found = {group.name: totals[group.name] for group in groups.values()}
+    return {name: (total / num_rows if over_batch == "mean" else total.sqrt()).cpu() for name, total in found.items()}
 
 
 def joined(sizes: Tensor, tokens: Tensor, how: Join) -> Tensor:

@@ -1,11 +1,14 @@
 """Pure scores of units, shared by methods: larger is more worth keeping."""
 
-from typing import Literal
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from tuneprune.methods.base import Subject
+from tuneprune.structure.finite import FiniteSums
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.space import PruningSpace
 from tuneprune.structure.weights import group_norms
@@ -17,32 +20,63 @@ def magnitude(subject: Subject) -> dict[str, Tensor]:
         return {group.name: group_norms(subject.model, group).cpu() for group in subject.space.groups}
 
 
-def taylor(subject: Subject, batches: int) -> dict[str, Tensor]:
+class Watcher(Protocol):
+    """Whoever gathers statistics of its own from the forwards that a score takes anyway."""
+
+    fresh: dict[str, Tensor]
+    """What the newest batch gave."""
+
+    def watching(self) -> AbstractContextManager[None]:
+        """Note what the forward of one batch inside shows."""
+        ...
+
+    def close(self, is_good: bool) -> None:
+        """Take in what the newest batch gave, or forget it."""
+        ...
+
+
+def taylor(subject: Subject, batches: int, watcher: Watcher | None = None) -> dict[str, Tensor]:
     """Mean squared derivative of the calibration loss by each unit's gate, per parameter the unit costs.
 
     The gate's derivative at 1 is the first-order change of the loss when the unit goes (Molchanov et al. 2019); its
     square over batches is the empirical Fisher information of the gate.
+
+    Raises:
+        NonFinite: no batch gave finite numbers.
     """
     space, device = subject.space, subject.model.device
     gates = Gates(subject.model, space)
-    totals = {group.name: torch.zeros(group.size, dtype=torch.double) for group in space.groups}
+    sums = FiniteSums(subject.runtime.accepts)
     for _ in range(batches):
+        batch = subject.calibration()
         masks = {name: mask.requires_grad_() for name, mask in space.ones(device).items()}
-        with torch.enable_grad(), gates(masks):
-            loss = subject.runtime.loss(subject.calibration())
+        with nullcontext() if watcher is None else watcher.watching(), torch.enable_grad(), gates(masks):
+            loss = subject.runtime.loss(batch)
             gradients = torch.autograd.grad(loss, list(masks.values()))
-        subject.runtime.average(gradients)
+        shown = loss.detach().clone()
+        subject.runtime.average([*gradients, shown])
         for name, gradient in zip(masks, gradients, strict=True):
-            totals[name] += gradient.double().cpu().pow(2) / batches
+            sums.add(name, gradient.double().cpu().pow(2) / batches)
+        is_good = sums.close(batch, shown, *(() if watcher is None else watcher.fresh.values()))
+        if watcher is not None:
+            watcher.close(is_good)
+    share, costs = sums.counted / batches, unit_costs(space)
+    return {name: total / share / costs[name] for name, total in sums.result().items()}
+
+
+def fisher(space: PruningSpace, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Squared gate derivatives of one batch, per parameter the unit costs."""
     costs = unit_costs(space)
-    return {name: total / costs[name] for name, total in totals.items()}
+    return {name: gradient.detach().double().cpu().pow(2) / costs[name] for name, gradient in gradients.items()}
 
 
-def prior(kind: Literal["none", "magnitude", "taylor"], subject: Subject, batches: int) -> dict[str, Tensor]:
+def prior(
+    kind: Literal["none", "magnitude", "taylor"], subject: Subject, batches: int, watcher: Watcher | None = None
+) -> dict[str, Tensor]:
     """The one-shot score that decisions start from; ones for no prior."""
     if kind == "none":
         return {group.name: torch.ones(group.size, dtype=torch.double) for group in subject.space.groups}
-    return taylor(subject, batches) if kind == "taylor" else magnitude(subject)
+    return taylor(subject, batches, watcher) if kind == "taylor" else magnitude(subject)
 
 
 def unit_costs(space: PruningSpace) -> dict[str, float]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tuneprune.methods.base import Batch, Decided, Method, Search, Subject, decide
 from tuneprune.methods.stream import Turns, streams
 from tuneprune.structure.budget import Budget, allocate
+from tuneprune.structure.finite import FiniteSums
 from tuneprune.structure.statistics import real_tokens
 
 
@@ -58,7 +59,7 @@ def block_influence(subject: Subject, batches: int) -> dict[str, Float[Tensor, "
     turns = Turns(subject, lambda cosines: 1 - cosines)
     with streams(subject.model, subject.architecture, turns.see):
         for batch in turns.counted(subject.calibration() for _ in range(batches)):
-            subject.runtime.loss(batch)
+            turns.sums.close(batch, subject.runtime.loss(batch))
     influence = turns.mean(subject.runtime)
     return {block.path: influence[index : index + 1] for index, block in enumerate(subject.architecture.blocks)}
 
@@ -69,10 +70,8 @@ def angular_distances(subject: Subject, batches: int) -> dict[str, Tensor]:
 
     Over the last token of every document; index `layers` is the stream behind the last layer, before the final norm.
     """
-    num_layers = len(subject.architecture.blocks)
     device = subject.model.device  # where processes can average
-    sums = torch.zeros(num_layers + 1, num_layers + 1, dtype=torch.double, device=device)
-    count = torch.zeros(1, dtype=torch.double, device=device)
+    sums = FiniteSums(subject.runtime.accepts)
     chosen = torch.zeros(0, dtype=torch.bool)
     seen: list[Tensor] = []
 
@@ -85,13 +84,15 @@ def angular_distances(subject: Subject, batches: int) -> dict[str, Tensor]:
             batch = subject.calibration()
             chosen = last_tokens(batch)
             seen.clear()
-            subject.runtime.loss(batch)
+            loss = subject.runtime.loss(batch)
             directions = nn.functional.normalize(torch.stack(seen), dim=-1)
             cosines = torch.einsum("itd,jtd->ijt", directions, directions).clamp(-1, 1)
-            sums += torch.arccos(cosines).sum(-1) / torch.pi
-            count += chosen.sum()
-    subject.runtime.average([sums, count])
-    return {"distances": (sums / count).cpu()}
+            sums.add("distances", torch.arccos(cosines).sum(-1) / torch.pi)
+            sums.add("tokens", chosen.sum().to(device, torch.double))
+            sums.close(batch, loss)
+    totals = sums.result()
+    subject.runtime.average(totals.values())
+    return {"distances": (totals["distances"] / totals["tokens"]).cpu()}
 
 
 def flattest(distances: Float[Tensor, "streams streams"], length: int) -> int:

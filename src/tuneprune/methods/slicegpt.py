@@ -19,7 +19,14 @@ from torch import Tensor
 
 from tuneprune.errors import UnsupportedModel
 from tuneprune.methods.base import Decided, Method, Search, Subject, decide
-from tuneprune.methods.stream import Moments, Walk, epsilon_of, pooled_moments, principal_axes
+from tuneprune.methods.stream import (
+    Moments,
+    Walk,
+    epsilon_of,
+    finite_batches,
+    pooled_moments,
+    principal_axes,
+)
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.budget import Budget, Reserved, allocate
 from tuneprune.structure.budget import check as check_budget
@@ -114,7 +121,8 @@ class SliceGpt(Method):
             kept = bases[-1][:, :width]
             return kept @ kept.T
 
-        walk = Walk(model, architecture, [subject.calibration() for _ in range(self.batches)])
+        drawn = [subject.calibration() for _ in range(self.batches)]
+        walk = Walk(model, architecture, finite_batches(model, drawn, subject.runtime))
         for index in range(len(architecture.blocks)):
             before, inside = (Moments(architecture.hidden, model.device, epsilon) for _ in range(2))
             walk.look(before)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from tuneprune.methods.base import Batch, Runtime, Subject
 from tuneprune.structure.architecture import Architecture
+from tuneprune.structure.finite import FiniteSums, refuse_none
 from tuneprune.structure.statistics import reading, real_tokens
 
 Watcher = Callable[[Tensor], None]
@@ -39,32 +40,44 @@ def streams(
 class Turns:
     """How far every layer turns the stream: the mean over real tokens of a function of cos(x_in, x_out).
 
-    Sums stand on the model's device, where processes can average them.
+    `sums` says which batches count; they stand on the model's device, where processes can average them.
     """
 
+    KEY = "turns"
+
     def __init__(self, subject: Subject, measure: Callable[[Tensor], Tensor]) -> None:
-        self.measure = measure
+        self.measure, self.sums = measure, FiniteSums(subject.runtime.accepts)
         size = len(subject.architecture.blocks) + 1  # by layer, and the number of tokens
-        self._sums = torch.zeros(size, dtype=torch.double, device=subject.model.device)
+        self._zeros = torch.zeros(size, dtype=torch.double, device=subject.model.device)
         self._real = torch.zeros(0, dtype=torch.bool)
 
     def counted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches, each counted before it is run."""
         for batch in batches:
             self._real = real_tokens(batch)
-            self._sums[-1] += self._real.sum()
+            self._add(-1, self._real.sum())
             yield batch
 
     def see(self, index: int, before: Tensor, after: Tensor) -> None:
         """What `streams` shows of the batch given last."""
         here = self._real.to(before.device)
         cosines = torch.cosine_similarity(before[here].double(), after[here].double(), dim=-1).clamp(-1, 1)
-        self._sums[index] += self.measure(cosines).sum().to(self._sums)
+        self._add(index, self.measure(cosines).sum())
 
     def mean(self, runtime: Runtime) -> Float[Tensor, " layers"]:
-        """Over all tokens of all processes."""
-        runtime.average([self._sums])
-        return (self._sums[:-1] / self._sums[-1].clamp(min=1e-12)).cpu()
+        """Over all tokens of all processes, of the batches that were closed.
+
+        Raises:
+            NonFinite: no batch gave finite numbers.
+        """
+        total = self.sums.result()[self.KEY]
+        runtime.average([total])
+        return (total[:-1] / total[-1].clamp(min=1e-12)).cpu()
+
+    def _add(self, index: int, value: Tensor) -> None:
+        placed = self._zeros.clone()
+        placed[index] = value.to(placed)
+        self.sums.add(self.KEY, placed)
 
 
 class Moments:
@@ -100,15 +113,24 @@ def principal_axes(
 def pooled_moments(
     model: PreTrainedModel, architecture: Architecture, batches: int, calibration: Callable[[], Batch], runtime: Runtime
 ) -> Tensor:
-    """The moments over all places that read the stream together, from one pass over the calibration data."""
+    """The moments over all places that read the stream together, from one pass over the calibration data.
+
+    Raises:
+        NonFinite: no batch gave finite numbers.
+    """
     norms = [site.own_norm for site in architecture.sites()]
     moments = Moments(architecture.hidden, model.device, epsilon_of(model.get_submodule(norms[0])))
-    real = torch.zeros(0, dtype=torch.bool)
+    real, counted = torch.zeros(0, dtype=torch.bool), 0
     with reading(model, norms, lambda _, stream: moments.add(stream, real)):
         for _ in range(batches):
             batch = calibration()
-            real = real_tokens(batch)
+            real, before = real_tokens(batch), moments.total.clone()
             forward(model, batch)
+            if runtime.accepts(batch, [moments.total]):
+                counted += 1
+            else:
+                moments.total = before
+    refuse_none(counted, batches)
     runtime.average([moments.total])
     return moments.total
 
@@ -169,10 +191,21 @@ class Walk:
         return found[0]
 
 
-def forward(model: PreTrainedModel, batch: Batch) -> None:
-    """Run the decoder without its head on one batch."""
+def forward(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """The stream that the decoder hands to its head on one batch."""
     decoder: Any = model.base_model
-    decoder(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
+    return decoder(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).last_hidden_state
+
+
+def finite_batches(model: PreTrainedModel, batches: list[Batch], runtime: Runtime) -> list[Batch]:
+    """Those of the batches on which the model as it stands computes finite numbers.
+
+    Raises:
+        NonFinite: none of them.
+    """
+    found = [batch for batch in batches if runtime.accepts(batch, [forward(model, batch)])]
+    refuse_none(len(found), len(batches))
+    return found
 
 
 def epsilon_of(norm: Any) -> float:  # noqa: ANN401  (RMSNorms call it by two names)

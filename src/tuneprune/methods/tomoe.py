@@ -257,23 +257,23 @@ class TomoeSearch(Search):
             gradients = torch.autograd.grad(total, list(self.generator.parameters()))
         shown = torch.stack([loss.detach(), balance.detach()]).float()
         self.subject.runtime.average([*gradients, shown])
-        norm = self.optimizer.step(gradients, late=False)
-        self._experts = {name: hard[name].bool() for name in self.routed}
-        self._masks = {name: union(mask) if name in self._experts else mask for name, mask in hard.items()}
+        norm = self.optimizer.norm(gradients)
+        if self.optimizer.step(gradients, late=False, is_good=self.subject.runtime.accepts(batch, [shown, norm])):
+            self._experts = {name: hard[name].bool() for name in self.routed}
+            self._masks = {name: union(mask) if name in self._experts else mask for name, mask in hard.items()}
         return {
             "calibration_loss": shown[0].item(),
             "balance_loss": shown[1].item(),
             "budget_loss": budget_term.item(),
             "union_loss": union_term.item(),
             "active_share": self._active() / space.num_parameters,
-            "generator_grad_norm": norm,
+            "generator_grad_norm": norm.item(),
             "generator_skipped": float(self.optimizer.skipped),
         }
 
     def _mean_tokens(self, batch: Batch) -> float:
         """Tokens with a label per process, so that averages over processes are means per token."""
-        count = (batch["labels"][:, 1:] >= 0).sum().float()
-        self.subject.runtime.average([count])
+        self.subject.runtime.average([count := (batch["labels"][:, 1:] >= 0).sum().float()])
         return max(1.0, count.item())
 
     @torch.no_grad()

@@ -8,9 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tuneprune.methods.base import Subject
+from tuneprune.methods.base import Batch, Subject
+from tuneprune.structure.finite import none_finite
 from tuneprune.structure.space import Group, WeightSlice
 from tuneprune.structure.weights import base_weight, by_unit, effective_weight
+
+MAX_BATCHES = 10
+"""Bad calibration batches in a row before one gives up."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,23 @@ class UnitGradients:
 def unit_gradients(subject: Subject) -> UnitGradients:
     """Sums over one calibration batch: one forward and one backward, under the gates that are on.
 
-    Every matrix's gradient is reduced and freed as soon as backward has made it.
+    Every matrix's gradient is reduced and freed as soon as backward has made it. A batch whose numbers are not finite
+    is left out, and the next one taken.
+
+    Raises:
+        NonFinite: so many batches in a row were left out that the next would not help.
     """
+    for _ in range(MAX_BATCHES):
+        batch = subject.calibration()
+        found, loss = _of_batch(subject, batch)
+        sums = (found.inner, found.gradient_squares, found.weight_squares, found.weight_means)
+        if subject.runtime.accepts(batch, [loss, *(value for part in sums for value in part.values())]):
+            return found
+    raise none_finite(MAX_BATCHES)
+
+
+def _of_batch(subject: Subject, batch: Batch) -> tuple[UnitGradients, Tensor]:
+    """The sums over one batch, finite or not, and its loss."""
     model, space = subject.model, subject.space
     sums = [{g.name: torch.zeros(g.size, dtype=torch.double) for g in space.groups} for _ in range(4)]
     result = UnitGradients(*sums)
@@ -53,10 +72,11 @@ def unit_gradients(subject: Subject) -> UnitGradients:
 
     weights = {param: base_weight(model, param) for param in pieces}
     with torch.enable_grad(), _gradients_of(weights, reduce):
-        subject.runtime.loss(subject.calibration()).backward(inputs=list(weights.values()))
+        loss = subject.runtime.loss(batch)
+        loss.backward(inputs=list(weights.values()))
     for name, count in entries.items():
         result.weight_means[name] /= max(1, count)
-    return result
+    return result, loss.detach()
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from tuneprune.methods.activations import consumer, input_statistics, per_unit, 
 from tuneprune.methods.base import Batch, Decided, Method, Search, Subject, decide
 from tuneprune.structure import statistics
 from tuneprune.structure.budget import Budget, allocate
+from tuneprune.structure.finite import FiniteSums, refuse_none
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.space import Group
 from tuneprune.structure.statistics import Statistics
@@ -70,13 +71,15 @@ def in_order(subject: Subject, batches: list[Batch], kept: dict[str, int]) -> di
     model, runtime, masks = subject.model, subject.runtime, subject.space.ones()
     gates = Gates(model, subject.space)
     blocks = [block.path for block in subject.architecture.blocks]
-    states, calls = record(subject, blocks, batches)
+    batches, states, calls = record(subject, blocks, batches)
     for layer, path in enumerate(blocks):
         block = model.get_submodule(path)
         groups = [group for group in subject.space.groups if group.layer == layer]
         dense = outputs(block, states, calls[layer])
         modules = [consumer(group).module for group in groups]
-        found = statistics.input_statistics(model, modules, batches, lambda _, run=dense: next(run), runtime.average)
+        found = statistics.input_statistics(
+            model, modules, batches, lambda _, run=dense: next(run), runtime.average, sums=FiniteSums(runtime.accepts)
+        )
         for group in groups:
             best = torch.argsort(unit_scores(subject, group, found), descending=True, stable=True)
             masks[group.name] = torch.zeros(group.size).index_fill(0, best[: kept[group.name]], 1.0)
@@ -93,8 +96,17 @@ def outputs(block: nn.Module, states: list[Tensor], calls: list[Arguments]) -> I
         yield output if isinstance(output, Tensor) else output[0]
 
 
-def record(subject: Subject, blocks: list[str], batches: list[Batch]) -> tuple[list[Tensor], list[list[Arguments]]]:
-    """The hidden states that the first layer reads in every batch, and what each layer is called with beside them."""
+def record(
+    subject: Subject, blocks: list[str], drawn: list[Batch]
+) -> tuple[list[Batch], list[Tensor], list[list[Arguments]]]:
+    """The hidden states that the first layer reads in every batch, and what each layer is called with beside them.
+
+    Of those batches, given back first, on which the dense model computes finite numbers.
+
+    Raises:
+        NonFinite: none of them.
+    """
+    batches: list[Batch] = []
     states: list[Tensor] = []
     calls: list[list[Arguments]] = [[] for _ in blocks]
 
@@ -112,6 +124,12 @@ def record(subject: Subject, blocks: list[str], batches: list[Batch]) -> tuple[l
                 lambda _, inputs, keywords, layer=layer: hook(layer, inputs, keywords), with_kwargs=True
             )
             hooks.callback(listen.remove)
-        for batch in batches:
-            subject.runtime.loss(batch)
-    return states, calls
+        for batch in drawn:
+            if subject.runtime.accepts(batch, [subject.runtime.loss(batch)]):
+                batches.append(batch)
+            else:
+                del states[-1]
+                for of_layer in calls:
+                    del of_layer[-1]
+    refuse_none(len(batches), len(drawn))
+    return batches, states, calls

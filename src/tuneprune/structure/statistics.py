@@ -1,6 +1,6 @@
 """What linears read: running sums over the tokens of a few batches, gathered in one forward pass."""
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 
@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-Batch = Mapping[str, Tensor]
+from tuneprune.structure.finite import Batch, FiniteSums
+
 IGNORED = -100
 """The label of a token that no loss is taken on."""
 
@@ -69,21 +70,27 @@ def input_statistics(
     model: nn.Module,
     modules: Iterable[str],
     batches: Iterable[Batch],
-    forward: Callable[[Batch], object],
+    forward: Callable[[Batch], Tensor],
     average: Callable[[Iterable[Tensor]], None],
     *,
     gram: bool = False,
+    sums: FiniteSums | None = None,
 ) -> dict[str, Statistics]:
     """The statistics of every module's input over the real tokens of `batches`; dropout is off meanwhile.
 
-    Memory: three vectors a module, and a square matrix with `gram`, on the model's device.
+    Memory: three vectors a module, and a square matrix with `gram`, on the model's device, twice.
 
     Args:
-        forward: runs the model on one batch, such as the tuning loop's loss.
+        forward: runs the model on one batch, such as the tuning loop's loss; what it returns has to be finite too.
         average: averages tensors over processes, so that every process gets the same statistics.
+        sums: says which batches count, and takes what others sum up in the same forwards.
+
+    Raises:
+        NonFinite: no batch gave finite numbers.
     """
-    sums: dict[str, dict[str, Tensor]] = {}
+    sums = FiniteSums() if sums is None else sums
     counted = torch.zeros(0)
+    keys: dict[str, dict[str, str]] = {}
 
     def see(path: str, states: Tensor) -> None:
         rows = states[counted.to(states.device)]
@@ -92,17 +99,19 @@ def input_statistics(
         if gram:
             exact = rows.to(torch.promote_types(rows.dtype, torch.float32))
             new["gram"] = (exact.T @ exact).double()
-        mine = sums.setdefault(path, {})
+        mine = keys.setdefault(path, {name: f"{path}/{name}" for name in new})
         for name, tensor in new.items():
-            mine[name] = mine[name].add_(tensor) if name in mine else tensor
+            sums.add(mine[name], tensor)
 
     training = model.training
     model.eval()
     with reading(model, modules, see):
         for batch in batches:
             counted = real_tokens(batch)
-            forward(batch)
+            sums.close(batch, forward(batch))
     model.train(training)
-    for mine in sums.values():
+    totals = sums.result()
+    found = {path: {name: totals[key] for name, key in named.items()} for path, named in keys.items()}
+    for mine in found.values():
         average(mine.values())
-    return {path: Statistics(**mine) for path, mine in sums.items()}
+    return {path: Statistics(**mine) for path, mine in found.items()}

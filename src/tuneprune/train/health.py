@@ -1,47 +1,168 @@
-"""Watching the numbers of a tuning: what is not finite never reaches a weight."""
+"""Bad numbers of a tuning: what is not finite is counted, named with its records, and never reaches a weight."""
 
 import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tuneprune.structure.finite import WEIGHT_LIMIT, stays_in_range
+
+EXAMPLES, RECORDS = 5, 10
+"""How many bad events, and how many records of each, are remembered for the run's record; the log has all."""
+TUNING = frozenset({"loss", "penalty", "gradient", "update"})
+"""Kinds of a tuning step; any other kind is a batch that a method left out."""
 
 
 @dataclass
 class Health:
-    """Counts steps whose loss or gradient is not finite, and says when they are too many in a row."""
+    """Counts steps and batches whose numbers are not finite, and says when they are too many in a row."""
 
     limit: int
+    step: int = 0
+    """The step under way, counted from 1; 0 before the first."""
     skipped: int = 0
-    in_a_row: int = 0
-    last: dict[str, Any] = field(default_factory=dict)
+    """Tuning steps that were not taken."""
+    counts: Counter[str] = field(default_factory=Counter[str])
+    """Bad events by kind."""
+    in_a_row: Counter[str] = field(default_factory=Counter[str])
+    """Since the last good event of the same lot: `step` for tuning steps, else the kind."""
+    first: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """The first few bad events: step, what, and records."""
+    last: dict[str, Any] = field(default_factory=dict[str, Any])
     """Loss, gradient norm and learning rate of the newest step."""
+    latest: dict[str, Any] = field(default_factory=dict[str, Any])
+    """The newest bad event."""
+    _unread: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
-    def take(self, metrics: dict[str, Any]) -> bool:
-        """Whether a step may be taken: its loss and gradient norm are finite."""
-        self.last = {name: metrics[name] for name in ("loss", "grad_norm", "learning_rate")}
-        if math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]):
-            self.in_a_row = 0
-            return True
-        self.skipped += 1
-        self.in_a_row += 1
-        return False
+    def good(self, kind: str) -> None:
+        """An event of this kind went well."""
+        self.in_a_row[_lot(kind)] = 0
+
+    def bad(self, what: str, records: Sequence[str]) -> None:
+        """Something was not finite: `what` begins with its kind; `records` are where the batch came from."""
+        kind = what.partition(" ")[0]
+        self.counts[kind] += 1
+        self.in_a_row[_lot(kind)] += 1
+        self.skipped += kind in TUNING
+        self.latest = {"step": self.step, "what": what, "batch": list(records)}
+        self._unread.append(self.latest)
+        if len(self.first) < EXAMPLES:
+            self.first.append(self.latest | {"batch": list(records[:RECORDS])})
+
+    def news(self) -> list[dict[str, Any]]:
+        """Bad events since this was asked last: `what`, and the records of the `batch`."""
+        unread, self._unread = self._unread, []
+        return [{"what": event["what"], "batch": event["batch"]} for event in unread]
 
     @property
     def has_diverged(self) -> bool:
-        """Whether too many steps in a row were left out."""
-        return self.in_a_row >= self.limit
+        """Whether too many of one lot in a row were bad."""
+        return max(self.in_a_row.values(), default=0) >= self.limit
 
-    def diagnosis(self) -> str:
-        """What happened, and what to do."""
+    def forgive(self) -> None:
+        """Begin to count in a row anew: who resumes a run that gave up gets as many tries again."""
+        self.in_a_row.clear()
+
+    def summary(self) -> dict[str, Any]:
+        """For the run's record."""
+        return {"bad_numbers": dict(self.counts), "bad_examples": self.first}
+
+    def diagnosis(self, losses: Mapping[str, float], *, autocast: bool) -> str:
+        """What happened, the likely cause, and what to do.
+
+        Args:
+            losses: of the newest bad batch, run again without autocast and without masks: `base` without LoRA, `tuned`
+                with it; empty where there is no such batch.
+            autocast: whether the run computes in lower precision.
+        """
+        lot, count = self.in_a_row.most_common(1)[0]
+        counted = "steps" if lot == "step" else f"{lot} batches"
+        loss, norm, rate = (self.last.get(name, math.nan) for name in ("loss", "grad_norm", "learning_rate"))
         return (
-            f"{self.in_a_row} steps in a row had a non-finite loss or gradient (last loss {self.last['loss']}, gradient"
-            f" norm {self.last['grad_norm']}, learning rate {self.last['learning_rate']:.2g}). Weights are those of the"
-            " last good step. Lower tune.learning_rate, or set tune.precision=fp32."
+            f"{count} {counted} in a row had numbers that are not finite, the last one in its {self.latest['what']}"
+            f" (loss {loss:.4g}, gradient norm {norm:.4g}, learning rate {rate:.2g}, precision"
+            f" {'bf16' if autocast else 'as stored'}; records {_some(self.latest['batch'])})."
+            f" {self._cause(losses, autocast=autocast)}"
+            " Weights are those of the last good step, and saved: --resume goes on with the data that follows. Settings"
+            " of a begun run are fixed, so a changed run file needs a new --out."
+        )
+
+    def _cause(self, losses: Mapping[str, float], *, autocast: bool) -> str:
+        """The likely cause by what the same batch gives elsewhere, and what to do about it."""
+        base, tuned = losses.get("base", 0.0), losses.get("tuned", 0.0)
+        if not math.isfinite(base):
+            return (
+                f"The base model alone gives a loss of {base} on them, without LoRA, masks and autocast: look at these"
+                " records, and at the base model's weights with `tuneprune evaluate`."
+            )
+        if not math.isfinite(tuned):
+            return (
+                f"The base model is finite on them (loss {base:.4g}), with LoRA it is not ({tuned}): tuning has"
+                " diverged. Lower tune.learning_rate."
+            )
+        if self.latest["what"] == "update":
+            return f"A step could carry a weight beyond {WEIGHT_LIMIT:.0e}. Lower tune.learning_rate."
+        if autocast:
+            return "Without autocast they give finite losses: set tune.precision=fp32."
+        return (
+            "Without the method's masks they give finite losses. Lower tune.learning_rate or the method's own learning"
+            " rate, or use a base model that is stored in float32."
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The counts."""
-        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+        """The counts, and the first examples."""
+        return {
+            "skipped": self.skipped,
+            "counts": dict(self.counts),
+            "in_a_row": dict(self.in_a_row),
+            "first": self.first,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`."""
-        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+        self.skipped, self.first = state["skipped"], list(state["first"])
+        self.counts, self.in_a_row = Counter(state["counts"]), Counter(state["in_a_row"])
+
+
+def what_is_bad(
+    metrics: Mapping[str, Any], penalty: str, model: nn.Module, parameters: Iterable[nn.Parameter]
+) -> str | None:
+    """What of a step is not finite, its kind first; None where all is.
+
+    Args:
+        metrics: `loss`, `grad_norm`, and the penalty under the name given, where there is one.
+        parameters: those with a gradient.
+    """
+    if not math.isfinite(metrics["loss"]):
+        return "loss"
+    if not math.isfinite(metrics.get(penalty, 0.0)):
+        return f"penalty {penalty}"
+    if math.isfinite(metrics["grad_norm"]):
+        return None
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for parameter in parameters:
+        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+            return f"gradient of {names.get(id(parameter), 'a parameter of the method')}"
+    return "gradient norm"
+
+
+def update_in_range(groups: Iterable[Mapping[str, Any]], rate: float) -> bool:
+    """Whether an AdamW step leaves the weights of all groups in range; `rate` is LoRA's learning rate."""
+    for group in groups:
+        weights: list[Tensor] = [p for p in group["params"] if p.grad is not None]
+        if not stays_in_range(weights, rate * group.get("rate", 1.0), group["weight_decay"]):
+            return False
+    return True
+
+
+def _lot(kind: str) -> str:
+    return "step" if kind in TUNING else kind
+
+
+def _some(records: Sequence[str]) -> str:
+    shown = ", ".join(records[:RECORDS])
+    return f"{shown} and {len(records) - RECORDS} more" if len(records) > RECORDS else shown or "unknown"

@@ -1,6 +1,7 @@
 """`metrics.jsonl`: one object a logged step."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ class StepLog:
             ConfigError: the disk refused it.
         """
         with refusals_explained(self.path), self.path.open("a", encoding="utf8") as stream:
-            stream.write(json.dumps(metrics) + "\n")
+            stream.write(json.dumps({name: _spelt(value) for name, value in metrics.items()}) + "\n")
 
     def flush(self) -> None:
         """Return when every step so far is on the disk: a checkpoint must not be more durable than its log.
@@ -44,6 +45,13 @@ class StepLog:
         with refusals_explained(self.path):
             if self.path.exists():
                 flush(self.path)
+
+
+def _spelt(value: Any) -> Any:  # noqa: ANN401  (what JSON can hold)
+    """The value as strict JSON holds it: not-a-number and infinity by name, as in the record."""
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def _step_of(line: str) -> float:

@@ -19,12 +19,13 @@ from tuneprune.structure.budget import count_parameters
 from tuneprune.structure.space import PruningSpace
 from tuneprune.train import checkpoint
 from tuneprune.train.config import TuneConfig
-from tuneprune.train.health import Health
+from tuneprune.train.health import update_in_range, what_is_bad
 from tuneprune.train.log import StepLog
 from tuneprune.train.memory import activation_checkpointing, peak_memory
-from tuneprune.train.runtime import Batch, ModelRuntime
+from tuneprune.train.runtime import Batch, Drawn, ModelRuntime
 from tuneprune.train.schedule import learning_rate
 from tuneprune.train.state import Remembers, capture, restore, state_bytes
+from tuneprune.train.watches import Watches
 
 Observer = Callable[[Mapping[str, Any]], None]
 
@@ -64,12 +65,17 @@ class Tuner:
         self.log = StepLog(folder)
         self.result = TuneResult()
         self.runtime = ModelRuntime(model, config, accelerator)
-        self.health = Health(config.max_skipped)
+        self.health, self.watches = self.runtime.health, Watches()
         self._stop_requested = False
 
     def next_calibration(self) -> Batch:
         """The next calibration batch, on the model's device."""
-        return self.runtime.to_device(self.calibration_stream.next())
+        tensors = self.runtime.to_device(self.calibration_stream.next())
+        return Drawn(tensors, self.calibration_stream.last_origins())
+
+    def findings(self) -> dict[str, Any]:
+        """Bad numbers by kind, the first of them, and the warnings of watches, for the run's record."""
+        return self.health.summary() | {"warnings": self.watches.summary()}
 
     def run(self, search: Search, *, fingerprint: str = "", resume: bool = False) -> TuneResult:
         """Tune to the end; with `resume`, from the newest checkpoint.
@@ -119,6 +125,7 @@ class Tuner:
         assert self.optimizer is not None
         groups = self.optimizer.param_groups
         step = self.result.steps
+        self.health.step = step + 1
         metrics: dict[str, Any] = search.before_step(step)
         batch = self.runtime.to_device(self.train_stream.next())
         tokens = self.runtime.mean_tokens(batch)
@@ -140,7 +147,7 @@ class Tuner:
         norm = torch.nn.utils.get_total_norm(gradients)
         rate = learning_rate(self.config, step)
         metrics |= {"loss": total.item(), "grad_norm": norm.item(), "learning_rate": rate}
-        if self.health.take(metrics):
+        if self._may_step(search, metrics, batch, parameters):
             search.after_backward()
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip, norm)
             for group in groups:
@@ -155,25 +162,43 @@ class Tuner:
         speed = batch["input_ids"].numel() * self.accelerator.num_processes / seconds
         self._report(search, metrics | {"tokens_per_s": speed, "skipped_steps": self.result.skipped_steps})
 
+    def _may_step(
+        self, search: Search, metrics: dict[str, Any], batch: Batch, parameters: list[torch.nn.Parameter]
+    ) -> bool:
+        """Whether everything of a step is finite and its update stays in range; notes what is bad otherwise."""
+        assert self.optimizer is not None
+        self.health.last = metrics
+        bad = what_is_bad(metrics, search.penalty_name, self.model, parameters)
+        if bad is None and not update_in_range(self.optimizer.param_groups, metrics["learning_rate"]):
+            bad = "update"
+        if bad is None:
+            self.health.good("loss")
+            return True
+        self.runtime.note(bad, batch, self.train_stream.last_origins())
+        return False
+
     def _report(self, search: Search, metrics: dict[str, Any]) -> None:
-        """Show a step, and log every `log_every`th, the first and the last."""
+        """Show a step, and log every `log_every`th, the first, the last, and each with bad numbers or a warning."""
         step = self.result.steps
         masks = search.masks()
         metrics = {"step": step, "phase": search.phase, **metrics}
         if masks is not None and self.space is not None:
             metrics["kept_share"] = count_parameters(self.space, masks) / self.space.num_parameters
+        news = {"bad": self.health.news(), "warnings": self.watches.see(metrics | {"steps": self.config.steps})}
+        metrics |= {name: found for name, found in news.items() if found}
         self.result.last = metrics
         if not self.accelerator.is_main_process:
             return
         self.observe(metrics | {"steps": self.config.steps})
-        if step == 1 or step % self.config.log_every == 0 or step == self.config.steps:
+        is_due = step == 1 or step % self.config.log_every == 0 or step == self.config.steps
+        if is_due or any(news.values()):
             metrics["memory_bytes"] = peak_memory(self.accelerator.device)
             self.log.write(metrics)
-            self.accelerator.log({k: v for k, v in metrics.items() if not isinstance(v, str)}, step=step)
+            self.accelerator.log({k: v for k, v in metrics.items() if not isinstance(v, str | list)}, step=step)
 
     def _after(self, search: Search, fingerprint: str) -> None:
         """Save when it is time to, when asked to stop, and before giving up."""
-        diverged = self.health.has_diverged
+        diverged = self._diagnosis() if self.health.has_diverged else ""
         stop = self.runtime.anyone(self._stop_requested)
         due = self.result.steps % self.config.checkpoint_every == 0 or self.result.steps == self.config.steps
         if due or stop or diverged:
@@ -182,15 +207,27 @@ class Tuner:
                 checkpoint.save(self._checkpoints, self.result.steps, self._state(search), fingerprint)
             meet(self.accelerator)
         if diverged:
-            raise TrainingDiverged(self.health.diagnosis())
+            raise TrainingDiverged(diverged)
         if stop:
             raise Stopped(f"Stopped after step {self.result.steps}; the state is saved. Run again with --resume.")
+
+    def _diagnosis(self) -> str:
+        """Why the run gives up; a resumed one gets as many tries again."""
+        text = self.health.diagnosis(self.runtime.examine(), autocast=self.runtime.computes_in_bf16)
+        self.health.forgive()
+        return text
 
     def _parts(self, search: Search) -> dict[str, Remembers]:
         """What has a state beside the trained weights."""
         assert self.optimizer is not None
         streams = {"train_stream": self.train_stream, "calibration_stream": self.calibration_stream}
-        return {"optimizer": self.optimizer, "search": search, "health": self.health, **streams}
+        return {
+            "optimizer": self.optimizer,
+            "search": search,
+            "health": self.health,
+            "watches": self.watches,
+            **streams,
+        }
 
     def _state(self, search: Search) -> dict[str, Any]:
         return {"result": asdict(self.result)} | capture(self.model, self._parts(search))

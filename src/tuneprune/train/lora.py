@@ -1,9 +1,12 @@
 """LoRA in and out of a model, its module paths intact."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
 from tuneprune.structure.architecture import Architecture
@@ -33,6 +36,19 @@ def inject_lora(model: PreTrainedModel, architecture: Architecture, options: Lor
             if parameter.dtype.itemsize < torch.float32.itemsize:  # an optimiser's small steps vanish in 16 bits
                 parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def without_lora(model: PreTrainedModel) -> Generator[None, None, None]:
+    """Inside, every LoRA layer computes what its frozen linear does."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(enabled=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(enabled=True)
 
 
 @torch.no_grad()

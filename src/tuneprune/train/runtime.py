@@ -6,15 +6,27 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from tuneprune.peers import transfer
+from tuneprune.structure.finite import all_finite
 from tuneprune.structure.statistics import IGNORED
 from tuneprune.train.config import TuneConfig
+from tuneprune.train.health import Health
+from tuneprune.train.lora import without_lora
 
 Batch = Mapping[str, Tensor]
+
+
+class Drawn(dict[str, Tensor]):
+    """A batch that knows which records it was made of."""
+
+    def __init__(self, tensors: Batch, origins: list[str]) -> None:
+        super().__init__(tensors)
+        self.origins = origins
 
 
 class ModelRuntime:
@@ -27,6 +39,8 @@ class ModelRuntime:
 
     def __init__(self, model: PreTrainedModel, config: TuneConfig, accelerator: Accelerator) -> None:
         self.model, self.config, self.accelerator = model, config, accelerator
+        self.health = Health(config.max_skipped)
+        self._evidence: Batch = {}
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy summed over this process's tokens, divided by the mean token count of the processes.
@@ -35,9 +49,9 @@ class ModelRuntime:
         """
         return self.summed_loss(batch) / self.mean_tokens(batch)
 
-    def summed_loss(self, batch: Batch) -> Tensor:
+    def summed_loss(self, batch: Batch, *, autocast: bool = True) -> Tensor:
         """Cross-entropy summed over this process's tokens."""
-        with self._autocast():
+        with self._autocast() if autocast else nullcontext():
             logits = self.model(
                 input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
             ).logits
@@ -64,6 +78,43 @@ class ModelRuntime:
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
+    def accepts(self, batch: Batch, tensors: Iterable[Tensor], what: str = "calibration") -> bool:
+        """Whether all that a batch gave is finite, on all processes; notes what was bad, and of which records, if not.
+
+        As many calls on every process.
+        """
+        is_good = not self.anyone(not all_finite(tensors))
+        if is_good:
+            self.health.good(what)
+        else:
+            self.note(what, batch, getattr(batch, "origins", []))
+        return is_good
+
+    def note(self, what: str, batch: Batch, records: list[str]) -> None:
+        """Remember a bad batch, and what in it was bad."""
+        self.health.bad(what, self.everywhere(records))
+        self._evidence = batch
+
+    @torch.no_grad()
+    def examine(self) -> dict[str, float]:
+        """The losses of the newest bad batch without autocast, gates and dropout, with LoRA and without."""
+        if not self._evidence:
+            return {}
+        training = self.model.training
+        self.model.eval()
+        losses: dict[str, float] = {}
+        for name, context in (("tuned", nullcontext()), ("base", without_lora(self.model))):
+            with context:
+                loss = self.summed_loss(self._evidence, autocast=False) / self.mean_tokens(self._evidence)
+            self.average([loss])
+            losses[name] = loss.item()
+        self.model.train(training)
+        return losses
+
+    def everywhere(self, texts: list[str]) -> list[str]:
+        """The texts of all processes, in their order."""
+        return gather_object(texts) if self.accelerator.num_processes > 1 else texts
+
     def anyone(self, flag: bool) -> bool:
         """Whether the flag is up on any process."""
         if self.accelerator.num_processes == 1:
@@ -87,9 +138,11 @@ class ModelRuntime:
         """The batch where the model is."""
         return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
 
+    @property
+    def computes_in_bf16(self) -> bool:
+        """Whether forwards run under autocast."""
+        gains = self.accelerator.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return self.config.precision == "bf16" or (self.config.precision == "auto" and gains)
+
     def _autocast(self) -> AbstractContextManager[Any]:
-        device = self.accelerator.device
-        gains = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        if self.config.precision == "bf16" or (self.config.precision == "auto" and gains):
-            return torch.autocast(device.type, torch.bfloat16)
-        return nullcontext()
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16) if self.computes_in_bf16 else nullcontext()

@@ -94,7 +94,12 @@ def statistics(model, space, modules=None):
     labels = torch.zeros_like(probe_ids())
     batches = [{"input_ids": probe_ids(), "labels": labels}]
     return input_statistics(
-        model, modules, batches, lambda b: model(input_ids=b["input_ids"], use_cache=False), lambda _: None, gram=True
+        model,
+        modules,
+        batches,
+        lambda b: model(input_ids=b["input_ids"], use_cache=False).logits,
+        lambda _: None,
+        gram=True,
     )
 
 
@@ -153,7 +158,12 @@ def test_a_plan_is_compensated_in_portions_like_at_once(monkeypatch):
         plan = Plan((*plan.edits, Bias("model.layers.0.mlp.down_proj", torch.ones(32))), plan.space)
         batches = [{"input_ids": probe_ids(), "labels": torch.zeros_like(probe_ids())}]
         changed = compensate.compensate_plan(
-            model, space, plan, batches, lambda b, m=model: m(input_ids=b["input_ids"], use_cache=False), lambda _: None
+            model,
+            space,
+            plan,
+            batches,
+            lambda b, m=model: m(input_ids=b["input_ids"], use_cache=False).logits,
+            lambda _: None,
         )
         with torch.no_grad(), Gates(model, space)(plan.masks(space)):
             results.append((changed, model(input_ids=probe_ids(), use_cache=False).logits))

@@ -22,6 +22,15 @@ def forward(made, batch):
         return made.model(**arguments).logits
 
 
+def see(compensation, made, *batches, masks=None):
+    """Watch batches, each one twice as activation checkpointing runs it."""
+    for batch in batches:
+        with compensation.watching(), Gates(made.model, made.space)(masks or made.space.ones()):
+            forward(made, batch)
+            forward(made, batch)
+        compensation.close(is_good=True)
+
+
 def test_moments_are_those_of_the_inputs_before_the_gate(tmp_path):
     made = setting(tmp_path, lora=False)
     masks, module = removing_channels(made.space, [1, 2])
@@ -33,28 +42,28 @@ def test_moments_are_those_of_the_inputs_before_the_gate(tmp_path):
     hook.remove()
     compensation = Compensation(made.subject, ridge=0.01, momentum=0.75)
     for batch in batches:
-        with compensation.watching(), Gates(made.model, made.space)(masks):
-            forward(made, batch)
+        see(compensation, made, batch, masks=masks)
+        if not compensation.moments:
+            compensation.begin(1)
     first, second = (inputs.T @ inputs / len(inputs) for inputs in seen)
     torch.testing.assert_close(compensation.moments[module], 0.75 * first + 0.25 * second, rtol=1e-5, atol=1e-7)
     assert set(compensation.moments) == set(gated_inputs(made.space, masks))
     assert hooks_of(made.model) == 0
 
 
-def test_batches_watched_together_count_alike(tmp_path):
+def test_first_batches_count_alike(tmp_path):
     made = setting(tmp_path, lora=False)
     batches = [made.tuner.calibration_stream.next() for _ in range(3)]
     single = []
     for batch in batches:
         alone = Compensation(made.subject, ridge=0.01, momentum=0.9)
-        with alone.watching():
-            forward(made, batch)
+        see(alone, made, batch)
+        alone.begin(1)
         single.append(alone.moments)
     together = Compensation(made.subject, ridge=0.01, momentum=0.9)
-    with together.watching():
-        for batch in batches:
-            forward(made, batch)
-            forward(made, batch)  # as activation checkpointing does
+    see(together, made, *batches)
+    together.begin(3)
+    assert together.moments
     for name, moment in together.moments.items():
         mean = torch.stack([moments[name] for moments in single]).mean(0)
         torch.testing.assert_close(moment, mean, rtol=1e-5, atol=1e-7)
@@ -68,6 +77,8 @@ def test_moments_are_exact_under_autocast(tmp_path):
     compensation = Compensation(made.subject, ridge=0.01, momentum=0.9)
     with torch.autocast("cpu", torch.bfloat16), compensation.watching():
         forward(made, made.tuner.calibration_stream.next())
+    compensation.close(is_good=True)
+    compensation.begin(1)
     hook.remove()
     rows = seen[0].float()
     torch.testing.assert_close(compensation.moments[module], rows.T @ rows / len(rows), rtol=1e-5, atol=1e-9)
@@ -98,6 +109,8 @@ def test_a_removed_twin_is_replaced_by_its_twin(tmp_path, space_name):
     compensation = Compensation(made.subject, ridge=1e-6, momentum=0.9)
     with compensation.watching():
         forward(made, batch)
+    compensation.close(is_good=True)
+    compensation.begin(1)
     compensation.apply(masks)
     with Gates(made.model, made.space)(masks):
         torch.testing.assert_close(forward(made, batch), dense, rtol=1e-3, atol=1e-3)
@@ -110,7 +123,7 @@ def test_a_settled_compensation_keeps_the_weights_alone(tmp_path):
     made = setting(tmp_path / "one")
     masks, module = removing_channels(made.space, [5])
     compensation = Compensation(made.subject, ridge=1e-6, momentum=0.9)
-    compensation.gather(1)
+    compensation.begin(1)
     compensation.apply(masks)
     compensation.settle()
     state = compensation.state_dict()

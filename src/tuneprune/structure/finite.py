@@ -1,0 +1,95 @@
+"""Numbers that may be trusted: sums that take no batch in which one is not finite, and weights that stay in range."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from tuneprune.errors import NonFinite
+
+Batch = Mapping[str, Tensor]
+Accepts = Callable[[Batch, Iterable[Tensor]], bool]
+"""Whether everything that a batch gave is finite, on all processes; who asks leaves the batch out otherwise."""
+
+WEIGHT_LIMIT = 1e15
+"""No trained weight may pass it: beyond, float32 squares and products of two overflow, and no use is known."""
+ADAM_REACH = 10.0
+"""An Adam step moves a weight by less than so many learning rates: |m| / sqrt(v) is below 3.2 for betas 0.9, 0.999."""
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no number is NaN or infinite; asks every device once."""
+    verdicts: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors:
+        verdicts.setdefault(tensor.device, []).append(torch.isfinite(tensor).all())
+    return all(bool(torch.stack(own).all()) for own in verdicts.values())
+
+
+def accepts_here(batch: Batch, tensors: Iterable[Tensor]) -> bool:  # noqa: ARG001  (an `Accepts`)
+    """The verdict of a single process."""
+    return all_finite(tensors)
+
+
+class FiniteSums:
+    """Named running sums over batches, to which a batch adds all of its numbers or, where one is not finite, none.
+
+    Memory: what one batch adds is held beside the sums until the batch is closed.
+    """
+
+    def __init__(self, accepts: Accepts = accepts_here) -> None:
+        self.accepts = accepts
+        self.totals: dict[str, Tensor] = {}
+        self.drawn = self.counted = 0
+        self._batch: dict[str, Tensor] = {}
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Add to a sum; it counts when the batch is closed, and belongs to this object from now on."""
+        self._batch[name] = self._batch[name].add_(value) if name in self._batch else value
+
+    def close(self, batch: Batch, *shown: Tensor) -> bool:
+        """End a batch; whether it counts. `shown` is what else has to be finite, such as its loss."""
+        fresh, self._batch = self._batch, {}
+        self.drawn += 1
+        if not self.accepts(batch, [*fresh.values(), *shown]):
+            return False
+        self.counted += 1
+        for name, value in fresh.items():
+            self.totals[name] = self.totals[name].add_(value) if name in self.totals else value
+        return True
+
+    def result(self) -> dict[str, Tensor]:
+        """The sums.
+
+        Raises:
+            NonFinite: no batch counted.
+        """
+        refuse_none(self.counted, self.drawn)
+        return self.totals
+
+
+def refuse_none(counted: int, drawn: int) -> None:
+    """Refuse to decide by nothing.
+
+    Raises:
+        NonFinite: says what to look at.
+    """
+    if drawn and not counted:
+        raise none_finite(drawn)
+
+
+def none_finite(drawn: int) -> NonFinite:
+    """The error of calibration that gave nothing to decide by."""
+    return NonFinite(
+        f"None of {drawn} calibration batches gave finite numbers, so there is nothing to decide by. Check the base"
+        " model's weights with `tuneprune evaluate`, and the calibration data; on a GPU try tune.precision=fp32."
+    )
+
+
+def stays_in_range(parameters: Sequence[Tensor], rate: float, weight_decay: float = 0.0) -> bool:
+    """Whether a step of Adam or AdamW at this learning rate leaves all weights below `WEIGHT_LIMIT`, whatever it is."""
+    if not parameters:
+        return True
+    largest = torch.nn.utils.get_total_norm(parameters, norm_type=math.inf).item()
+    decayed = max(1.0, abs(1 - rate * weight_decay))
+    return largest * decayed + ADAM_REACH * rate < WEIGHT_LIMIT
