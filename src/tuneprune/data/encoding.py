@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -140,8 +141,8 @@ def encode_all(
     Examples of which the tokenizer knows nothing are left out.
     """
     result = EncodedExamples()
-    control = frozenset(control_tokens(tokenizer))
-    meaningless = control | {IGNORED, tokenizer.unk_token_id}
+    control, unknown = frozenset(control_tokens(tokenizer)), cast("int | None", tokenizer.unk_token_id)
+    meaningless = control | {IGNORED, unknown}
     for index, example in enumerate(examples):
         if example.is_text:
             documents = windows(example, tokenizer, max_length)

@@ -235,6 +235,7 @@ def read_hub(name: str, split: str) -> Numbered:
         DataError: not reachable, unknown, or without such a split.
     """
     import datasets  # slow to import, and only this needs it
+    from datasets.exceptions import DatasetsError
 
     repository, _, subset = name.partition(":")
     try:
@@ -245,7 +246,7 @@ def read_hub(name: str, split: str) -> Numbered:
         rows = datasets.load_dataset(repository, subset or None, split=found)
     except DataError:
         raise
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise DataError(
             f"{name}: the hub data set cannot be loaded ({said(error)}). Check its name and the network, or download"
             " it and name the file with `path`."
