@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from tuneprune.errors import ConfigError, TunePruneError, first_line, reading
@@ -52,22 +53,23 @@ def _fitted(adapter: str, skeleton: PreTrainedModel, options: Any) -> Pretrained
         _refuse_rank(adapter, options, stored)
         with within(PATIENCE_S, _other_base(adapter, options, "its target_modules match for minutes")):
             wrapped = get_peft_model(skeleton, options)
+        _refuse_shared(adapter, skeleton, wrapped, options)
+        wanted = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+        found = _difference(stored, _shapes(wanted), _shapes(dict(skeleton.named_parameters()), "base_model.model."))
+        if found:
+            raise _other_base(adapter, options, found)
+        merged: Any = wrapped.merge_and_unload()
     except TunePruneError:
         raise
     except Exception as error:
         raise _other_base(adapter, options, first_line(error)) from error
-    _refuse_shared(adapter, skeleton, wrapped, options)
-    wanted = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
-    whole = {f"base_model.model.{name}": parameter for name, parameter in skeleton.named_parameters()}
-    found = _difference(
-        stored, {n: tuple(t.shape) for n, t in wanted.items()}, {n: tuple(p.shape) for n, p in whole.items()}
-    )
-    if found:
-        raise _other_base(adapter, options, found)
-    merged: Any = wrapped.merge_and_unload()
     if merged.get_input_embeddings().weight is not merged.get_output_embeddings().weight:
         merged.config.tie_word_embeddings = False
     return merged.config
+
+
+def _shapes(tensors: Mapping[str, Tensor], prefix: str = "") -> Shapes:
+    return {f"{prefix}{name}": tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _options(adapter: str) -> Any:  # noqa: ANN401  (peft's config, imported only where there is one)

@@ -9,7 +9,7 @@ from typing import Any
 
 from tuneprune import documents, methods
 from tuneprune.config import RunConfig
-from tuneprune.errors import ConfigError, TunePruneError, suggest
+from tuneprune.errors import ConfigError, DataError, TunePruneError, reading, suggest
 from tuneprune.job import check, check_shape, prepare
 from tuneprune.loading import load_config
 from tuneprune.methods.base import Method
@@ -211,8 +211,22 @@ def references(out: Path) -> list[ReferenceRecord]:
 
 
 def _manifest(out: Path) -> dict[str, str]:
+    """The labels of all cells by the names of their folders.
+
+    Raises:
+        DataError: a damaged file, or names of folders elsewhere.
+    """
     path = out / MANIFEST
-    return json.loads(path.read_text(encoding="utf8"))["cells"] if path.exists() else {}
+    if not path.exists():
+        return {}
+    with reading(f"{path} cannot be read", DataError):
+        known: dict[str, str] = json.loads(path.read_text(encoding="utf8"))["cells"]
+        foreign = next(
+            (name for name, label in known.items() if _slug(name) != name or not isinstance(label, str)), None
+        )
+    if foreign is not None or {".", ".."} & known.keys():
+        raise DataError(f"{path} names {foreign or '..'!r}, which is no cell of a comparison. Restore the file.")
+    return known
 
 
 def _slug(label: str) -> str:

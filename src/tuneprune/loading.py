@@ -174,7 +174,9 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
         ConfigError: there is none.
     """
     with reading(f"model: cannot load the tokenizer of {model}"):
-        return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        tokenizer("a b")  # some settings are first looked at here
+        return tokenizer
 
 
 def skeleton(config: PretrainedConfig, generation: str | None = None) -> PreTrainedModel:
@@ -186,7 +188,7 @@ def skeleton(config: PretrainedConfig, generation: str | None = None) -> PreTrai
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     if generation is not None:
-        with suppress(OSError):
+        with reading(f"model: cannot read the generation_config.json of {generation}"), suppress(OSError):
             model.generation_config = GenerationConfig.from_pretrained(generation)
     return model
 

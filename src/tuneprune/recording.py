@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from tuneprune import evaluate
+from tuneprune.errors import DataError, reading
 from tuneprune.job import Job, Scores
 from tuneprune.report import Proof, RunRecord, model_card, write_report
 from tuneprune.storage import write_text
@@ -179,10 +180,23 @@ def write_results(job: Job, record: RunRecord, proof: Proof) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The logged steps of one tuning, empty where there was none."""
+    """The logged steps of one tuning, empty where there was none.
+
+    Raises:
+        DataError: a file, or a line of it, that is no such log.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf8").splitlines()]
+    with reading(f"{path} cannot be read", DataError):
+        lines = path.read_text(encoding="utf8").splitlines()
+    steps = []
+    for number, line in enumerate(lines, start=1):
+        with reading(f"{path}:{number} is no logged step", DataError):
+            step = json.loads(line)
+            if not isinstance(step, dict) or not isinstance(step["step"], int):
+                raise DataError(f"{path}:{number} is no logged step. Take the line out to go without it.")
+            steps.append(step)
+    return steps
 
 
 def _cpu_name() -> str:

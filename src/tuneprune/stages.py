@@ -11,7 +11,7 @@ from tuneprune import documents, evaluate, export, families, folders
 from tuneprune.budgets import measured
 from tuneprune.compress import Streamed, compress, stream
 from tuneprune.config import Compensation, RunConfig, explain
-from tuneprune.errors import ConfigError, reading
+from tuneprune.errors import ConfigError, DataError, reading
 from tuneprune.evaluate import EvaluateConfig
 from tuneprune.job import Scores, prepare
 from tuneprune.loading import (
@@ -91,7 +91,8 @@ def _any_model(
     Raises:
         ConfigError: one that does not load, or needs code that the user does not trust.
     """
-    is_foreign = needs_own_code(config)
+    with reading(f"cannot load {model}"):
+        is_foreign = needs_own_code(config)
     if is_foreign and not trust_remote_code:
         raise ConfigError(f"{model} comes with its own model code: add --trust-remote-code.")
     folders.check_index(model, "model")
@@ -240,11 +241,14 @@ def rewrite_report(folder: Path) -> Path:
 
     Raises:
         ConfigError: the folder holds no finished run.
+        DataError: its files are damaged, or say what cannot be.
     """
     if not (folder / "record.json").exists():
         raise ConfigError(f"{folder} holds no finished run (no record.json). Name the --out folder of a run.")
     record = RunRecord.load(folder / "record.json")
     metrics = [*read_metrics(folder / "metrics.jsonl"), *read_metrics(folder / "recover" / "metrics.jsonl")]
-    config = (folder / "config.yaml").read_text(encoding="utf8")
+    with reading(f"{folder / 'config.yaml'} cannot be read", DataError):
+        config = (folder / "config.yaml").read_text(encoding="utf8")
     reference = read_metrics(folder / "reference" / "metrics.jsonl")
-    return write_report(record, record.proof, metrics, config, folder, reference=reference)
+    with reading(f"{folder}: what its record and logs say cannot be drawn", DataError):
+        return write_report(record, record.proof, metrics, config, folder, reference=reference)

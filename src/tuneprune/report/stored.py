@@ -76,7 +76,7 @@ def _read_json(path: Path, what: str) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: cannot read this {what}: {error.strerror}. Name an existing file.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: this {what} is not valid JSON ({error}). Restore the file or run again.") from error
     if not isinstance(data, dict):
         raise DataError(f"{path}: a {what} is one JSON object, this file holds a {type(data).__name__}.")

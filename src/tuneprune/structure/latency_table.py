@@ -81,7 +81,7 @@ class LatencyTable(BaseModel, frozen=True, extra="forbid"):
                 f"budget.table: cannot read {path} ({error.strerror}). Name the latency.json of an earlier run, or"
                 " leave the table out to have it measured."
             ) from error
-        except (ValidationError, ValueError) as error:
+        except (ValidationError, ValueError, RecursionError) as error:
             first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
             place = ".".join(str(part) for part in first["loc"])
             raise ConfigError(
