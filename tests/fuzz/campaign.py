@@ -5,11 +5,10 @@ import os
 import resource
 import signal
 import warnings
-from collections import Counter
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from targets import Target, attempt
 
 from tuneprune import cli
@@ -59,20 +58,19 @@ def patience():
         signal.signal(signal.SIGPROF, before)
 
 
-def run(target: Target, folder: Path, call, examples: int, *, seeded: bool) -> Counter[str]:
-    """How many cases were accepted and refused.
+def run(target: Target, folder: Path, call, examples: int, number: int, counts: dict[str, int]) -> None:
+    """Count in `counts` how many cases were accepted and refused; `number` is the seed of their choice.
 
     Raises:
         AssertionError, Exception: the smallest case that was neither, or took too long or too much memory.
     """
-    counts: Counter[str] = Counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     phases = (Phase.explicit, Phase.generate, Phase.shrink)
 
+    @seed(number)
     @settings(
         max_examples=examples,
         deadline=None,
-        derandomize=seeded,
         print_blob=False,
         database=None,
         phases=phases,
@@ -88,10 +86,10 @@ def run(target: Target, folder: Path, call, examples: int, *, seeded: bool) -> C
         assert "Traceback" not in said
         used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - peak
         assert used < MEMORY, f"{used / 2**30:.1f} GiB more memory"
-        counts["refused" if status and AT_THE_END not in said else "accepted"] += 1
+        outcome = "refused" if status and AT_THE_END not in said else "accepted"
+        counts[outcome] = counts.get(outcome, 0) + 1
 
     case()
-    return counts
 
 
 def examples(default: int) -> int:

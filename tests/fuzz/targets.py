@@ -17,6 +17,7 @@ from tiny import random_masks
 
 from tuneprune import export, families
 from tuneprune.compress import compress
+from tuneprune.config import load_run_file
 from tuneprune.loading import load_model
 from tuneprune.structure import spaces
 from tuneprune.structure.latency_table import Curve, LatencyTable, shapes_of
@@ -143,10 +144,11 @@ def of_files(folder: Path) -> dict[str, Target]:
     def document(name):
         return json.loads((folder / name).read_text())
 
+    run = yaml.safe_load(load_run_file(folder / "run.yaml").to_yaml())  # every key that there is
+    recover = ("recover", "{}/ragged", "{}/run.yaml", "--out", "{}/latency.json")  # refused when all has been read
     return {
-        "run file": Target(
-            "run.yaml", yaml_file(yaml.safe_load((folder / "run.yaml").read_text())), ("validate", "{}/run.yaml")
-        ),
+        "run file, validate": Target("run.yaml", yaml_file(run), ("validate", "{}/run.yaml")),
+        "run file, recover": Target("run.yaml", yaml_file(run), recover),
         "plan.json": Target("plan/plan.json", json_file(json.loads(plan.read_text())), compressing),
         "plan.safetensors": Target("plan/plan.safetensors", tensor_file(tensors.read_bytes()), compressing),
         "latency table": Target("latency.json", json_file(document("latency.json")), ("validate", "{}/timed.yaml")),

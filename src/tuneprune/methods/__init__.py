@@ -37,8 +37,10 @@ def build(options: Mapping[str, Any]) -> Method:
     """
     known = {**registry(), **presets()}
     name = options.get("name")
-    if name not in known:
-        raise ConfigError(f"Unknown method `{name}`; known methods are {', '.join(known)}.{suggest(str(name), known)}")
+    if not isinstance(name, str) or name not in known:
+        raise ConfigError(
+            f"Unknown method `{name!s:.80}`; known methods are {', '.join(known)}.{suggest(str(name), known)}"
+        )
     settings = {key: value for key, value in options.items() if key != "name"}
     method = known[name]
     for key in settings:
@@ -48,8 +50,8 @@ def build(options: Mapping[str, Any]) -> Method:
                 f"method.{key}: `{name}` has no such option; it has {fields}.{suggest(key, method.model_fields)}"
             )
     try:
-        return method.preset(str(name), settings) if name in method.presets else method(**settings)
+        return method.preset(name, settings) if name in method.presets else method(**settings)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in ("method", *first["loc"]))
-        raise ConfigError(f"{place}: {first['msg']}, got {first['input']!r}.") from error
+        raise ConfigError(f"{place}: {first['msg']}, got {first['input']!r:.80}.") from error
