@@ -14,12 +14,21 @@ import typer
 
 from tuneprune import catalogue
 from tuneprune.catalogue import AsJson
-from tuneprune.terminal import at_work, complain, print_sections, show_comparison, show_recovered, show_results
+from tuneprune.terminal import (
+    Commands,
+    at_work,
+    complain,
+    print_sections,
+    show_comparison,
+    show_recovered,
+    show_results,
+)
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a connection that ends is told in one sentence, not in frames
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

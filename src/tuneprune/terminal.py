@@ -11,8 +11,35 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
-from tuneprune.errors import printable
+from tuneprune.errors import ConfigError, printable
+
+UsageError: Any = typer.BadParameter.__bases__[0]  # of the click that typer brings along, which has no public name
+
+
+class Commands(TyperGroup):
+    """The commands, whose mistaken options and arguments are told in one sentence like every other mistake."""
+
+    def main(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  (as typer calls it)
+        """Run a command.
+
+        Raises:
+            ConfigError: an unknown command or option, or an argument that is missing or malformed.
+        """
+        try:
+            status = super().main(*arguments, **options | {"prog_name": "tuneprune", "standalone_mode": False})
+        except UsageError as error:
+            said = error.format_message()
+            if not said or "\n" in said:  # no command was given, so this is the help
+                error.show()
+                sys.exit(error.exit_code)
+            path = error.ctx.command_path if error.ctx is not None else "tuneprune"
+            raise ConfigError(
+                f"{said if said.endswith('?') else said.rstrip('.') + '.'} See `{path} --help`."
+            ) from error
+        if status:
+            sys.exit(status)
 
 
 def is_main_process() -> bool:
