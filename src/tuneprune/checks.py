@@ -109,4 +109,7 @@ def check_trackers(names: list[str]) -> None:
     for name in names:
         if name not in available:
             listed = ", ".join(available) or "none"
-            raise ConfigError(f"tune.trackers: `{name}` is not installed or not known; available here: {listed}.")
+            raise ConfigError(
+                f"tune.trackers: `{name}` is not installed or not known; available here: {listed}."
+                " Install it, or leave it out."
+            )

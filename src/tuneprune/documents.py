@@ -96,9 +96,9 @@ def load(text: str, place: str) -> Any:  # noqa: ANN401  (plain YAML)
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "it is not YAML"
-        raise ConfigError(f"{place}{line}: malformed YAML: {problem}.") from error
+        raise ConfigError(f"{place}{line}: malformed YAML: {problem}. Mend it.") from error
     except Exception as error:  # dates that do not exist, numbers of thousands of digits
-        raise ConfigError(f"{place}: a value cannot be read: {first_line(error)}.") from error
+        raise ConfigError(f"{place}: a value cannot be read: {first_line(error)}. Mend it.") from error
 
 
 def _load(text: str) -> Any:  # noqa: ANN401

@@ -59,8 +59,10 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 @contextmanager
-def reading(what: str, kind: type[TunePruneError] = ConfigError) -> Iterator[None]:
-    """Turns whatever a library raises at a file from elsewhere into one error, whose sentence begins with `what`.
+def reading(
+    what: str, kind: type[TunePruneError] = ConfigError, advice: str = "Download it again, or name another."
+) -> Iterator[None]:
+    """Turns whatever a library raises at a file from elsewhere into one error: `what`, the reason, and `advice`.
 
     For calls into libraries only: which errors they raise at a file that nobody foresaw is in no contract of theirs.
     """
@@ -69,7 +71,7 @@ def reading(what: str, kind: type[TunePruneError] = ConfigError) -> Iterator[Non
     except TunePruneError:
         raise
     except Exception as error:
-        raise kind(f"{what}: {first_line(error)}") from error
+        raise kind(f"{what}: {first_line(error).rstrip('.: ')}. {advice}") from error
 
 
 def first_line(error: Exception) -> str:

@@ -1,10 +1,21 @@
-"""A run file that was fine until a test changed it, and what a refusal looks like."""
+"""Bad inputs, and what a refusal looks like."""
 
 import json
+import re
 import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import tiny_runs
 import yaml
+
+ADVICE = re.compile(
+    r"\b(add|apply|ask|break|check|choose|continue|delete|download|export|free|give|install|leave|lower|make|mend|move"
+    r"|name|order|point|possible|prune|put|quantise|raise|read|remove|rename|restore|run|save|see|set|should|start|take"
+    r"|train|unpack|use|write)\b|pip install|Did you mean",
+    re.IGNORECASE,
+)
+"""A word that says what to do, or what is possible."""
 
 
 class Case:
@@ -32,6 +43,24 @@ class Case:
         return path
 
 
+def as_it_was(_):
+    """Nothing is wrong with the files."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One bad input: what is wrong with the files of a run, the command that meets it, and what has to be said.
+
+    A command may name `{run}`, `{model}`, `{out}` and `{folder}`, where the run file and its data are.
+    """
+
+    says: Sequence[str]
+    change: Callable[[Case], object] = as_it_was
+    command: str = "run {run} --out {out}"
+    replaced: Mapping[str, object] | None = None
+    """What stands for something of the program, by its dotted name."""
+
+
 def set_to(path, value):
     def change(case):
         *parents, leaf = path.split(".")
@@ -41,6 +70,11 @@ def set_to(path, value):
         section[leaf] = value
 
     return change
+
+
+def merged(**content):
+    """Other sections in place of those of the run file."""
+    return lambda case: case.content.update(content)
 
 
 def of_family(variant, space, method):
@@ -53,11 +87,33 @@ def of_family(variant, space, method):
     return change
 
 
+def holding(name, content):
+    """A file beside the run file, such as `out/thesis.doc`."""
+
+    def change(case):
+        path = case.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    return change
+
+
+def all_of(*changes):
+    def change(case):
+        for each in changes:
+            each(case)
+
+    return change
+
+
 def assert_refused(capsys, status, fragments):
-    error = capsys.readouterr().err
-    messages = [line for line in error.splitlines() if not line.startswith("• ")]
-    assert status == 2, error
-    assert len(messages) == 1, error
+    """One line on stderr that begins as our errors do and has the fragments; gives it."""
+    printed = capsys.readouterr()
+    messages = [line for line in printed.err.splitlines() if not line.startswith("• ")]
+    assert status == 2, printed.err
+    assert len(messages) == 1, printed.err
     assert messages[0].startswith("tuneprune: ")
     for fragment in fragments:
         assert fragment in messages[0]
+    assert not printed.out
+    return messages[0]

@@ -76,10 +76,10 @@ def _chat(turns: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> tu
     )
     refuses = "the tokenizer's chat template refuses these messages"
     try:
-        with reading(refuses, DataError), within(PATIENCE_S, endless):
+        with reading(refuses, DataError, "Order the roles as it asks."), within(PATIENCE_S, endless):
             found = _split(turns, tokenizer)
     except DataError as error:
-        raise UnusableRecord("refused by the chat template", f"{error}. Order the roles as it asks.") from error
+        raise UnusableRecord("refused by the chat template", str(error)) from error
     if found is not None:
         return found
     raise ConfigError(

@@ -82,8 +82,8 @@ def refuse_unknown(model_type: str) -> None:
     known = registry()
     if model_type not in known:
         raise UnsupportedModel(
-            f"Model type `{model_type}` is not supported; known families are {', '.join(known)}."
-            f"{suggest(model_type, known)}"
+            f"Model type `{model_type}` is not supported; known families are {', '.join(known)}. Use a"
+            f" model of one of these.{suggest(model_type, known)}"
         )
 
 

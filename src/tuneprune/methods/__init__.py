@@ -47,7 +47,8 @@ def build(options: Mapping[str, Any]) -> Method:
         if key not in method.model_fields:
             fields = ", ".join(method.model_fields) or "none"
             raise ConfigError(
-                f"method.{key}: `{name}` has no such option; it has {fields}.{suggest(key, method.model_fields)}"
+                f"method.{key}: `{name}` has no such option; it has {fields}. Leave it out, or use one of these."
+                + suggest(key, method.model_fields)
             )
     try:
         return method.preset(name, settings) if name in method.presets else method(**settings)

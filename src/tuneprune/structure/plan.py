@@ -65,12 +65,14 @@ class Plan:
         for edit in self.edits:
             key = (Keep if isinstance(edit, Route) else type(edit), kinds.target(edit))
             if key in seen:
-                raise PlanMismatch(f"The plan decides on `{key[1]}` twice; it takes one edit of a kind.")
+                raise PlanMismatch(
+                    f"The plan decides on `{key[1]}` twice; it takes one edit of a kind. Make the plan again."
+                )
             seen.add(key)
             check_edit(edit, space)
         blocks = {group.name for group in space.groups if group.kind == "block"}
         if blocks and blocks == {edit.block for edit in self.edits if isinstance(edit, Drop)}:
-            raise PlanMismatch("The plan drops every block of the model; it must keep some.")
+            raise PlanMismatch("The plan drops every block of the model; it must keep some. Make the plan again.")
 
     def of_kind(self, kind: type[E]) -> list[E]:
         """The edits of one kind, in order."""

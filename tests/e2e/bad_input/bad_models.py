@@ -1,0 +1,56 @@
+"""Models and tokenizers that are not there, incomplete, or of a kind that cannot be pruned."""
+
+from refusals import Row, all_of, holding, set_to
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config
+
+
+def without(*patterns):
+    def change(case):
+        folder = case.model()
+        for pattern in patterns:
+            for file in folder.glob(pattern):
+                file.unlink()
+
+    return change
+
+
+def holds(name, content):
+    """Another file in the model's folder."""
+
+    def change(case):
+        (case.model() / name).write_bytes(content)
+
+    return change
+
+
+def incomplete(case):
+    weights = case.model() / "model.safetensors"
+    tensors = load_file(weights)
+    tensors.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(tensors, weights, metadata={"format": "pt"})
+
+
+ROWS = {
+    "too long for the model": Row(["tune.max_length=4096", "context of 128"], set_to("tune.max_length", 4096)),
+    "no model folder": Row(["no folder ./nowhere", "hub id"], set_to("model", "./nowhere")),
+    "model that is a file": Row(
+        ["is a file", "Name the folder"],
+        all_of(holding("weights", "x"), lambda c: c.content.update(model=f"{c.folder}/weights")),
+    ),
+    "no adapter": Row(["no folder ./nowhere"], set_to("model", {"base": "", "adapter": "./nowhere"})),
+    "unknown key of the model": Row(["`model.lora`", "adapter"], set_to("model", {"base": "", "lora": "./nowhere"})),
+    "model without weights": Row(["holds no weights", "*.safetensors"], without("*.safetensors")),
+    "model without config": Row(["no config.json"], without("config.json")),
+    "model without tokenizer": Row(["tokenizer"], without("tokenizer*")),
+    "config that is no JSON": Row(["config"], holds("config.json", b"{")),
+    "config that is a list": Row(["config"], holds("config.json", b"[1]")),
+    "unsupported family": Row(["`gpt2`", "llama", "qwen3"], lambda case: GPT2Config().save_pretrained(case.model())),
+    "uneven model": Row(
+        ["pruned", "dense model", "`tuneprune recover`"], lambda case: case.model(pruned={"layers": []})
+    ),
+    "tokenizer of another model": Row(["tokenizer", "20 embeddings"], lambda case: case.model(vocab_size=20)),
+    "incomplete weights": Row(["incomplete", "model.layers.1.mlp.up_proj.weight"], incomplete),
+    "damaged weights": Row(["model.safetensors"], holds("model.safetensors", b"\x00" * 100)),
+    "weights of other shapes": Row(["model"], lambda case: case.model(intermediate_size=8)),
+}

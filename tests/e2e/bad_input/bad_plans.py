@@ -1,0 +1,65 @@
+"""Plans that are none, or that belong to another model or space, and places that cannot take the smaller model."""
+
+import torch
+from refusals import Row, all_of, as_it_was, holding
+
+from tuneprune import families
+from tuneprune.loading import load_config, skeleton
+from tuneprune.structure import spaces
+from tuneprune.structure.edits import Keep
+from tuneprune.structure.plan import Plan
+
+COMMAND = "compress {model} --plan {folder}/plan --out {out}"
+
+
+def plan(space="width", *edits):
+    return lambda case: Plan(tuple(edits), space).save(case.folder / "plan")
+
+
+def plan_of(*edits):
+    """A plan of these edits in the space of the run's own model."""
+
+    def change(case):
+        config = load_config(case.content["model"])
+        space = spaces.build("width", families.describe_config(config), skeleton(config))
+        plan(space.fingerprint, *edits)(case)
+
+    return change
+
+
+def keep(name, units):
+    return Keep(name, torch.tensor(units))
+
+
+def applied(says, change=as_it_was, command=COMMAND):
+    return Row(says, change, command)
+
+
+ROWS = {
+    "no plan": applied(["plan", "Make the plan again"]),
+    "plan that is no JSON": applied(["no readable plan"], all_of(plan(), holding("plan/plan.json", "{"))),
+    "plan that is a list": applied(["no readable plan"], all_of(plan(), holding("plan/plan.json", "[]"))),
+    "plan without tensors": applied(
+        ["no readable plan"], all_of(plan(), holding("plan/plan.safetensors", b"\x09" * 40))
+    ),
+    "plan of a later version": applied(
+        ["plan format 99", "use the version that wrote it"],
+        all_of(plan(), holding("plan/plan.json", '{"format": 99, "provenance": {}}')),
+    ),
+    "plan of an unknown space": applied(["space", "width"], plan("widht")),
+    "plan of a group that is not there": applied(["`model.layers.9.mlp`"], plan_of(keep("model.layers.9.mlp", [0]))),
+    "plan of units that are not there": applied(
+        ["`model.layers.0.mlp`", "ascend"], plan_of(keep("model.layers.0.mlp", [0, 10_000]))
+    ),
+    "plan of no units": applied(["`model.layers.0.mlp`", "keep some"], plan_of(keep("model.layers.0.mlp", []))),
+    "plan of another model": applied(
+        ["belongs to space 0123", "Apply it to the model and space it was made for"], all_of(plan("0123"))
+    ),
+    "size of a file that is none": applied(["`huge`", "5GB"], plan(), COMMAND + " --max-shard-size huge"),
+    "folder with other files": applied(
+        ["not a model", "Name another folder"], all_of(plan(), holding("out/thesis.doc", "mine"))
+    ),
+    "folder that is a file": applied(["is a file", "Name another"], all_of(plan(), holding("out", "mine"))),
+    "no model": applied(["no folder"], plan(), "compress ./nowhere --plan {folder}/plan --out {out}"),
+    "no adapter": applied(["no folder"], plan(), COMMAND + " --adapter ./nowhere"),
+}

@@ -1,0 +1,30 @@
+"""Inputs that look like bad ones and are fine."""
+
+import pytest
+import tiny_runs
+import yaml
+
+
+def test_a_base_that_was_quantised_once(tmp_path, model_folder, tuneprune):
+    """What transformers dequantised and saved is a base like any other."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    quantised = AutoModelForCausalLM.from_pretrained(
+        model_folder, quantization_config=BitsAndBytesConfig(load_in_8bit=True), device_map="cpu"
+    )
+    folder = tmp_path / "again"
+    quantised.dequantize().save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(folder)
+    assert tuneprune("inspect", folder) == 0
+
+
+def test_anchors_stand_for_what_they_name(tmp_path, model_folder, tuneprune):
+    run_file = tiny_runs.write_run(tmp_path, model_folder)
+    content = yaml.safe_load(run_file.read_text())
+    source = content["data"].pop("calibration")[0]["path"]
+    text = yaml.safe_dump(content | {"recover": None}).replace(
+        "data:", f"data:\n  calibration: &own [{{path: {source}}}]"
+    )
+    run_file.write_text(text.replace("recover: null", "recover: {<<: {steps: 1}, steps: 2}"))
+    assert tuneprune("validate", run_file) == 0
