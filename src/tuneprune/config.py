@@ -16,8 +16,12 @@ from tuneprune.structure.budget import Budget
 from tuneprune.structure.spaces import SPACES
 from tuneprune.train import TuneConfig
 
-SHARED = {"data", "tune", "evaluate", "export", "seed"}
+SHARED = {"data", "tune", "evaluate", "export", "seed", "deterministic"}
 """Sections of a run file that are not about pruning."""
+DETERMINISTIC: Any = Field(
+    default=False,
+    description="on a GPU, only kernels that give the same bits every time, which may be slower; a CPU's do already",
+)
 
 
 class BaseWithAdapter(BaseModel, frozen=True, extra="forbid"):
@@ -59,6 +63,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     reference: bool = Field(default=True, description="also tune the dense model alike, for relative performance")
     speed: bool = Field(default=True, description="measure speed and memory before and after")
     seed: int = Field(default=0, ge=0)
+    deterministic: bool = DETERMINISTIC
 
     @model_validator(mode="before")
     @classmethod
@@ -125,6 +130,7 @@ class RecoverConfig(BaseModel, frozen=True, extra="forbid"):
     evaluate: EvaluateConfig
     export: list[str] = ["hf"]
     seed: int = Field(default=0, ge=0)
+    deterministic: bool = DETERMINISTIC
 
     @property
     def recover(self) -> None:

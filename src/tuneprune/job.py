@@ -233,6 +233,9 @@ def processes(config: RunConfig | RecoverConfig, out: Path) -> Accelerator:
     Raises:
         ConfigError: processes that would not know of each other, and so all write to one folder.
     """
+    if config.deterministic and torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+        torch.use_deterministic_algorithms(True)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     accelerator = Accelerator(
         cpu=launched > 1 and not torch.accelerator.is_available(),  # or each would take itself for the only one

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,14 +32,14 @@ def tuneprune(monkeypatch):
 class Server:
     """The command line in processes that can be killed."""
 
-    def __init__(self):
+    def __init__(self, **environment):
         paths = [str(REPOSITORY / "src"), str(REPOSITORY / "tests")]
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("fork_server.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment},
         )
 
     def ask(self, **request):
@@ -66,13 +67,27 @@ class Server:
         return self.wait(pid)
 
 
-@pytest.fixture(scope="session")
-def server():
-    server = Server()
+@contextmanager
+def serving(**environment):
+    """A server of its own, with further environment variables."""
+    server = Server(**environment)
     with server.process:
         yield server
         server.process.stdin.close()
         assert server.process.wait(30) == 0
+
+
+@pytest.fixture(scope="session")
+def server():
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def stranger():
+    """A server whose processes hash text in another order."""
+    with serving(PYTHONHASHSEED="2") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,54 @@
+"""One seed gives one result, whatever hashes, folders and neighbours do; another seed gives another.
+
+`benchmarks/determinism.py` does the same with every method, on a larger model.
+"""
+
+import json
+
+import pytest
+import tiny_runs
+import torch
+
+METHODS = ("atp", "slicegpt")
+LORA = {"tune": {"steps": 3, "lora": {"rank": 2, "dropout": 0.1}}}
+
+
+def promised(cell):
+    """Every file whose bytes one seed decides, and the scores."""
+    folders = (cell / "plan", cell / "model")
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and path.name != "README.md"]
+    found = {str(path.relative_to(cell)): path.read_bytes() for path in files}
+    return found | {"scores": json.loads((cell / "record.json").read_text())["scores"]}
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    assert [name for name, content in one.items() if content != other[name]] == []
+
+
+def run(where, folder, run_file, *settings):
+    """The promised files of a run."""
+    log = folder.with_suffix(".txt")
+    log.parent.mkdir(exist_ok=True)
+    assert where.run("run", run_file, *settings, "--out", folder, log=log) == 0, log.read_text()
+    return promised(folder)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_seed_gives_the_same_bytes_and_another_one_does_not(tmp_path, model_folder, server, stranger, method):
+    sections = {"method": {"name": method}, "space": "residual", "reference": False, **LORA}
+    run_file = tiny_runs.write_run(tmp_path, model_folder, **sections)
+    one = run(server, tmp_path / "one", run_file)
+    assert_equal(one, run(stranger, tmp_path / "elsewhere" / "two", run_file))
+    other = run(server, tmp_path / "other", run_file, "--set", "seed=1")
+    assert one["plan/plan.safetensors"] != other["plan/plan.safetensors"]
+    assert one["model/model.safetensors"] != other["model/model.safetensors"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", METHODS)
+def test_deterministic_run_on_a_gpu_gives_the_same_bytes(tmp_path, model_folder, server, stranger, method):
+    sections = {"method": {"name": method}, "space": "residual", "reference": False, "deterministic": True, **LORA}
+    run_file = tiny_runs.write_run(tmp_path, model_folder, **sections)
+    assert_equal(run(server, tmp_path / "one", run_file), run(stranger, tmp_path / "two", run_file))
