@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("clinic_nli", "clinic_qa", "clinic_summary", "clinic_text")
+SOURCES = ("clinic_text",)
 KEEP, OTHER_KEEP = 0.6, 0.8
 
 

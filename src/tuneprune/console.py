@@ -1,6 +1,7 @@
 """Progress on a terminal: one bar for steps with loss and kept share, one for items that are done."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -37,7 +38,8 @@ class ConsoleProgress(Progress):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.bars.stop()
+        with suppress(OSError):  # a terminal that is lost takes no last word
+            self.bars.stop()
 
     def stage(self, name: str) -> None:
         """A line for the new stage."""
