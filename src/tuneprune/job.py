@@ -78,6 +78,8 @@ class Job(Checked):
     store: ScoreStore | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     results: dict[str, TuneResult] = field(default_factory=dict)
+    findings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What `Tuner.findings` gave of every stage."""
 
     def dense(self) -> PreTrainedModel:
         """A fresh copy of the base model."""

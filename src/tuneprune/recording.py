@@ -17,6 +17,7 @@ from tuneprune import evaluate
 from tuneprune.errors import DataError, reading
 from tuneprune.job import Job, Scores
 from tuneprune.report import Proof, RunRecord, model_card, write_report
+from tuneprune.report.findings import decision_warnings, score_warnings, training_findings
 from tuneprune.storage import write_text
 from tuneprune.structure.budget import Budget, units_per_step
 from tuneprune.structure.plan import Plan
@@ -134,21 +135,28 @@ def make_record(
         "latency": latency_record(job, proof),
         "environment": environment(job.accelerator),
         "widths": {g.name: {"kind": g.kind, "kept": widths[g.name], "size": g.size} for g in job.space.groups},
-        "training": training(job, plan),
+        "training": training(job, plan, scores),
         "proof": proof.model_dump(by_alias=True),
     }
     return RunRecord.from_data(content, "record")
 
 
-def training(job: Job, plan: Plan) -> dict[str, Any]:
-    """What happened while tuning."""
+def training(job: Job, plan: Plan, scores: tuple[Scores, Scores | None, Scores]) -> dict[str, Any]:
+    """What happened while tuning, and what watches found then and at the end."""
+    dense, tuned, pruned = scores
+    found, widths = training_findings(job.findings), plan.widths(job.space)
+    residue: Any = plan.provenance.get("lora_residue")
+    sizes = {group.name: (widths[group.name], group.size) for group in job.space.groups}
+    found["warnings"] += decision_warnings(sizes, residue)
+    found["warnings"] += score_warnings(pruned, tuned or dense, evaluate.chances(job.tasks))
     results = {stage: job.results[stage] for stage in ("tune", "recover") if stage in job.results}
     return {
         "steps": results["tune"].steps if "tune" in results else 0,
         "recover_steps": results["recover"].steps if "recover" in results else 0,
         "skipped_steps": sum(result.skipped_steps for result in results.values()),
         "truncated_records": job.data.summary()["train"]["shortened"],
-        "lora_residue": plan.provenance.get("lora_residue"),
+        "lora_residue": residue,
+        **found,
     }
 
 

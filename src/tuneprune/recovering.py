@@ -23,6 +23,7 @@ from tuneprune.peers import meet
 from tuneprune.progress import Progress
 from tuneprune.recording import environment
 from tuneprune.report import Proof
+from tuneprune.report.findings import score_warnings, training_findings
 from tuneprune.report.recovered import RecoverRecord, recover_card
 from tuneprune.run import convert, round_weights
 from tuneprune.storage import write_text
@@ -46,6 +47,7 @@ class Recovery:
     progress: Progress
     accelerator: Accelerator
     seconds: dict[str, float] = field(default_factory=dict)
+    findings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def recover(
@@ -144,6 +146,7 @@ def tune(recovery: Recovery, *, resume: bool) -> TuneResult:
     search.phase = "recover"
     identity = fingerprint("recover", config.model_dump(mode="json"), recovery.data.summary())
     result = tuner.run(search, fingerprint=identity, resume=resume)
+    recovery.findings["recover"] = tuner.findings()
     merge_lora(model, recovery.architecture)
     round_weights(model, recovery.dtype)
     return result
@@ -192,6 +195,8 @@ def write_record(recovery: Recovery, result: TuneResult, proof: Proof, scores: d
     """`proof.json`, the card, and `record.json`, which says that all is done."""
     config, out = recovery.config, recovery.out
     shortened = recovery.data.summary()["train"]["shortened"]
+    found = training_findings(recovery.findings)
+    found["warnings"] += score_warnings(scores["after"], scores["before"], evaluate.chances(recovery.tasks))
     content: dict[str, Any] = {
         "schema": 1,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -210,6 +215,7 @@ def write_record(recovery: Recovery, result: TuneResult, proof: Proof, scores: d
             "recover_steps": result.steps,
             "skipped_steps": result.skipped_steps,
             "truncated_records": shortened,
+            **found,
         },
         "proof": proof.model_dump(by_alias=True),
     }

@@ -13,6 +13,7 @@ from tuneprune.compress import cut, rewrite
 from tuneprune.compress.compensate import compensate_plan
 from tuneprune.config import RunConfig
 from tuneprune.costs import measure_costs
+from tuneprune.errors import NonFinite
 from tuneprune.job import Job, Scores, prepare
 from tuneprune.loading import cast_weights
 from tuneprune.methods.base import Search, Subject
@@ -83,6 +84,7 @@ def reference_scores(job: Job, known: ScoreRecord | None) -> tuple[Scores, Score
     inject_lora(model, job.architecture, job.config.tune.lora, job.config.seed)
     tuner = job.tuner(model, job.config.tune, folder)
     job.results["reference"] = tuner.run(Search(), fingerprint=job.fingerprint("reference"), resume=job.resume)
+    job.findings["reference"] = tuner.findings()
     merge_lora(model, job.architecture)
     return dense, job.score(round_weights(model, job.dtype), "dense_tuned")
 
@@ -111,6 +113,7 @@ def tune_and_prune(job: Job) -> tuple[PreTrainedModel, Plan]:
     if job.accelerator.is_main_process:
         plan.save(job.out / "plan")
     compensate(job, model, plan, tuner)
+    job.findings["decide" if config.method.one_shot else "tune"] = tuner.findings()
     model = rewrite(model, job.architecture, job.space, plan)
     return round_weights(model, job.dtype), plan
 
@@ -130,14 +133,27 @@ def compensate(job: Job, model: PreTrainedModel, plan: Plan, tuner: Tuner) -> No
         return
     job.progress.stage("compensate")
     batches = [tuner.next_calibration() for _ in range(options.batches)]
-    compensate_plan(model, job.space, plan, batches, tuner.runtime.loss, tuner.runtime.average, damping=options.damping)
+    runtime = tuner.runtime
+    shared = {"damping": options.damping, "accepts": runtime.accepts}
+    compensate_plan(model, job.space, plan, batches, runtime.loss, runtime.average, **shared)
 
 
 def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """The model computing in its own precision with weights that `dtype` can hold, as the stored ones will be."""
+    """The model computing in its own precision with weights that `dtype` can hold, as the stored ones will be.
+
+    Raises:
+        NonFinite: a weight too large for `dtype`.
+    """
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.to(dtype))
+        for name, parameter in model.named_parameters():
+            stored = parameter.to(dtype)
+            if not torch.equal(torch.isfinite(stored), torch.isfinite(parameter)):
+                raise NonFinite(
+                    f"`{name}` was tuned to {parameter.abs().max():.3g}, which {str(dtype).removeprefix('torch.')}, the"
+                    " precision of the base model's files, cannot hold. Lower tune.learning_rate, or use a base model"
+                    " stored in bfloat16 or float32."
+                )
+            parameter.copy_(stored)
     return model
 
 
@@ -165,6 +181,7 @@ def recover(job: Job, small: PreTrainedModel, probe: export.Probe) -> tuple[PreT
     search = Search()
     search.phase = "recover"
     job.results["recover"] = tuner.run(search, fingerprint=job.fingerprint("recover"), resume=job.resume)
+    job.findings["recover"] = tuner.findings()
     merge_lora(small, architecture)
     small = round_weights(small, job.dtype)
     return small, take_probe(job, small)

@@ -105,9 +105,19 @@ def show_results(records: list[Any], folder: Path) -> None:
     if not is_main_process():
         return
     _console().print(rich_table(records))
+    for record in records:
+        _show_findings(record)
     typer.echo(f"report: {folder / 'report.html'}")
     if (folder / "model").exists():
         typer.echo(f"model:  {folder / 'model'}")
+
+
+def _show_findings(record: Any) -> None:  # noqa: ANN401  (imported only when a command runs)
+    """Bad numbers and warnings of a run, where there were any."""
+    from tuneprune.errors import printable
+
+    for sentence in [*record.training.bad_sentences, *(warned.sentence for warned in record.training.warnings)]:
+        typer.echo(f"warning: {printable(sentence)}")
 
 
 def show_recovered(record: Any, folder: Path) -> None:  # noqa: ANN401  (imported only when a command runs)
@@ -116,6 +126,7 @@ def show_recovered(record: Any, folder: Path) -> None:  # noqa: ANN401  (importe
 
     if is_main_process():
         _console().print(recover_table(record))
+        _show_findings(record)
         typer.echo(f"model:  {folder / 'model'}")
 
 

@@ -21,6 +21,7 @@ from tuneprune.evaluate.metrics import accuracy, macro_f1, rouge
 from tuneprune.evaluate.tasks import LoadedTask
 
 Progress = Callable[[str, int, int], None]
+NO_ANSWER = ""
 MAX_TOKENS = 2**15
 """Tokens of one batch, padding included, where its logits are few."""
 
@@ -42,6 +43,7 @@ def evaluate(
     - nli: `accuracy`; qa and multiple_choice: `macro_f1`, `accuracy`. The answer is the choice with the
       largest sum of log-probabilities over its tokens and EOS, the first one on ties. The sum is not divided
       by the length: it is the probability that the model, tuned on these strings, writes this and stops.
+      A model that gives NaN for a choice has no answer, which is wrong.
     - summary: `rouge1`, `rouge2`, `rougeL` (F-measures in [0, 1], stemmed) of greedy decoding up to EOS.
 
     Args:
@@ -100,7 +102,7 @@ class _Runner:
         answers = []
         for example, row in zip(task.examples, first_rows, strict=True):
             own = scores[row : row + len(example.choices)]
-            answers.append(example.choices[own.index(max(own))])
+            answers.append(NO_ANSWER if any(map(math.isnan, own)) else example.choices[own.index(max(own))])
         return answers
 
     def _score(self, task: LoadedTask, rows: Sequence[Scored], max_tokens: int) -> list[float]:

@@ -1,5 +1,6 @@
 """What to evaluate: its configuration, and the tasks with their items."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -75,6 +76,16 @@ class LoadedTask:
     """Longest summary, in tokens."""
     num_blank: int = 0
     """Items that were left out, because they are blank."""
+
+
+def chances(tasks: Iterable[LoadedTask]) -> dict[str, float]:
+    """The accuracy that guessing among the choices of every item has, by task; none for tasks without choices."""
+    found: dict[str, float] = {}
+    for task in tasks:
+        shares = [1 / len(example.choices) for example in task.examples if example.choices]
+        if shares:
+            found[task.name] = sum(shares) / len(shares)
+    return found
 
 
 def load_tasks(config: EvaluateConfig, tokenizer: PreTrainedTokenizerBase) -> list[LoadedTask]:

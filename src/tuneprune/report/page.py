@@ -103,6 +103,7 @@ def render_page(
         loading=loading_code(proof, "path/to/run/model"),
         data=data_rows(record.data, with_hashes=True),
         training=_training(record),
+        warnings=[*record.training.bad_sentences, *(warned.sentence for warned in record.training.warnings)],
         environment=flat(record.environment.model_dump()),
         hyper_parameters=flat(record.method.hyper_parameters),
         config=config_yaml.strip(),

@@ -5,11 +5,14 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from tuneprune.report.costs import SpeedRecord, Spread
+from tuneprune.report.findings import BadNumbers, Warned
 from tuneprune.report.numbers import percent_text
 from tuneprune.report.proof import LoraResidue, Parameters, Proof
 from tuneprune.report.stored import SCHEMA, OpenSection, Section, Stored
 
 Scores = dict[str, dict[str, float]]
+SHOWN = 3
+"""Records that a sentence names."""
 
 
 class MethodRecord(OpenSection):
@@ -138,6 +141,23 @@ class TrainingRecord(OpenSection):
     skipped_steps: int = Field(default=0, description="steps whose loss or gradient was not finite")
     truncated_records: int = Field(default=0, description="training items shortened to the maximum length")
     lora_residue: LoraResidue | None = None
+    bad_numbers: dict[str, dict[str, int]] = Field(
+        default_factory=dict, description="steps and calibration batches that were left out, by stage and kind"
+    )
+    bad_examples: list[BadNumbers] = Field(default_factory=list[BadNumbers], description="the first of them")
+    warnings: list[Warned] = Field(default_factory=list[Warned], description="what watches found")
+
+    @property
+    def bad_sentences(self) -> list[str]:
+        """What was left out, for a reader."""
+        counts = [
+            f"{count} x {kind} ({stage})" for stage, kinds in self.bad_numbers.items() for kind, count in kinds.items()
+        ]
+        first = [
+            f"first in step {one.step} ({one.stage}): {one.what}; records {', '.join(one.batch[:SHOWN]) or 'unknown'}"
+            for one in self.bad_examples[:1]
+        ]
+        return [f"left out for numbers that are not finite: {', '.join(counts)}; {first[0]}"] if first else []
 
 
 class ReferenceRecord(Stored):

@@ -184,14 +184,17 @@ class Tuner:
         metrics = {"step": step, "phase": search.phase, **metrics}
         if masks is not None and self.space is not None:
             metrics["kept_share"] = count_parameters(self.space, masks) / self.space.num_parameters
-        news = {"bad": self.health.news(), "warnings": self.watches.see(metrics | {"steps": self.config.steps})}
+        bad, warnings = self.health.news(), self.watches.see(metrics | {"steps": self.config.steps})
+        news = {"bad": bad, "warnings": [warned.what for warned in warnings]}
         metrics |= {name: found for name, found in news.items() if found}
         self.result.last = metrics
         if not self.accelerator.is_main_process:
             return
+        for warned in warnings:
+            self.note(f"{warned.what} at step {step}: {warned.value:.4g}, limit {warned.limit:.4g}. {warned.advice}")
         self.observe(metrics | {"steps": self.config.steps})
         is_due = step == 1 or step % self.config.log_every == 0 or step == self.config.steps
-        if is_due or any(news.values()):
+        if is_due or bad or warnings:
             metrics["memory_bytes"] = peak_memory(self.accelerator.device)
             self.log.write(metrics)
             self.accelerator.log({k: v for k, v in metrics.items() if not isinstance(v, str | list)}, step=step)

@@ -52,8 +52,8 @@ class Watches:
     _sampled_share: float | None = None
     """Parameters that the newest sampled decision kept, over all."""
 
-    def see(self, metrics: Mapping[str, Any]) -> list[str]:
-        """Take a step in; the names of new warnings."""
+    def see(self, metrics: Mapping[str, Any]) -> list[Warned]:
+        """Take a step in; the new warnings."""
         before = len(self.warnings)
         if metrics["phase"] != self._phase:
             self._enter(metrics)
@@ -62,7 +62,7 @@ class Watches:
         self._see_skipped(metrics)
         if metrics["phase"] == "control":
             self._see_decision(metrics)
-        return [warned.what for warned in self.warnings[before:]]
+        return self.warnings[before:]
 
     def summary(self) -> list[dict[str, Any]]:
         """For the run's record."""

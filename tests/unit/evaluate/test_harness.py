@@ -137,3 +137,11 @@ def test_a_model_that_fell_apart_gets_an_infinite_perplexity():
     model = toy_model()
     model.lm_head.weight.data.fill_(float("nan"))
     assert evaluate(model, byte_tokenizer(), [READ])["text"]["perplexity"] == math.inf
+
+
+def test_a_model_that_gives_no_numbers_answers_nothing_right():
+    model = toy_model()
+    model.lm_head.weight.data.fill_(float("nan"))
+    found = evaluate(model, byte_tokenizer(), [ASKED, TOLD])
+    assert found[ASKED.name]["accuracy"] == 0
+    assert found[TOLD.name]["rouge1"] == 0

@@ -12,6 +12,7 @@ from tiny_tuning import ATP, setting
 from tuneprune import methods
 from tuneprune.errors import NonFinite, TrainingDiverged
 from tuneprune.methods.base import Search
+from tuneprune.run import round_weights
 from tuneprune.signals import Stopped
 from tuneprune.structure.budget import Budget
 
@@ -417,3 +418,12 @@ def test_metrics_are_strict_json(tmp_path):
 
     lines = [json.loads(line, parse_constant=refuse) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["penalty"] in ("Infinity", "-Infinity", "NaN")
+
+
+def test_weights_that_the_stored_precision_cannot_hold_are_refused(tmp_path):
+    made = setting(tmp_path, lora=False)
+    with torch.no_grad():
+        made.model.lm_head.weight[0, 0] = 1e5
+    assert round_weights(made.model, torch.bfloat16).lm_head.weight[0, 0] == torch.tensor(1e5).bfloat16()
+    with pytest.raises(NonFinite, match=r"`lm_head.weight` was tuned to .*e\+04, which float16"):
+        round_weights(made.model, torch.float16)
