@@ -32,7 +32,7 @@ from tuneprune.loading import load_config, load_model, load_tokenizer, skeleton,
 from tuneprune.methods.store import ScoreStore
 from tuneprune.peers import meet
 from tuneprune.progress import Progress
-from tuneprune.storage import write_text
+from tuneprune.storage import PARTIAL, sweep, write_text
 from tuneprune.structure import spaces
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.budget import Budget
@@ -288,10 +288,11 @@ def claim(out: Path, config: RunConfig | RecoverConfig, *, resume: bool) -> None
                 f"--out {out} holds a run with another configuration. Resume it with its own run file"
                 f" ({resolved}), or name another folder."
             )
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and not all(PARTIAL.fullmatch(path.name) for path in out.iterdir()):
         raise ConfigError(f"--out {out} is not empty and holds no run. Name a new folder.")
     try:
         out.mkdir(parents=True, exist_ok=True)
+        sweep(out)
         if not resolved.exists():
             write_text(resolved, config.to_yaml())  # half a file would pass for another configuration
     except OSError as error:
