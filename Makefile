@@ -9,7 +9,7 @@ CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 QUICKSTART := out/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-exports check format clean
+.PHONY: help setup quickstart test test-exports faults check format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -34,6 +34,10 @@ test: setup ## run the tests
 test-exports: ## run the tests of all export targets, with their runtimes, and write the table in docs/exports.md
 	$(MAKE) --no-print-directory BIN=.venv-exports/bin READY=.venv-exports/.ready VENV=.venv-exports EXTRAS=dev,exports setup
 	OMP_NUM_THREADS=1 .venv-exports/bin/python benchmarks/export_matrix.py -- -n auto --maxprocesses $(CORES)
+
+# One thread each: a busy machine must not change the last bits of anything.
+faults: setup ## kill, damage and mistreat runs for half an hour, and write the table in docs/reliability.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faults.py -- -n auto --maxprocesses $(CORES)
 
 check: setup ## lint, formatting, types, import layers
 	$(BIN)/ruff check .

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -168,3 +170,8 @@ def test_run_files_that_ship_are_valid():
 def test_committed_results_are_json():
     for path in (ROOT / "benchmarks").rglob("*.json"):
         assert json.loads(read(path))
+
+
+def test_the_page_of_reliability_shows_its_record():
+    command = [sys.executable, str(ROOT / "benchmarks" / "faults.py"), "--check"]
+    assert subprocess.run(command, check=False).returncode == 0, "run `make faults`"
