@@ -10,7 +10,7 @@ from typing import Any
 from tuneprune import documents, methods
 from tuneprune.config import RunConfig
 from tuneprune.errors import ConfigError, DataError, TunePruneError, reading, suggest
-from tuneprune.job import check, check_shape, prepare
+from tuneprune.job import Checked, check, check_shape, prepare
 from tuneprune.loading import load_config
 from tuneprune.methods.base import Method
 from tuneprune.progress import Progress
@@ -130,8 +130,8 @@ def reference_cells(config: RunConfig, seeds: Sequence[int]) -> list[Cell]:
     return found
 
 
-def check_cells(cells: Iterable[Cell], config: RunConfig, out: Path) -> str:
-    """Every check that needs no training, for all cells together; gives one line on their data.
+def check_cells(cells: Iterable[Cell], config: RunConfig, out: Path) -> Checked:
+    """Every check that needs no training, for all cells together.
 
     Raises:
         TunePruneError: the first problem, with the method and the budget it is about.
@@ -153,7 +153,7 @@ def check_cells(cells: Iterable[Cell], config: RunConfig, out: Path) -> str:
                 f"{out / cell.name} holds a run with another configuration, perhaps of another version."
                 " Delete that folder, or name another --out."
             )
-    return checked.data.words()
+    return checked
 
 
 def perform(cell: Cell, out: Path, progress: Progress) -> None:
@@ -173,17 +173,18 @@ def perform(cell: Cell, out: Path, progress: Progress) -> None:
         run(cell.config, folder, resume=resume, progress=progress, reference=known, store=out / "scores")
         return
     job = prepare(cell.config, folder, resume=resume, progress=progress)
-    dense, tuned = reference_scores(job, ScoreRecord(dense=known.dense))
-    if job.accelerator.is_main_process:
-        content = {
-            "schema": 1,
-            "seed": cell.config.seed,
-            "scores": {"dense": dense, "dense_tuned": tuned},
-            "time": job.seconds | {f"{stage}_s": result.seconds for stage, result in job.results.items()},
-            "memory": {"peak_bytes": max((result.peak_bytes for result in job.results.values()), default=None)},
-        }
-        ReferenceRecord.from_data(content, "reference").save(cell.result(out))
-    job.close()
+    with job.lock:
+        dense, tuned = reference_scores(job, ScoreRecord(dense=known.dense))
+        if job.accelerator.is_main_process:
+            content = {
+                "schema": 1,
+                "seed": cell.config.seed,
+                "scores": {"dense": dense, "dense_tuned": tuned},
+                "time": job.seconds | {f"{stage}_s": result.seconds for stage, result in job.results.items()},
+                "memory": {"peak_bytes": max((result.peak_bytes for result in job.results.values()), default=None)},
+            }
+            ReferenceRecord.from_data(content, "reference").save(cell.result(out))
+        job.close()
 
 
 def remember(cells: Iterable[Cell], out: Path) -> None:

@@ -2,13 +2,18 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from accelerate import Accelerator
+
 from tuneprune.cells import Cell, Entry, cells_of, check_cells, entries, finished, perform, references, remember
+from tuneprune.claiming import claim
 from tuneprune.config import RunConfig
 from tuneprune.errors import ConfigError
-from tuneprune.job import claim, processes
+from tuneprune.identity import identify
+from tuneprune.job import processes
 from tuneprune.peers import meet
 from tuneprune.progress import Progress
 from tuneprune.report import ComparisonRecord, write_comparison
@@ -57,20 +62,25 @@ def compare(
     against = check_options(config, chosen, keeps, seeds, against, jobs)
     announce(chosen, config, progress)
     cells = cells_of(config, chosen, keeps, seeds)
-    data = check_cells(cells, config, out)
-    if processes_launched() > 1:
-        failed, is_writer = _together(cells, config, out, resume=resume, progress=progress)
-    else:
-        claim(out, config, resume=resume)
-        remember(cells, out)
-        progress.detail(data)
-        failed, is_writer = Crew(cells, out, jobs, progress).work(), True
-    records = finished(out)
-    if not records:
-        return Outcome(None, failed)
-    comparison = ComparisonRecord.of(records, references(out), against, failed)
-    if is_writer:
-        write_comparison(comparison, config.to_yaml(), out)
+    checked = check_cells(cells, config, out)
+    accelerator = processes(config, out) if processes_launched() > 1 else None
+    is_writer = accelerator is None or accelerator.is_main_process
+    with ExitStack() as held:
+        if is_writer:
+            identity = identify(checked.data, checked.tasks, config.model.base, config.model.adapter, accelerator)
+            held.enter_context(claim(out, config, identity, resume=resume, note=progress.note))
+            remember(cells, out)
+        if accelerator is None:
+            progress.detail(checked.data.words())
+            failed = Crew(cells, out, jobs, progress).work()
+        else:
+            failed = _together(cells, accelerator, out, progress=progress)
+        records = finished(out)
+        if not records:
+            return Outcome(None, failed)
+        comparison = ComparisonRecord.of(records, references(out), against, failed)
+        if is_writer:
+            write_comparison(comparison, config.to_yaml(), out)
     return Outcome(comparison, failed)
 
 
@@ -128,18 +138,12 @@ def processes_launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _together(
-    cells: Sequence[Cell], config: RunConfig, out: Path, *, resume: bool, progress: Progress
-) -> tuple[dict[str, str], bool]:
+def _together(cells: Sequence[Cell], accelerator: Accelerator, out: Path, *, progress: Progress) -> dict[str, str]:
     """All launched processes work on one cell after the other; the first failure ends the comparison."""
-    accelerator = processes(config, out)
-    if accelerator.is_main_process:
-        claim(out, config, resume=resume)
-        remember(cells, out)
     meet(accelerator)
     todo = [cell for cell in cells if not cell.result(out).exists()]
     meet(accelerator)  # nobody may finish a cell that another still has to look for
     for cell in todo:
         progress.stage(f"== {cell.name}")
         perform(cell, out, progress)
-    return {}, accelerator.is_main_process
+    return {}

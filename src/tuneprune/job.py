@@ -3,9 +3,10 @@
 import json
 import os
 import time
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,16 @@ from tuneprune.checks import (
     check_tokens,
     check_trackers,
 )
+from tuneprune.claiming import claim, fingerprinted
 from tuneprune.config import RecoverConfig, RunConfig
 from tuneprune.data import Data, load
 from tuneprune.errors import ConfigError
+from tuneprune.identity import identify
 from tuneprune.loading import load_config, load_model, load_tokenizer, skeleton, stored_dtype
 from tuneprune.methods.store import ScoreStore
 from tuneprune.peers import meet
 from tuneprune.progress import Progress
-from tuneprune.storage import PARTIAL, sweep, write_text
+from tuneprune.storage import write_text
 from tuneprune.structure import spaces
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.budget import Budget
@@ -75,6 +78,10 @@ class Job(Checked):
     accelerator: Accelerator
     loaded: PreTrainedModel | None
     """A copy of the base model, loaded before anything was written, for whoever needs one first."""
+    depends_on: Mapping[str, Any]
+    """Settings, and what else a resumed run may not find changed."""
+    lock: ExitStack
+    """Holds the output folder, on the process that writes there."""
     store: ScoreStore | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     results: dict[str, TuneResult] = field(default_factory=dict)
@@ -106,8 +113,8 @@ class Job(Checked):
         )
 
     def fingerprint(self, stage: str) -> str:
-        """Identifies a stage's checkpoints: another configuration or other data is refused."""
-        return fingerprint(stage, self.config.model_dump(mode="json"), self.config.method.title, self.data.summary())
+        """Identifies a stage's checkpoints: those of another run are refused."""
+        return fingerprint(stage, self.depends_on)
 
     def score(self, model: PreTrainedModel, name: str) -> Scores:
         """The scores of a model; kept in `scores.json`, so that a resumed run does not repeat finished ones."""
@@ -181,7 +188,7 @@ def check_shape(
 
 
 def prepare(config: RunConfig, out: Path, *, resume: bool, progress: Progress, store: Path | None = None) -> Job:
-    """All checks, then the output folder and the processes.
+    """All checks, then the processes and the output folder, which `Job.lock` holds.
 
     Args:
         store: a folder for unit scores, shared with runs of other budgets.
@@ -194,35 +201,39 @@ def prepare(config: RunConfig, out: Path, *, resume: bool, progress: Progress, s
     accelerator = processes(config, out)
     check_shares(config, accelerator.num_processes)
     loaded = load_model(config.model.base, config.model.adapter, accelerator.device)
-    if accelerator.is_main_process:
-        claim(out, config, resume=resume)
-        if checked.table is not None and not (out / TABLE).exists():
-            write_text(out / TABLE, checked.table.model_dump_json(indent=1) + "\n")
-    if config.tune.trackers:
-        accelerator.init_trackers("tuneprune")
-    meet(accelerator)
-    progress.detail(checked.data.words())
-    alone = accelerator.num_processes == 1  # processes of one run must either all compute a score or all reuse it
-    kept = ScoreStore(store, score_identity(checked)) if store is not None and alone else None
-    return Job(
-        **vars(checked),
-        out=out,
-        resume=resume,
-        progress=progress,
-        accelerator=accelerator,
-        loaded=loaded,
-        store=kept,
-    )
+    with ExitStack() as held:
+        if accelerator.is_main_process:
+            named = (config.model.base, config.model.adapter)
+            identity = identify(checked.data, checked.tasks, *named, accelerator)
+            held.enter_context(claim(out, config, identity, resume=resume, note=progress.note))
+            if checked.table is not None and not (out / TABLE).exists():
+                write_text(out / TABLE, checked.table.model_dump_json(indent=1) + "\n")
+        if config.tune.trackers:
+            accelerator.init_trackers("tuneprune")
+        meet(accelerator)
+        progress.detail(checked.data.words())
+        depends_on = fingerprinted(out, config)
+        alone = accelerator.num_processes == 1  # processes of one run must either all compute a score or all reuse it
+        kept = ScoreStore(store, score_identity(checked, depends_on)) if store is not None and alone else None
+        return Job(
+            **vars(checked),
+            out=out,
+            resume=resume,
+            progress=progress,
+            accelerator=accelerator,
+            loaded=loaded,
+            depends_on=depends_on,
+            lock=held.pop_all(),
+            store=kept,
+        )
 
 
-def score_identity(checked: Checked) -> dict[str, Any]:
+def score_identity(checked: Checked, depends_on: Mapping[str, Any]) -> dict[str, Any]:
     """What the scores of all one-shot methods depend on: the dense model, the data in its order, the space."""
     config = checked.config
     rows = {"batch_size": config.tune.batch_size, "max_length": config.tune.max_length}
     return {
-        "tuneprune": version("tuneprune"),
-        "model": config.model.model_dump(),
-        "data": checked.data.summary(),
+        **{name: depends_on[name] for name in ("model", "adapter", "data", "code")},
         "rows": rows,
         "space": config.space,
         "seed": config.seed,
@@ -269,31 +280,3 @@ def outlook(config: RunConfig) -> dict[str, Any]:
         "evaluation": ", ".join(f"{task.name} ({len(task.examples)})" for task in checked.tasks),
         "ok": True,
     }
-
-
-def claim(out: Path, config: RunConfig | RecoverConfig, *, resume: bool) -> None:
-    """Make `out` this run's folder.
-
-    Raises:
-        ConfigError: it belongs to another run, or to this one and `resume` was not given.
-    """
-    resolved = out / "config.yaml"
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file. Name a folder.")
-    if resolved.exists():
-        if not resume:
-            raise ConfigError(f"--out {out} already holds a run. Continue it with --resume, or name another folder.")
-        if resolved.read_text(encoding="utf8") != config.to_yaml():
-            raise ConfigError(
-                f"--out {out} holds a run with another configuration. Resume it with its own run file"
-                f" ({resolved}), or name another folder."
-            )
-    elif out.exists() and not all(PARTIAL.fullmatch(path.name) for path in out.iterdir()):
-        raise ConfigError(f"--out {out} is not empty and holds no run. Name a new folder.")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        sweep(out)
-        if not resolved.exists():
-            write_text(resolved, config.to_yaml())  # half a file would pass for another configuration
-    except OSError as error:
-        raise ConfigError(f"--out {out} cannot be written: {error}.") from error

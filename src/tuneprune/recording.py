@@ -1,19 +1,12 @@
 """What a run proves and records about itself."""
 
 import json
-import os
-import platform
-import subprocess
-from collections.abc import Iterable
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-
 from tuneprune import evaluate
+from tuneprune.environment import environment
 from tuneprune.errors import DataError, reading
 from tuneprune.job import Job, Scores
 from tuneprune.report import Proof, RunRecord, model_card, write_report
@@ -160,21 +153,6 @@ def training(job: Job, plan: Plan, scores: tuple[Scores, Scores | None, Scores])
     }
 
 
-def environment(accelerator: Accelerator) -> dict[str, Any]:
-    """Where and with what a run was made."""
-    device = accelerator.device
-    return {
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers", "peft", "tuneprune")},
-        "platform": platform.system(),
-        "cpu": _cpu_name(),
-        "threads": torch.get_num_threads(),
-        "processes": accelerator.num_processes,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "commit": _commit(),
-    }
-
-
 def write_results(job: Job, record: RunRecord, proof: Proof) -> None:
     """`proof.json`, `record.json`, the model card and the report."""
     out = job.out
@@ -205,22 +183,3 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
                 raise DataError(f"{path}:{number} is no logged step. Take the line out to go without it.")
             steps.append(step)
     return steps
-
-
-def _cpu_name() -> str:
-    try:
-        lines: Iterable[str] = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines()
-    except OSError:
-        lines = ()
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{name}, {os.cpu_count()} cores"
-
-
-def _commit() -> str | None:
-    """The commit of the tuneprune checkout this runs from, if it is one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return found.stdout.strip() or None

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,15 +14,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuneprune import evaluate, export, families
 from tuneprune.checks import check_answers, check_lengths, check_shares, check_tokens, check_trackers
+from tuneprune.claiming import claim, fingerprinted
 from tuneprune.config import RecoverConfig
 from tuneprune.data import Data, load
+from tuneprune.environment import environment
 from tuneprune.errors import reading
-from tuneprune.job import Scores, claim, processes
+from tuneprune.identity import identify
+from tuneprune.job import Scores, processes
 from tuneprune.loading import cast_weights, load_any_config, load_model, load_tokenizer, stored_dtype
 from tuneprune.methods.base import Search
 from tuneprune.peers import meet
 from tuneprune.progress import Progress
-from tuneprune.recording import environment
 from tuneprune.report import Proof
 from tuneprune.report.findings import score_warnings, training_findings
 from tuneprune.report.recovered import RecoverRecord, recover_card
@@ -46,6 +49,9 @@ class Recovery:
     out: Path
     progress: Progress
     accelerator: Accelerator
+    fingerprint: str
+    lock: ExitStack
+    """Holds the output folder, on the process that writes there."""
     seconds: dict[str, float] = field(default_factory=dict)
     findings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -63,22 +69,23 @@ def recover(
         Stopped: a signal ended it after its state was saved; call again with `resume`.
     """
     recovery = prepare(config, out, resume=resume, progress=progress or Progress())
-    if (out / "record.json").exists():  # written last: all is done
+    with recovery.lock:
+        if (out / "record.json").exists():  # written last: all is done
+            return RecoverRecord.load(out / "record.json")
+        before = score(recovery, "before")
+        result = tune(recovery, resume=resume)
+        if recovery.accelerator.is_main_process:
+            proof = write_model(recovery)
+            cast_weights(recovery.model, torch.float32)
+            write_record(recovery, result, proof, {"before": before, "after": score(recovery, "after")})
+        meet(recovery.accelerator)
+        for tracker in recovery.accelerator.trackers:
+            tracker.finish()
         return RecoverRecord.load(out / "record.json")
-    before = score(recovery, "before")
-    result = tune(recovery, resume=resume)
-    if recovery.accelerator.is_main_process:
-        proof = write_model(recovery)
-        cast_weights(recovery.model, torch.float32)
-        write_record(recovery, result, proof, {"before": before, "after": score(recovery, "after")})
-    meet(recovery.accelerator)
-    for tracker in recovery.accelerator.trackers:
-        tracker.finish()
-    return RecoverRecord.load(out / "record.json")
 
 
 def prepare(config: RecoverConfig, out: Path, *, resume: bool, progress: Progress) -> Recovery:
-    """All checks, then the output folder and the processes.
+    """All checks, then the processes and the output folder, which `Recovery.lock` holds.
 
     Raises:
         TunePruneError: what is wrong with the run file, the model, the data or the folder.
@@ -97,14 +104,18 @@ def prepare(config: RecoverConfig, out: Path, *, resume: bool, progress: Progres
     accelerator = processes(config, out)
     check_shares(config, accelerator.num_processes)
     model = load_smaller(config.model, accelerator.device)
-    if accelerator.is_main_process:
-        claim(out, config, resume=resume)
-    if config.tune.trackers:
-        accelerator.init_trackers("tuneprune")
-    meet(accelerator)
-    progress.detail(data.words())
     architecture, dtype = families.describe_config(hf_config), stored_dtype(hf_config)
-    return Recovery(config, tokenizer, data, tasks, architecture, dtype, model, out, progress, accelerator)
+    with ExitStack() as held:
+        if accelerator.is_main_process:
+            identity = identify(data, tasks, config.model, None, accelerator)
+            held.enter_context(claim(out, config, identity, resume=resume, note=progress.note))
+        if config.tune.trackers:
+            accelerator.init_trackers("tuneprune")
+        meet(accelerator)
+        progress.detail(data.words())
+        known = fingerprint("recover", fingerprinted(out, config))
+        checked = (config, tokenizer, data, tasks, architecture, dtype, model)
+        return Recovery(*checked, out, progress, accelerator, known, held.pop_all())
 
 
 def load_smaller(model: str, device: torch.device) -> PreTrainedModel:
@@ -144,8 +155,7 @@ def tune(recovery: Recovery, *, resume: bool) -> TuneResult:
     )
     search = Search()
     search.phase = "recover"
-    identity = fingerprint("recover", config.model_dump(mode="json"), recovery.data.summary())
-    result = tuner.run(search, fingerprint=identity, resume=resume)
+    result = tuner.run(search, fingerprint=recovery.fingerprint, resume=resume)
     recovery.findings["recover"] = tuner.findings()
     merge_lora(model, recovery.architecture)
     round_weights(model, recovery.dtype)

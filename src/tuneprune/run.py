@@ -46,28 +46,26 @@ def run(
         Stopped: a signal ended the run after its state was saved; call again with `resume`.
     """
     job = prepare(config, out, resume=resume, progress=progress or Progress(), store=store)
-    if (out / "record.json").exists():  # written last: the run is complete
+    with job.lock:
+        if (out / "record.json").exists():  # written last: the run is complete
+            return RunRecord.load(out / "record.json")
+
+        dense, tuned = reference_scores(job, reference)  # what the result is compared with
+        model, plan = tune_and_prune(job)  # still in its dense shape, LoRA merged
+        probe = masked_probe(job, model, plan)  # what it says under the plan's masks
+        small = cut(model, job.architecture, job.space, plan)
+        small, probe = recover(job, small, probe)  # one-shot methods tune here
+
+        if job.accelerator.is_main_process:
+            job.progress.stage("export and prove")
+            loader = export.write(cast_weights(small, job.dtype), job.tokenizer, out / "model")
+            found = export.prove(out / "model", probe, needs_remote_code=loader.needs_remote_code)
+            exports = convert(job.config.export, job.out, job.progress)
+            proof = make_proof(job, plan, found | {"exports": exports} | measure_costs(job, plan, small))
+            scores = (dense, tuned, job.score(cast_weights(small, torch.float32), "pruned"))
+            write_results(job, make_record(job, plan, proof, scores), proof)
+        job.close()
         return RunRecord.load(out / "record.json")
-
-    dense, tuned = reference_scores(job, reference)  # what the result is compared with
-    model, plan = tune_and_prune(job)  # still in its dense shape, LoRA merged
-    probe = masked_probe(job, model, plan)  # what it says under the plan's masks
-    small = cut(model, job.architecture, job.space, plan)
-    small, probe = recover(job, small, probe)  # one-shot methods tune here
-
-    if job.accelerator.is_main_process:
-        job.progress.stage("export and prove")
-        loader = export.write(cast_weights(small, job.dtype), job.tokenizer, out / "model")
-        found = export.prove(out / "model", probe, needs_remote_code=loader.needs_remote_code)
-        proof = make_proof(
-            job,
-            plan,
-            found | {"exports": convert(job.config.export, job.out, job.progress)} | measure_costs(job, plan, small),
-        )
-        scores = (dense, tuned, job.score(cast_weights(small, torch.float32), "pruned"))
-        write_results(job, make_record(job, plan, proof, scores), proof)
-    job.close()
-    return RunRecord.load(out / "record.json")
 
 
 def reference_scores(job: Job, known: ScoreRecord | None) -> tuple[Scores, Scores | None]:

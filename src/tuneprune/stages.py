@@ -138,7 +138,9 @@ def plan_model(config: RunConfig, out: Path, progress: Progress) -> Plan:
         )
     config = config.model_copy(update={"compensate": Compensation()})  # it changes weights, and a plan has none
     was_begun = (out / "config.yaml").exists() and not (out / "plan" / "plan.json").exists()
-    return tune_and_prune(prepare(config, out, resume=was_begun, progress=progress))[1]
+    job = prepare(config, out, resume=was_begun, progress=progress)
+    with job.lock:
+        return tune_and_prune(job)[1]
 
 
 def compress_model(

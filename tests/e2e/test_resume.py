@@ -1,8 +1,10 @@
 """A run that was stopped anywhere and resumed ends with the same bytes as one that was not."""
 
 import json
+import os
 import shutil
 import signal
+import time
 
 import pytest
 import tiny_runs
@@ -61,16 +63,130 @@ def test_killed_again_and_again(uninterrupted, server, tmp_path):
 def test_resuming_a_finished_run_changes_nothing(uninterrupted, server, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(uninterrupted / "whole", out)
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "config.yaml"}
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != ".lock"}
     assert server.run("run", uninterrupted / "run.yaml", "--out", out, "--resume", log=tmp_path / "log") == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_other_data_is_refused(uninterrupted, server, tmp_path, model_folder):
+def test_damaged_checkpoint_is_named_and_the_one_before_used(uninterrupted, server, tmp_path):
     out, log = tmp_path / "out", tmp_path / "log"
-    run_file = tiny_runs.write_run(tmp_path, model_folder, reference=False)
-    arguments = ("run", run_file, "--out", out)
+    arguments = ("run", uninterrupted / "run.yaml", "--out", out)
+    server.run_until(out / "checkpoints/step-000004", signal.SIGKILL, *arguments, log=log)
+    newest = max((out / "checkpoints").glob("step-*")) / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    assert server.run(*arguments, "--resume", log=log) == 0, log.read_text()
+    assert "state.safetensors has" in log.read_text()
+    assert "goes on from step-00000" in log.read_text()
+    assert_same(uninterrupted / "whole", out)
+
+
+def test_nothing_but_damaged_checkpoints_is_no_new_beginning(uninterrupted, server, tmp_path):
+    out, log = tmp_path / "out", tmp_path / "log"
+    arguments = ("run", uninterrupted / "run.yaml", "--out", out)
     server.run_until(out / "checkpoints/step-000002", signal.SIGKILL, *arguments, log=log)
-    tiny_runs.write_texts(tmp_path / "train.jsonl", tiny_runs.sentences(9, 40))
-    assert server.run(*arguments, "--resume", log=log) == 2
-    assert "other settings or data" in log.read_text()
+    for path in (out / "checkpoints").glob("step-*/manifest.json"):
+        path.unlink()
+    for _ in range(2):  # the second call too
+        assert server.run(*arguments, "--resume", log=log) == 2
+    assert log.read_text().count("are damaged (step-00000") == 2
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.fixture
+def begun(server, tmp_path, model_folder):
+    """Calls a command that is killed as soon as its folder is its own."""
+
+    def begin(*command):
+        folder = shutil.copytree(model_folder, tmp_path / "model")
+        run_file = tiny_runs.write_run(tmp_path, folder, reference=False)
+        out, log = tmp_path / "out", tmp_path / "log"
+        arguments = (command[0], *([folder] if command[0] == "recover" else []), run_file, *command[1:], "--out", out)
+        assert server.run_until(out / "config.yaml", signal.SIGKILL, *arguments, log=log) == KILLED
+        return (*arguments, "--resume")
+
+    return begin
+
+
+def refusal(tuneprune, capsys, *arguments):
+    capsys.readouterr()
+    assert tuneprune(*arguments) == 2
+    return capsys.readouterr().err
+
+
+def change(path, *keys, value):
+    """An entry of a JSON file."""
+    content = json.loads(path.read_text())
+    inner = content
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "command", [("run",), ("recover",), ("compare", "--methods", "magnitude")], ids=lambda command: command[0]
+)
+def test_what_a_run_depends_on_may_not_change(begun, tuneprune, tmp_path, capsys, command):
+    arguments, out = begun(*command), tmp_path / "out"
+    identity, before = out / "identity.json", (out / "identity.json").read_text()
+    test, weights = tmp_path / "test.jsonl", tmp_path / "model" / "model.safetensors"
+
+    texts = test.read_text()
+    tiny_runs.write_texts(test, tiny_runs.sentences(9, 6))
+    assert "other test items (test." in refusal(tuneprune, capsys, *arguments)
+    test.write_text(texts)
+
+    content = bytearray(weights.read_bytes())
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert "another model (model.safetensors: was " in refusal(tuneprune, capsys, *arguments)
+    weights.write_bytes(content)
+
+    tiny_runs.write_texts(tmp_path / "train.jsonl", tiny_runs.sentences(8, 40))
+    change(identity, "code", "sources", value="0" * 64)
+    change(identity, "place", "processes", value=2)
+    said = refusal(tuneprune, capsys, *arguments, "--set", "tune.steps=7")
+    assert "another configuration (tune.steps: was 6, is 7)" in said
+    assert "other data (train.sources.1: " in said
+    assert "another version of tuneprune (sources: was 000000000000…, is " in said
+    assert "another number of processes or kind of device (processes: was 2, is 1)" in said
+    assert "Resume it with what it was begun with, or name another --out." in said
+
+    identity.unlink()
+    assert "has no identity.json" in refusal(tuneprune, capsys, *arguments)
+    identity.write_text(before)
+    assert not list(out.rglob("checkpoints"))
+
+
+def test_other_environment_is_announced(begun, server, tmp_path):
+    arguments, log = begun("run"), tmp_path / "log"
+    change(tmp_path / "out" / "identity.json", "around", "torch", value="1.0")
+    assert server.run(*arguments, log=log) == 0, log.read_text()
+    assert "last bits of numbers may differ: torch: was 1.0, is " in log.read_text()
+
+
+def test_two_runs_cannot_share_a_folder(uninterrupted, server, tuneprune, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ("run", uninterrupted / "run.yaml", "--out", out)
+
+    stopped = server.start(*arguments, log=tmp_path / "log")
+    wait_for(out / "config.yaml")
+    os.kill(stopped, signal.SIGSTOP)
+    assert f"{out} is in use by another process (process " in refusal(tuneprune, capsys, *arguments, "--resume")
+    os.kill(stopped, signal.SIGKILL)
+    assert server.wait(stopped) == KILLED
+    assert server.run(*arguments, "--resume", log=tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    assert_same(uninterrupted / "whole", out)
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_folder_claimed_halfway_is_claimed_again(begun, server, tmp_path):
+    arguments, out = begun("run"), tmp_path / "out"
+    shutil.move(out / "config.yaml", out / ".config.yaml.999999999.partial")  # killed just before the rename
+    assert server.run(*arguments[:-1], log=tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    assert not list(out.glob(".*.partial"))
