@@ -39,7 +39,7 @@ def identify(
     """Everything that a run's result depends on beside its settings, readable, and what may change its last bits.
 
     Args:
-        model: folder or hub id; every weight file is read, at a second for two gigabytes.
+        model: folder or hub id; every weight file is read in full, as sampling would miss a change of a few layers.
         accelerator: None for what has no device of its own: a comparison, whose runs are compared one by one.
     """
     place, around = {"processes": 1}, {}
@@ -125,7 +125,7 @@ def _changes(old: object, new: object, place: str = "") -> Iterator[str]:
             inner = f"{place}.{key}" if place else str(key)
             yield from _changes(old.get(key), new.get(key), inner)
     elif old != new:
-        yield f"{place}: was {_shown(old)}, is {_shown(new)}"
+        yield f"{place or 'the whole'}: was {_shown(old)}, is {_shown(new)}"
 
 
 def _shown(value: object) -> str:

@@ -15,6 +15,11 @@ class StepLog:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "metrics.jsonl"
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether anything was logged before."""
+        return self.path.exists() and self.path.stat().st_size > 0
+
     def rewind(self, step: int) -> None:
         """Drop everything after `step`, and a line that was cut off by a kill.
 

@@ -245,6 +245,8 @@ class Tuner:
                 " that all of them share."
             )
         if found is None:
+            if self.accelerator.is_main_process and self.log.has_steps:
+                self.note(f"There is no checkpoint in {self._checkpoints}, so this tuning begins again.")
             return
         self.result = TuneResult(**found.state["result"])
         restore(self.model, self._parts(search), found.state)

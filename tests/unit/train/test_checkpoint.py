@@ -288,6 +288,20 @@ def test_tuning_goes_on_from_the_one_before_a_damaged_one_and_says_so(tmp_path):
     assert "damaged-step-000006" in names(tmp_path / "checkpoints")
 
 
+def test_beginning_again_is_said(tmp_path):
+    setting(tmp_path, steps=1).tuner.run(Search(), fingerprint="f")
+    shutil.rmtree(tmp_path / "checkpoints")
+    resumed, said = setting(tmp_path, steps=1), []
+    resumed.tuner.note = said.append
+    resumed.tuner.run(Search(), fingerprint="f", resume=True)
+    assert len(said) == 1
+    assert "no checkpoint" in said[0]
+    again = setting(tmp_path / "new", steps=1)
+    again.tuner.note = said.append
+    again.tuner.run(Search(), fingerprint="f", resume=True)
+    assert len(said) == 1
+
+
 def test_disk_too_small_for_checkpoints_is_refused_before_the_first_step(tmp_path, monkeypatch):
     made, seen = setting(tmp_path), []
     made.tuner.observe = seen.append
