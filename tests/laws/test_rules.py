@@ -150,3 +150,40 @@ def test_public_names_keep_to_the_vocabulary():
     for _, where, node in nodes(FUNCTIONS, ast.ClassDef):
         words = {word.lower() for word in re.findall(r"[a-z]+|[A-Z][a-z]*", node.name)}
         assert not words & {"ratio", "sparsity", "utils"}, f"{where} {node.name}"
+
+
+CODE = {"eval", "exec", "compile", "__import__"}
+PICKLES = {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+READERS = {("torch", "load"), ("yaml", "load"), ("yaml", "full_load"), ("yaml", "unsafe_load"), ("numpy", "load")}
+LIBRARIES = ("AutoConfig", "AutoTokenizer", "AutoModelForCausalLM", "AutoModel")
+WEIGHTS = ("AutoModelForCausalLM", "AutoModel", "stock")
+
+
+def calls():
+    """Every call with where it stands: the name before its last dot, empty for a plain name, and the last one."""
+    for _, where, node in nodes(ast.Call):
+        if isinstance(node.func, ast.Name):
+            yield where, "", node.func.id, node
+        elif isinstance(node.func, ast.Attribute):
+            yield where, getattr(node.func.value, "id", "?"), node.func.attr, node
+
+
+def test_no_file_is_unpickled_and_no_text_runs():
+    for path in trees():
+        assert not PICKLES & {name.partition(".")[0] for name in imports(path)}, path
+    for where, owner, name, _ in calls():
+        assert owner or name not in CODE, where
+        assert (owner, name) not in READERS, where
+
+
+def test_transformers_is_told_what_to_trust():
+    """Else it asks at the terminal where a folder names code, and takes pickles where there is nothing else."""
+    told = 0
+    for where, owner, name, call in calls():
+        given = {keyword.arg for keyword in call.keywords}  # None stands for some that are unpacked
+        if name == "from_pretrained" and owner in LIBRARIES:
+            assert given & {"trust_remote_code", None}, where
+            told += 1
+        if name == "from_pretrained" and owner in WEIGHTS:
+            assert given & {"use_safetensors", None}, where
+    assert told >= 10
