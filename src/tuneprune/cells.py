@@ -148,7 +148,7 @@ def check_cells(cells: Iterable[Cell], config: RunConfig, out: Path) -> Checked:
             except TunePruneError as error:
                 raise ConfigError(f"{cell.label} at keep {shape[1]:g}: {error}") from error
         resolved = out / cell.name / "config.yaml"
-        if resolved.exists() and resolved.read_text(encoding="utf8") != cell.config.to_yaml():
+        if resolved.exists() and resolved.read_text(encoding="utf8", errors="replace") != cell.config.to_yaml():
             raise ConfigError(
                 f"{out / cell.name} holds a run with another configuration, perhaps of another version."
                 " Delete that folder, or name another --out."

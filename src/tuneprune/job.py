@@ -35,6 +35,7 @@ from tuneprune.loading import load_config, load_model, load_tokenizer, skeleton,
 from tuneprune.methods.store import ScoreStore
 from tuneprune.peers import meet
 from tuneprune.progress import Progress
+from tuneprune.report import load_scores
 from tuneprune.storage import write_text
 from tuneprune.structure import spaces
 from tuneprune.structure.architecture import Architecture
@@ -119,7 +120,7 @@ class Job(Checked):
     def score(self, model: PreTrainedModel, name: str) -> Scores:
         """The scores of a model; kept in `scores.json`, so that a resumed run does not repeat finished ones."""
         store = self.out / "scores.json"
-        known: dict[str, Scores] = json.loads(store.read_text(encoding="utf8")) if store.exists() else {}
+        known = load_scores(store)
         if name in known and name != "pruned":
             return known[name]
         self.progress.stage(f"evaluate {name.replace('_', ' ')}")

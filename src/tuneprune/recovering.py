@@ -25,7 +25,7 @@ from tuneprune.loading import cast_weights, load_any_config, load_model, load_to
 from tuneprune.methods.base import Search
 from tuneprune.peers import meet
 from tuneprune.progress import Progress
-from tuneprune.report import Proof
+from tuneprune.report import Proof, load_scores
 from tuneprune.report.findings import score_warnings, training_findings
 from tuneprune.report.recovered import RecoverRecord, recover_card
 from tuneprune.run import convert, round_weights
@@ -165,7 +165,7 @@ def tune(recovery: Recovery, *, resume: bool) -> TuneResult:
 def score(recovery: Recovery, name: str) -> Scores:
     """The scores of the model as it stands; kept in `scores.json`, so that a resumed tuning knows those before."""
     store = recovery.out / "scores.json"
-    known: dict[str, Scores] = json.loads(store.read_text(encoding="utf8")) if store.exists() else {}
+    known = load_scores(store)
     if name in known and name == "before":
         return known[name]
     recovery.progress.stage(f"evaluate {name}")

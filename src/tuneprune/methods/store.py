@@ -21,7 +21,8 @@ class ScoreStore:
     """Scores in one file each, named by everything they depend on.
 
     A reused score leaves the calibration data where computing it would have: later draws are the same. Half a file is
-    never seen, and processes that compute the same score at the same time write the same file.
+    never seen, a damaged one is computed anew, and processes that compute the same score at the same time write the
+    same file.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
@@ -54,27 +55,41 @@ class ScoreStore:
         """
         content = json.dumps([statistic, dict(options), self.identity], sort_keys=True, default=str)
         path = self.folder / f"{statistic}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.safetensors"
-        found = _load(path)
+        found = _load(path, content)
         if found is not None:
-            tensors, metadata = found
-            for _ in range(int(metadata["batches"])):
+            tensors, batches, seconds = found
+            for _ in range(batches):
                 calibration()
-            self.reused_seconds += float(metadata["seconds"])
+            self.reused_seconds += seconds
             return tensors
         started, before = time.perf_counter(), self._drawn
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in compute().items()}
         seconds = time.perf_counter() - started
-        _save(path, tensors, {"depends_on": content, "batches": str(self._drawn - before), "seconds": f"{seconds:.6f}"})
+        metadata = {"depends_on": content, "batches": str(self._drawn - before), "seconds": f"{seconds:.6f}"}
+        _save(path, tensors, metadata | {"sha256": _hash(tensors, metadata)})
         return tensors
 
 
-def _load(path: Path) -> tuple[Tensors, dict[str, str]] | None:
-    """Tensors and metadata of a file; None where there is none that can be read."""
+def _load(path: Path, content: str) -> tuple[Tensors, int, float] | None:
+    """Tensors, batches and seconds of a file; None where there is none that is whole and depends on `content`."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118  (no mapping)
-    except (OSError, SafetensorError):
+            tensors: Tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+            metadata = dict(file.metadata())
+        if metadata.pop("sha256") != _hash(tensors, metadata) or metadata["depends_on"] != content:
+            return None
+        return tensors, int(metadata["batches"]), float(metadata["seconds"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
+
+
+def _hash(tensors: Tensors, metadata: Mapping[str, str]) -> str:
+    """Stands for everything in a file."""
+    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _save(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:

@@ -28,6 +28,7 @@ from tuneprune.report.record import (
     ScoreRecord,
     TrainingRecord,
     Width,
+    load_scores,
 )
 from tuneprune.report.tables import html_table, markdown_table, rich_table
 
@@ -59,6 +60,7 @@ __all__ = [
     "comparison_markdown",
     "comparison_rich",
     "html_table",
+    "load_scores",
     "markdown_table",
     "model_card",
     "rich_table",

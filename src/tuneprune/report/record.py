@@ -1,9 +1,11 @@
 """`record.json`: one run in numbers, versioned and typed, enough to rebuild every table without the model."""
 
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, TypeAdapter, field_validator
 
+from tuneprune.errors import DataError, reading
 from tuneprune.report.costs import SpeedRecord, Spread
 from tuneprune.report.findings import BadNumbers, Warned
 from tuneprune.report.numbers import percent_text
@@ -13,6 +15,18 @@ from tuneprune.report.stored import SCHEMA, OpenSection, Section, Stored
 Scores = dict[str, dict[str, float]]
 SHOWN = 3
 """Records that a sentence names."""
+
+
+def load_scores(path: Path) -> dict[str, Scores]:
+    """The scores of a run's models by their names, as far as it has come; none where there is no such file.
+
+    Raises:
+        DataError: a damaged file.
+    """
+    if not path.exists():
+        return {}
+    with reading(f"{path} holds no scores (take it away to evaluate again)", DataError):
+        return TypeAdapter(dict[str, Scores]).validate_json(path.read_bytes())
 
 
 class MethodRecord(OpenSection):

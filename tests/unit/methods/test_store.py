@@ -69,3 +69,26 @@ def test_magnitude_at_another_budget_reads_the_same_scores(tmp_path, identity):
     alone = subject_with(tmp_path / "fresh", identity, tmp_path)
     computed = methods.build({"name": "magnitude"}).begin(alone, Budget(keep=0.7)).plan()
     assert [edit.units.tolist() for edit in computed.edits] == [edit.units.tolist() for edit in plans[1].edits]
+
+
+def flipped(content):
+    return content[:-1] + bytes([content[-1] ^ 1])  # a bit of a number
+
+
+def moved(content):
+    return content.replace(b'"batches":"0"', b'"batches":"9"')
+
+
+def without_metadata(content):
+    return content.replace(b"__metadata__", b"__metabase__")
+
+
+@pytest.mark.parametrize("damage", [flipped, moved, without_metadata])
+def test_a_file_that_was_changed_is_computed_again(tmp_path, identity, damage):
+    subject = subject_with(tmp_path / "scores", identity, tmp_path)
+    subject.scores("norms", lambda: {"a": torch.zeros(2)})
+    (file,) = (tmp_path / "scores").iterdir()
+    changed = damage(file.read_bytes())
+    assert changed != file.read_bytes()
+    file.write_bytes(changed)
+    assert subject.scores("norms", lambda: {"a": torch.ones(2)})["a"].tolist() == [1, 1]

@@ -1,0 +1,45 @@
+"""Scores and manifests that were damaged or made elsewhere."""
+
+import json
+
+import pytest
+
+from tuneprune import cells
+from tuneprune.errors import DataError
+from tuneprune.recording import read_metrics
+from tuneprune.report import load_scores
+
+
+@pytest.mark.parametrize("text", ["", "[]", "\x00", '{"dense": 3}', '{"dense": {"a": {"b": "x"}}}', "[" * 100_000])
+def test_scores_that_are_none_are_refused(text, tmp_path):
+    (tmp_path / "scores.json").write_text(text)
+    with pytest.raises(DataError, match="holds no scores"):
+        load_scores(tmp_path / "scores.json")
+
+
+def test_scores_are_read_as_they_were_written(tmp_path):
+    known = {"dense": {"task": {"accuracy": 0.5}}}
+    (tmp_path / "scores.json").write_text(json.dumps(known))
+    assert load_scores(tmp_path / "scores.json") == known
+    assert load_scores(tmp_path / "none.json") == {}
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "..", ".", "/etc", "a/b"])
+def test_a_manifest_names_no_folder_elsewhere(name, tmp_path):
+    (tmp_path / cells.MANIFEST).write_text(json.dumps({"schema": 1, "cells": {name: "magnitude"}}))
+    with pytest.raises(DataError, match="no cell of a comparison"):
+        cells.finished(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"cells": 3}', '{"cells": ["a"]}', '{"cells": {"a": 1}}'])
+def test_a_manifest_that_is_none_is_refused(text, tmp_path):
+    (tmp_path / cells.MANIFEST).write_text(text)
+    with pytest.raises(DataError, match=r"cannot be read|no cell"):
+        cells.finished(tmp_path)
+
+
+@pytest.mark.parametrize("line", ["{", "3", "[]", "{}", '{"step": "x"}', '{"step": Infinity}', "[" * 100_000])
+def test_a_log_names_the_line_that_is_none(line, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n')
+    with pytest.raises(DataError, match=r"metrics\.jsonl:2 is no logged step"):
+        read_metrics(tmp_path / "metrics.jsonl")
