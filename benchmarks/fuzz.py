@@ -37,13 +37,13 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     found = json.loads(RECORD.read_text())["targets"] if arguments.only and RECORD.exists() else {}
+    content = {"schema": 1, "environment": environment(), "seed": arguments.seed, "targets": found}
     with tempfile.TemporaryDirectory(prefix="tuneprune-fuzz-") as scratch:
         for name, target in prepared(Path(scratch)).items():
             if arguments.only in (None, name):
                 found[name] = fuzzed(target, Path(scratch), arguments)
                 print(name, found[name], flush=True)
-    content = {"schema": 1, "environment": environment(), "seed": arguments.seed, "targets": found}
-    RECORD.write_text(json.dumps(content, indent=1) + "\n", encoding="utf8")
+                RECORD.write_text(json.dumps(content, indent=1) + "\n", encoding="utf8")
     if any(one["failure"] for one in found.values()):
         sys.exit("fuzz: some cases failed")
 

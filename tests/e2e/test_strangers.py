@@ -55,11 +55,11 @@ def hostile_ragged(tmp_path, model_folder, mark):
 def no_waiting(monkeypatch):
     """Proofs reload in this process: interpreters of their own take seconds."""
 
-    def reload_here(command, **_):
-        reload_probe.main(*command[3:])
+    def reload_here(_, arguments, __):
+        reload_probe.main(*arguments)
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(fresh, "subprocess", SimpleNamespace(run=reload_here))
+    monkeypatch.setattr(fresh, "run_tied", reload_here)
     monkeypatch.setattr(reload_probe, "Blocker", type("Open", (), {"find_spec": lambda *_: None}))
 
 
