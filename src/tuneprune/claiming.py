@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from tuneprune import documents
 from tuneprune.config import RecoverConfig, RunConfig
 from tuneprune.errors import ConfigError
 from tuneprune.identity import FORMAT, Identity, announcements, refusals
@@ -85,8 +86,8 @@ def _settings(config: RunConfig | RecoverConfig) -> dict[str, Any]:
 
 def _settings_in(path: Path) -> Any:  # noqa: ANN401  (whatever the file holds)
     try:
-        return yaml.safe_load(path.read_text(encoding="utf8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        return documents.load(documents.read_text(path), str(path))
+    except ConfigError as error:
         raise ConfigError(f"{path} cannot be read, so nothing can be resumed here. Name another --out.") from error
 
 

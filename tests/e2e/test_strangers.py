@@ -23,7 +23,10 @@ from tuneprune.structure import spaces
 from tuneprune.structure.plan import Plan
 
 OWN_CLASS = "modeling_pruned.PrunedLlamaForCausalLM"
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")  # peft's
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`"),  # peft's
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # a limit that struck inside of gc
+]
 
 
 @pytest.fixture

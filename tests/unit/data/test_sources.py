@@ -214,6 +214,7 @@ def test_a_perplexity_task_wants_plain_text(tmp_path, tokenizer):
         load_task(TaskSpec(path=path, kind="perplexity"), tokenizer)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a limit that struck inside of gc
 @pytest.mark.parametrize(
     ("template", "error", "message"),
     [
