@@ -32,6 +32,8 @@ def claim(
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file. Name a folder.")
     with refusals_explained(out):
+        if (out / SETTINGS).exists() and not (out / LOCK).exists():
+            _compare(out, config, identity, resume=resume)  # refused without a trace: the lock's file would be one
         if out.exists() and not (out / SETTINGS).exists() and not all(_is_own(path) for path in out.iterdir()):
             raise ConfigError(f"--out {out} is not empty and holds no run. Name a new folder.")
         make_folder(out)
@@ -56,23 +58,35 @@ def fingerprinted(out: Path, config: RunConfig | RecoverConfig) -> dict[str, Any
 def _take(
     out: Path, config: RunConfig | RecoverConfig, identity: Identity, *, resume: bool, note: Callable[[str], None]
 ) -> None:
-    """Compare a folder that was begun with this run, or begin it."""
+    """Go on in a folder that was begun with this run, or begin it."""
+    if (out / SETTINGS).exists():
+        for change in _compare(out, config, identity, resume=resume):
+            note(f"resumed in another environment, so the last bits of numbers may differ: {change}")
     sweep(out)
     if not (out / SETTINGS).exists():
         write_text(out / IDENTITY, json.dumps(identity, indent=1) + "\n")
         write_text(out / SETTINGS, config.to_yaml())  # last: from now on this is a run's folder
-        return
+
+
+def _compare(out: Path, config: RunConfig | RecoverConfig, identity: Identity, *, resume: bool) -> list[str]:
+    """What of the environment is another than when the run in `out` began.
+
+    Raises:
+        ConfigError: it is another run, or this one and `resume` was not given.
+    """
     if not resume:
         raise ConfigError(f"--out {out} already holds a run. Continue it with --resume, or name another folder.")
-    old = {"settings": _settings_in(out / SETTINGS)} | _stored(out)
-    differing = refusals(old, {"settings": _settings(config)} | identity)
+    old, new = {"settings": _settings_in(out / SETTINGS)}, {"settings": _settings(config)}
+    differing = refusals(old, new)
+    if not differing or (out / IDENTITY).exists():
+        old |= _stored(out)
+        differing = refusals(old, new | identity)
     if differing:
         raise ConfigError(
             f"--out {out} holds a run with {', and '.join(differing)}. Resume it with what it was begun with, or name"
             " another --out."
         )
-    for change in announcements(old, identity):
-        note(f"resumed in another environment, so the last bits of numbers may differ: {change}")
+    return announcements(old, identity)
 
 
 def _is_own(path: Path) -> bool:

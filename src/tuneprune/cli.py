@@ -270,9 +270,11 @@ def main() -> None:
         let_through()
         _leave(str(stop), EXIT_STOPPED)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             raise
-        _leave(f"{error}. Free space; a run continues with --resume.", EXIT_USER)
+        from tuneprune.storage import advice
+
+        _leave(f"{error}. {advice(error)}", EXIT_USER)
 
 
 def _leave(message: str, status: int, *, speaks: bool = False) -> NoReturn:
