@@ -3,21 +3,24 @@
 `TUNEPRUNE_FUZZ_EXAMPLES` sets how many files each test makes.
 """
 
+import io
 import json
 import os
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from recorded import record
 
 from tuneprune.data import DataConfig, SourceConfig, load, read_source
 from tuneprune.data.unusable import LeftOut
 from tuneprune.errors import TunePruneError
 
+READ, REFUSED = "read", "refused in a sentence"
 EXAMPLES = int(os.environ.get("TUNEPRUNE_FUZZ_EXAMPLES", "100"))
 fuzz = settings(
     max_examples=EXAMPLES,
-    deadline=5000,
+    deadline=20_000,
     derandomize="TUNEPRUNE_FUZZ_EXAMPLES" not in os.environ,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -34,7 +37,7 @@ NAMES = [
     "context",
     "question",
 ]
-KINDS = (None, "nli", "qa", "multiple_choice", "summary")
+KINDS = (None, None, None, "nli", "qa", "multiple_choice", "summary")
 
 texts = st.text() | st.sampled_from(["yes", "entailment", "</s>", "\ud800", "\0", " ", "﻿", "a\r\nb\x1b[31m"])
 turns = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", ""]), "content": texts})
@@ -46,14 +49,16 @@ values = st.recursive(
 records = st.dictionaries(st.sampled_from(NAMES) | texts, values, max_size=4)
 written = records.map(lambda record: json.dumps(record).encode())
 odd = st.sampled_from([b"[" * 3000, b'{"a":' * 3000, b"9" * 5000, b'"' * 9, b"\xff\xfe", b"{}"])
-lines = st.lists(written | st.binary(max_size=60) | odd, max_size=5)
+good = texts.map(lambda text: json.dumps({"text": f"a {text}"}).encode())
+lines = st.lists(good, max_size=6) | st.lists(good | written | st.binary(max_size=60) | odd, max_size=6)
 cells = st.binary(max_size=12) | st.sampled_from([b'"', b'""', b'"a\nb"', b"text", b"prompt", b"completion", b"\0"])
-tables = st.lists(st.lists(cells, max_size=4).map(b",".join), max_size=5)
-ends = st.sampled_from([b"\n", b"\r\n", b"\r", b""])
+rows = st.lists(st.lists(cells, max_size=4).map(b",".join), max_size=5)
+tables = rows | st.lists(cells, max_size=5).map(lambda found: [b"text", b"good", *found])
+ends = st.sampled_from([b"\n", b"\n", b"\r\n", b"\r", b""])
 
 
 def read(path, tokenizer, content, kind, drops):
-    """Read a file of these bytes as training does; only a sentence for the user may come out."""
+    """Read a file of these bytes as training does; only a sentence for the user may come out. Gives what came."""
     path.write_bytes(content)
     config, sentence = SourceConfig(path=path, kind=kind), ""
     try:
@@ -64,33 +69,59 @@ def read(path, tokenizer, content, kind, drops):
     if sentence:
         assert sentence.isprintable()
         assert len(sentence) < 2000
-        return
+        return REFUSED
     assert all(example.completion.strip() for example in examples)
     json.dumps(data.summary(), allow_nan=False)
     stream = data.stream(data.train_part, batch_size=2, seed=0)
     assert stream.next()["input_ids"].shape[0] == 2
     assert stream.last_origins()
+    return READ
 
 
-@pytest.mark.parametrize(("ending", "content"), [(".jsonl", lines), (".csv", tables)], ids=["jsonl", "csv"])
-def test_any_bytes_are_read_or_refused_in_a_sentence(ending, content, tmp_path, chat_tokenizer):
-    @fuzz
-    @given(content, ends, st.sampled_from(KINDS), st.booleans())
-    def check(parts, end, kind, drops):
-        read(tmp_path / f"a{ending}", chat_tokenizer, end.join(parts), kind, drops)
+def parquet():
+    """A good Parquet file, cut or overwritten at some place."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    stream = io.BytesIO()
+    pq.write_table(pa.table({"text": ["a good one"] * 20, "n": range(20)}), stream)
+    whole = stream.getvalue()
+    places = st.integers(0, len(whole) - 1)
+    cut = places.map(lambda at: whole[:at])
+    return cut | st.builds(
+        lambda at, b: whole[:at] + b + whole[at + len(b) :], places, st.binary(min_size=1, max_size=8)
+    )
+
+
+FILES = {  # the endings of files, and what may be in them
+    ".jsonl": lambda: st.builds(lambda parts, end: end.join(parts), lines, ends),
+    ".csv": lambda: st.builds(lambda parts, end: end.join(parts), tables, ends),
+    ".parquet": parquet,
+}
+
+
+def outcomes(ending, folder, tokenizer, count):
+    """What becomes of so many files."""
+    found = []
+
+    @settings(fuzz, max_examples=count)
+    @given(FILES[ending](), st.sampled_from(KINDS), st.booleans())
+    def check(content, kind, drops):
+        found.append(read(folder / f"a{ending}", tokenizer, content, kind, drops))
 
     check()
+    return found
 
 
-def test_damaged_parquet_is_read_or_refused_in_a_sentence(tmp_path, chat_tokenizer):
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    pq.write_table(pa.table({"text": ["a good one"] * 20, "n": range(20)}), tmp_path / "whole.parquet")
-    whole = (tmp_path / "whole.parquet").read_bytes()
+@pytest.mark.parametrize("ending", FILES)
+def test_any_bytes_are_read_or_refused_in_a_sentence(ending, tmp_path, chat_tokenizer):
+    assert outcomes(ending, tmp_path, chat_tokenizer, EXAMPLES)
 
-    @fuzz
-    @given(st.integers(0, len(whole) - 1), st.binary(min_size=1, max_size=8), st.booleans())
-    def check(at, damage, cuts):
-        content = whole[:at] if cuts else whole[:at] + damage + whole[at + len(damage) :]
-        read(tmp_path / "a.parquet", chat_tokenizer, content, None, True)
 
-    check()
+@pytest.mark.campaign
+@pytest.mark.parametrize("ending", FILES)
+def test_many_files(ending, tmp_path, chat_tokenizer):
+    found = outcomes(ending, tmp_path, chat_tokenizer, 1000)
+    noted = [{"file": ending, "outcome": outcome} for outcome in found]
+    what = "JSON lines, CSV and Parquet of drawn bytes and values, or damaged: examples, or one sentence"
+    assert not record("data files", what, 0, noted, good={READ, REFUSED}, counted="files")
