@@ -17,7 +17,7 @@ def override(says, setting):
 
 
 MANY_ALIASES = "".join(f"a{n}: &a{n} [{', '.join(9 * [f'*a{n - 1}'] if n else '012345678')}]\n" for n in range(20))
-OTHER_RUN = holding("out/config.yaml", "another: run\n")
+OTHER_RUN = all_of(holding("out/config.yaml", "another: run\n"), holding("out/.lock", ""))
 ROWS = {
     "unknown key": Row(["unknown key `budgets`", "Did you mean `budget`?"], set_to("budgets", {"keep": 0.5})),
     "unknown nested key": Row(["`tune.learning_rat`", "Did you mean `learning_rate`?"], set_to("tune.learning_rat", 1)),
@@ -76,7 +76,9 @@ ROWS = {
     "override that is no YAML": override(["--set budget.keep=[", "malformed YAML"], "budget.keep=["),
     "folder of something else": Row(["not empty", "Name a new folder"], holding("out/thesis.doc", "mine")),
     "folder of another run": Row(["already holds a run", "--resume"], OTHER_RUN),
-    "resuming another run": Row(["another configuration"], OTHER_RUN, "run {run} --out {out} --resume"),
+    "resuming a run of an earlier version": Row(
+        ["no identity.json", "name another --out"], OTHER_RUN, "run {run} --out {out} --resume"
+    ),
     "out that is a file": Row(["is a file", "Name a folder"], command="run {run} --out {run}"),
     "out inside of a file": Row(["cannot be written"], command="run {run} --out {run}/out"),
     "recover: unknown key": Row(
