@@ -66,7 +66,7 @@ def on_signals(act: Callable[[], None]) -> Iterator[None]:
 
     Blocks may stand in each other: the innermost one acts. A block that ends although its `act` was called, as when a
     library swallowed its exception or nobody looked at what it noted, hands the signal to the block around it, the
-    outermost one to the process.
+    outermost one to the process. Where a library turned the exception into an error of its own, it is raised again.
 
     Does nothing outside of the main thread, the only one that may handle signals.
     """
@@ -82,6 +82,10 @@ def on_signals(act: Callable[[], None]) -> Iterator[None]:
         yield
         if desk.came and len(desk.acts) > 1:
             desk.acts[-2]()
+    except Exception:
+        if desk.stop is not None:  # what a library made of it, such as an import that failed
+            raise desk.stop from None
+        raise
     finally:
         desk.acts.pop()
         if is_outermost:
@@ -113,6 +117,8 @@ class Desk:
     def __init__(self) -> None:
         self.acts: list[Callable[[], None]] = []
         self.came = 0
+        self.stop: BaseException | None = None
+        """What the act raised."""
         self.error: BaseException | None = None
         handled = [number for number in STOPPING if (number, signal.getsignal(number)) != NOHUP]
         self.reader, self.writer = os.pipe()
@@ -142,7 +148,11 @@ class Desk:
         if not is_launched():
             for each in STOPPING:
                 signal.signal(each, signal.SIG_DFL)
-        self.acts[-1]()
+        try:
+            self.acts[-1]()
+        except BaseException as stop:
+            self.stop = stop
+            raise
 
     def _raise(self, *_: object) -> None:
         if self.error is not None:

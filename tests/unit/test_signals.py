@@ -136,3 +136,23 @@ def test_block_that_begins_after_a_signal_that_a_library_swallowed_is_told():
 
     with pytest.raises(Stopped), on_signals(stop_now):
         careless()
+
+
+def test_stop_that_a_library_turns_into_an_error_stays_a_stop():
+    def lazily_imported():
+        try:
+            send_here(signal.SIGTERM)
+        except BaseException as error:
+            raise ModuleNotFoundError("requirements") from error
+
+    with pytest.raises(Stopped), on_signals(stop_now):
+        lazily_imported()
+
+
+def test_error_after_a_noted_signal_stays_an_error():
+    def fail():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("of its own")
+
+    with pytest.raises(RuntimeError), on_signals(lambda: None):
+        fail()
