@@ -102,7 +102,7 @@ def main() -> None:
         cells = {name: f"{name}-keep{KEEP:g}-seed" for name in methods}
         rows = [outcome(n, first / f"{c}0", second / f"{c}0", first / f"{c}1") for n, c in cells.items()]
     content = {
-        "command": f"python benchmarks/determinism.py --steps {arguments.steps}",
+        "command": f"python benchmarks/determinism.py --steps {arguments.steps} --methods {arguments.methods}",
         "environment": environment(),
         "equal": sum(not row["unequal"] for row in rows),
         "methods": len(rows),
