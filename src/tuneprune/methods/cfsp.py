@@ -21,7 +21,7 @@ from tuneprune.errors import UnreachableBudget
 from tuneprune.methods.activations import consumer, gather
 from tuneprune.methods.base import Decided, Method, Search, Subject, decide
 from tuneprune.methods.stream import Turns, streams
-from tuneprune.structure.budget import Budget, allocate, fractional_ranks, units_per_step
+from tuneprune.structure.budget import Budget, allocate, fewest_units, fractional_ranks
 from tuneprune.structure.space import Group, PruningSpace
 from tuneprune.structure.weights import by_unit, effective_weight
 
@@ -56,10 +56,7 @@ class Cfsp(Method):
         Raises:
             UnreachableBudget: with the smallest `keep` that can be reached.
         """
-        floors = {
-            group.name: units_per_step(group, budget.multiple_of) if is_mlp(group) else group.size
-            for group in space.groups
-        }
+        floors = {group.name: fewest_units(group, budget) if is_mlp(group) else group.size for group in space.groups}
         low = budget.cost(space, floors)
         if budget.target(space) < low:
             raise UnreachableBudget(

@@ -47,6 +47,7 @@ class BudgetRecord(Section):
     of: Literal["total", "prunable", "bytes", "latency"]
     multiple_of: int | Literal["auto"] = 1
     per_layer: Literal["free", "uniform"] = "free"
+    min_keep: float = Field(default=0.0, description="share of its units that every group kept at least")
     at_most: str | None = Field(default=None, description="the amount that was asked for, which `keep` is the share of")
     phase: str | None = None
     batch_size: int | None = None

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tuneprune.errors import TunePruneError, UnreachableBudget
-from tuneprune.structure.chains import Chain, Scores, chains_of, units_per_step
+from tuneprune.structure.chains import Chain, Scores, chains_of, steps_at_least, units_per_step
 from tuneprune.structure.request import Budget
 from tuneprune.structure.space import Group, Masks, PruningSpace
 
@@ -20,6 +20,7 @@ __all__ = [
     "allocate",
     "check",
     "count_parameters",
+    "fewest_units",
     "fractional_ranks",
     "reachable",
     "units_per_step",
@@ -39,7 +40,7 @@ def reachable(space: PruningSpace, budget: Budget, reserved: Reserved = 0) -> tu
     """
     # Whichever layer a decision keeps at least, it is not larger than the one that this keeps.
     sizes = {group.name: torch.full((group.size,), float(_block_size(space, group))) for group in space.groups}
-    chains = chains_of(sizes, space, budget.multiple_of, budget.per_layer)
+    chains = chains_of(sizes, space, budget.multiple_of, budget.per_layer, budget.min_keep)
     floors, whole = [chain.floor for chain in chains], [len(chain) for chain in chains]
     return _count(space, chains, floors, budget, reserved), _count(space, chains, whole, budget, reserved)
 
@@ -55,10 +56,11 @@ def check(space: PruningSpace, budget: Budget, reserved: Reserved = 0) -> None:
         lowest = budget.smallest_keep(space, low)
         highest = math.floor(budget.share(space, high) * 1e4) / 1e4
         lengths = f" ({budget.amount(low)} to {budget.amount(high)})" if budget.of in ("bytes", "latency") else ""
+        floors = f"budget.min_keep ({budget.min_keep:g}) or " if budget.min_keep else ""
         raise UnreachableBudget(
             f"{budget.name} of {budget.counted} is below what space `{space.name}` can"
             f" reach on this model: {lowest:.4f} to {highest:.4f}{lengths}. Raise {budget.key}, lower"
-            " budget.multiple_of, or choose another space."
+            f" {floors}budget.multiple_of, or choose another space."
         )
 
 
@@ -72,8 +74,9 @@ def allocate(
 ) -> dict[str, Tensor]:
     """Hard masks that keep the highest scores within the budget.
 
-    At most the budgeted number of parameters is kept (or time, where the budget counts that), and no removed step
-    of units would still fit. Every group keeps at least one step; of whole layers only the best one has to stay. Ties
+    At most the budgeted number of parameters is kept (or time, where the budget counts that), and no removed step of
+    units would still fit. Every group keeps at least the share `budget.min_keep` of its units, and one step; of whole
+    layers only the best one has to stay. Ties
     are broken by position, so the decision is deterministic. A larger `keep` never costs less.
 
     Args:
@@ -95,7 +98,7 @@ def allocate(
             name: scores[name] if group.kind == "block" else fractional_ranks(scores[name])
             for name, group in space.by_name.items()
         }
-    chains = chains_of(scores, space, budget.multiple_of, budget.per_layer)
+    chains = chains_of(scores, space, budget.multiple_of, budget.per_layer, budget.min_keep)
     target = budget.target(space)
     ids = torch.cat([torch.full((len(chain) - chain.floor,), index) for index, chain in enumerate(chains)])
     values = torch.cat([chain.scores[chain.floor :] for chain in chains])
@@ -132,6 +135,12 @@ def _refuse_nan(scores: Scores) -> None:
                 f"The scores of `{name}` contain NaN, so its units cannot be ranked."
                 " Check the base model's weights, or lower the learning rate."
             )
+
+
+def fewest_units(group: Group, budget: Budget) -> int:
+    """What a group keeps at least, where it is no whole layer."""
+    size = units_per_step(group, budget.multiple_of)
+    return steps_at_least(group, budget.min_keep, size) * size
 
 
 def _steps_kept(prefix: Tensor, chains: Sequence[Chain]) -> list[int]:

@@ -23,7 +23,7 @@ class Chain:
     """The units of one group (for uniform widths: of all groups of one place), best first, in steps.
 
     A step is the fewest units that respect `multiple_of`; step i keeps `orders[name][i * size : (i + 1) *
-    size]` of every group in the chain. Every chain keeps at least its first `floor` steps.
+    size]` of every group in the chain. Every chain keeps at least its first `floor` steps, one or more but for layers.
     """
 
     orders: Mapping[str, Tensor]
@@ -36,9 +36,16 @@ class Chain:
 
 
 def chains_of(
-    scores: Scores, space: PruningSpace, multiple_of: MultipleOf, per_layer: Literal["free", "uniform"]
+    scores: Scores,
+    space: PruningSpace,
+    multiple_of: MultipleOf,
+    per_layer: Literal["free", "uniform"],
+    min_keep: float = 0.0,
 ) -> list[Chain]:
     """The chains of a space, in its order; of whole layers the best one has a floor.
+
+    Args:
+        min_keep: share of its units that every group keeps at least, in whole steps; no matter for whole layers.
 
     Raises:
         ConfigError: `multiple_of` is larger than a width of the model, or the layers differ under `uniform`.
@@ -51,13 +58,18 @@ def chains_of(
         values = {group.name: scores[group.name].detach().cpu().double() for group in bundle}
         orders = {name: torch.argsort(value, descending=True, stable=True) for name, value in values.items()}
         best = [values[name][order][: num_steps * size].view(num_steps, size).mean(1) for name, order in orders.items()]
-        floor = 0 if bundle[0].kind == "block" else 1
+        floor = 0 if bundle[0].kind == "block" else steps_at_least(bundle[0], min_keep, size)
         chains.append(Chain(orders, size, torch.stack(best).mean(0), floor))
     layers = [index for index, chain in enumerate(chains) if not chain.floor]
     if layers:  # a model without any layer is none
         best_layer = max(layers, key=lambda index: chains[index].scores[0].item())
         chains[best_layer] = replace(chains[best_layer], floor=1)
     return chains
+
+
+def steps_at_least(group: Group, min_keep: float, size: int) -> int:
+    """The fewest steps of `size` units that hold the share `min_keep` of a group: one, and no more than there are."""
+    return min(max(1, math.ceil(min_keep * group.size / size - 1e-9)), group.size // size)
 
 
 def _bundles(space: PruningSpace) -> list[list[Group]]:

@@ -64,6 +64,13 @@ class Budget(BaseModel):
         default="free",
         description="`uniform` gives every layer the same widths, so that a stock class can hold the result",
     )
+    min_keep: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="share of its units that every group keeps at least, and one step of `multiple_of`; 0 leaves it at"
+        " that step. Whole layers are dropped all the same",
+    )
     table: Path | None = Field(
         default=None, description="`of: latency`: the latency.json of an earlier run, instead of measuring again"
     )

@@ -185,10 +185,53 @@ def test_whole_layers_go_by_score_whatever_the_scope_and_the_best_one_stays():
 
 def test_reachable_range_is_what_can_be_had():
     space = tiny_space()
-    low, high = reachable(space, Budget())
+    low, high = reachable(space, Budget(min_keep=0))
     assert (low, high) == (space.count({group.name: 1 for group in space.groups}), space.num_parameters)
     in_eights = reachable(space, Budget(multiple_of=32))  # 48 channels go down to 32; a KV group has 16 features
     assert in_eights == (space.num_parameters - 2 * 16 * 3 * 32,) * 2
+
+
+def test_floors_move_the_range_and_are_named_where_they_stand_in_the_way():
+    space = tiny_space()
+    wide = {"kv_group": 1, "mlp_channel": 24}  # half of 2 KV groups, and of 48 channels
+    low = space.count({group.name: wide[group.kind] for group in space.groups})
+    assert reachable(space, Budget(min_keep=0.5))[0] == low
+    keep = low / space.num_parameters - 0.01
+    check(space, Budget(keep=keep))
+    with pytest.raises(UnreachableBudget, match=r"lower budget\.min_keep \(0\.5\) or budget\.multiple_of"):
+        check(space, Budget(keep=keep, min_keep=0.5))
+    with pytest.raises(UnreachableBudget, match=r"lower budget\.multiple_of, or"):
+        check(space, Budget(keep=0.01, min_keep=0))
+
+
+def test_floors_bind_where_scores_would_empty_a_group_and_only_there():
+    space = tiny_space()
+    scores = {group.name: torch.ones(group.size) for group in space.groups}
+    emptied = space.groups[-1].name
+    scores[emptied] = -torch.ones(space.by_name[emptied].size)
+    bare, default, half = (allocate(scores, space, Budget(keep=0.65, min_keep=m)) for m in (0, 0.05, 0.5))
+    assert (kept(bare)[emptied], kept(default)[emptied], kept(half)[emptied]) == (1, 3, 24)
+    draw = torch.Generator().manual_seed(0)
+    scores = {group.name: torch.rand(group.size, generator=draw) for group in space.groups}
+    even = [allocate(scores, space, Budget(keep=0.65, min_keep=share)) for share in (0, 0.05)]
+    assert all(torch.equal(mask, even[1][name]) for name, mask in even[0].items())
+
+
+@given(cases(), st.floats(0, 1), st.sampled_from(["global", "local"]))
+@quick
+def test_every_group_keeps_its_floor(case, min_keep, scope):
+    space, budget, scores = case
+    budget = budget.model_copy(update={"min_keep": min_keep})
+    low = reachable(space, budget)[0]
+    if budget.target(space) < low:
+        with pytest.raises(UnreachableBudget):
+            allocate(scores, space, budget, scope)
+        return
+    widths, sizes = kept(allocate(scores, space, budget, scope)), step_sizes(space, budget)
+    for group in space.groups:
+        if group.kind != "block":
+            whole = group.size // sizes[group.name] * sizes[group.name]
+            assert widths[group.name] >= min(whole, min_keep * group.size - 1e-6)
 
 
 @pytest.mark.parametrize("of", ["total", "prunable"])

@@ -89,7 +89,7 @@ def test_a_request_survives_its_run_file(settings):
     budget = Budget(**settings)
     written = yaml.safe_dump(budget.model_dump(mode="json"))
     assert Budget(**yaml.safe_load(written)) == budget
-    assert set(budget.model_dump()) == {"of", "multiple_of", "per_layer", *(settings.keys() or {"keep"})}
+    assert set(budget.model_dump()) == {"of", "multiple_of", "per_layer", "min_keep", *(settings.keys() or {"keep"})}
 
 
 def test_a_number_of_parameters_becomes_a_share():
