@@ -279,10 +279,12 @@ def main() -> None:
 
 def _leave(message: str, status: int, *, speaks: bool = False) -> NoReturn:
     """Say why and end; one of several processes at once, as taking leave of another that is gone may take for ever."""
+    from tuneprune.peers import launched
+
     with suppress(OSError):  # the terminal may be what was lost
         complain(message, speaks=speaks)
         sys.stdout.flush()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched() > 1:
         os._exit(status)
     sys.exit(status)
 

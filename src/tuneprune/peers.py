@@ -160,6 +160,11 @@ def farewell(rank: int, error: BaseException | None) -> Farewell:
     return Farewell(rank, BUG, f"Process {rank} ended: {type(error).__name__}: {words}")
 
 
+def launched() -> int:
+    """How many processes `accelerate launch` or torchrun started as one run, this one included."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "MASTER_PORT" in os.environ else 1
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """Inside, the processes that `accelerate launch` or torchrun started leave together; does nothing for one alone.
@@ -168,8 +173,8 @@ def together() -> Iterator[None]:
         PeerLost: another process failed or was lost.
         Stopped: another process was stopped.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1 or "MASTER_PORT" not in os.environ:
+    size = launched()
+    if size == 1:
         yield
         return
     error: BaseException | None = None

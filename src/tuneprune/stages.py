@@ -155,8 +155,7 @@ def compress_model(
     """Apply a stored plan to a dense model and write the smaller one; returns its number of parameters.
 
     Weights go from file to file a few rows at a time, so memory holds neither model. Only an adapter, a plan that
-    rotates the residual stream, and weight files that cannot be read by rows (no safetensors) take the dense model in
-    float32.
+    rotates the residual stream, and weight files that cannot be read by rows take the dense model in float32.
 
     Args:
         adapter: the LoRA adapter that was merged into the model the plan was made of.

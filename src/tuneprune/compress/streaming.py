@@ -80,8 +80,8 @@ def stream(
     """The smaller model that the plan makes of the one stored at `model_id`. Consumes `model`, its shapes.
 
     The result is that of `compress` on the loaded model in float32, stored in `model`'s precision. None where that
-    needs all weights at once: the plan rotates the residual stream, or the files are no safetensors, lack tensors, hold
-    tied ones twice, or store them in a way that cannot be read by rows.
+    needs all weights at once: the plan rotates the residual stream, or the files lack tensors, hold tied ones twice,
+    or store them in a way that cannot be read by rows.
 
     Raises:
         PlanMismatch: the plan belongs to another space.
