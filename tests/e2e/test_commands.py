@@ -136,7 +136,7 @@ def test_plan_of_a_one_shot_method_is_the_one_its_run_cuts_by(tmp_path, model_fo
     run_file = tiny_runs.write_run(tmp_path, model_folder, tune={"steps": 2}, reference=False)
     options = ("--set", "method=magnitude", "--out")
     assert tuneprune("plan", run_file, *options, tmp_path / "planned") == 0
-    assert {path.name for path in (tmp_path / "planned").iterdir()} == {"config.yaml", "plan"}
+    assert {path.name for path in (tmp_path / "planned").iterdir()} == {".lock", "config.yaml", "identity.json", "plan"}
     assert server.run("run", run_file, *options, tmp_path / "ran", log=tmp_path / "log") == 0
     planned, ran = ((tmp_path / name / "plan" / "plan.safetensors").read_bytes() for name in ("planned", "ran"))
     assert planned == ran
