@@ -108,18 +108,18 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="keep recorded campaigns that did not run this time")
     parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
     arguments = parser.parse_args()
-    page = PAGE.read_text(encoding="utf8")
     if arguments.check:
+        page = PAGE.read_text(encoding="utf8")
         sys.exit(int(with_tables(page, json.loads(RECORD.read_text(encoding="utf8"))) != page))
-    started = time.monotonic()
+    started, place = time.monotonic(), environment()
     lines, status = run_campaigns(arguments.pytest)
     known = json.loads(RECORD.read_text(encoding="utf8"))["campaigns"] if arguments.keep and RECORD.exists() else {}
     record = {
-        "environment": environment() | {"minutes": round((time.monotonic() - started) / 60, 1)},
+        "environment": place | {"minutes": round((time.monotonic() - started) / 60, 1)},
         "campaigns": known | gathered(lines),
     }
     RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf8")
-    PAGE.write_text(with_tables(page, record), encoding="utf8")
+    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf8"), record), encoding="utf8")
     sys.exit(status)
 
 
