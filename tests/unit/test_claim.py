@@ -6,9 +6,11 @@ import sys
 import pytest
 from tiny_runs import run_content
 
+from tuneprune.claiming import IDENTITY, SETTINGS, claim
 from tuneprune.config import RunConfig
 from tuneprune.errors import ConfigError
-from tuneprune.job import claim
+from tuneprune.identity import FORMAT
+from tuneprune.locks import LOCK
 
 
 def dead_process():
@@ -17,15 +19,20 @@ def dead_process():
     return process.pid
 
 
+def take(out, config):
+    with claim(out, config, {"format": FORMAT, "around": {}}, resume=True, note=print):
+        pass
+
+
 def test_what_a_killed_run_left_half_written_goes(tmp_path):
     config, out = RunConfig.model_validate(run_content(tmp_path / "data", tmp_path / "model")), tmp_path / "out"
     out.mkdir()
     (out / f".config.yaml.{dead_process()}.partial").write_text("model:")
-    claim(out, config, resume=True)
-    assert [path.name for path in out.iterdir()] == ["config.yaml"]
+    take(out, config)
+    assert {path.name for path in out.iterdir()} == {SETTINGS, IDENTITY, LOCK}
     (out / "plan").mkdir()
     (out / "plan" / f".plan.json.{dead_process()}.partial").write_text("{")
-    claim(out, config, resume=True)
+    take(out, config)
     assert not any((out / "plan").iterdir())
 
 
@@ -36,5 +43,5 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
     for path in (left, out / "thesis.tex"):
         path.touch()
     with pytest.raises(ConfigError, match="holds no run"):
-        claim(out, config, resume=True)
+        take(out, config)
     assert left.exists()
