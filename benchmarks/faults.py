@@ -48,7 +48,9 @@ def tables(record: Mapping[str, Any]) -> str:
     hit = Counter(kill["phase"] for kill in kills(record))
     how = Counter(kill["at"] for kill in kills(record))
     if hit:
-        lines += ["", f"{hit.total()} kills, by what the run was doing: {_listed(hit)}.", ""]
+        cases = [row["kills"] for found in record["campaigns"].values() for row in found["rows"] if "kills" in row]
+        missed = f"{cases.count([])} of {len(cases)} were done before the instant drawn for them, so nothing was killed"
+        lines += ["", f"{hit.total()} kills, by what the run was doing: {_listed(hit)}; {missed}.", ""]
         lines += [f"And by instant, drawn by the clock or at a file operation: {_listed(how)}."]
     machine = record["environment"]
     lines += [
