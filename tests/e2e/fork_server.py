@@ -20,8 +20,10 @@ from tuneprune.export import fresh, reload_probe
 torch.set_num_threads(1)
 
 
-def reload_here(program, arguments, _):
-    assert program is reload_probe
+def reload_here(program, arguments, environment):
+    """The reloading of a folder in this process; other programs in processes of their own, as they are."""
+    if program is not reload_probe:
+        return run_tied(program, arguments, environment)
     reload_probe.main(*arguments)
     return SimpleNamespace(returncode=0)
 
@@ -33,7 +35,7 @@ def probe_and_keep(job, model, plan):
 
 
 take_probe, run.masked_probe = run.masked_probe, probe_and_keep
-fresh.run_tied = reload_here
+run_tied, fresh.run_tied = fresh.run_tied, reload_here
 
 
 def child(request):

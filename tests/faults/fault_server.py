@@ -13,16 +13,13 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import fork_server
 import safetensors.torch
 import torch
 
 from tuneprune import run
-from tuneprune.export import fresh, reload_probe
 from tuneprune.train import Tuner
 
 LOADED = 77
@@ -197,16 +194,7 @@ def child(request):
     return start(request)
 
 
-def reload_here(command, **options):
-    """The reloading of a folder in this process; other programs in fresh ones, as they are."""
-    if command[2:3] != [reload_probe.__file__]:
-        return subprocess.run(command, **options)
-    reload_probe.main(*command[3:])
-    return SimpleNamespace(returncode=0)
-
-
 run.masked_probe = fork_server.take_probe  # nothing more in the folder than a user finds there
-fresh.subprocess = SimpleNamespace(run=reload_here)
 start, fork_server.child = fork_server.child, child
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ class Server:
     def close(self):
         self.process.stdin.close()
         self.process.wait(30)
+        self.process.stdout.close()
 
     def __enter__(self):
         return self
