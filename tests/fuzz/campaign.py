@@ -62,8 +62,11 @@ def run(target: Target, folder: Path, call, examples: int, number: int, counts: 
     """Count in `counts` how many cases were accepted and refused; `number` is the seed of their choice.
 
     Raises:
-        AssertionError, Exception: the smallest case that was neither, or took too long or too much memory.
+        AssertionError, Exception: a file that is refused unchanged, or the smallest case that was neither, or took too
+            long or too much memory.
     """
+    status, said = attempt(target, folder, (folder / target.file).read_bytes(), call)
+    assert status == 0 or AT_THE_END in said, f"refused as it was: {said}"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     phases = (Phase.explicit, Phase.generate, Phase.shrink)
 

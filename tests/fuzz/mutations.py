@@ -67,7 +67,7 @@ def changed(document, path, kind, value, key):
 
 
 @st.composite
-def mutated(draw, document, most=3):
+def mutated(draw, document, most=2):
     """The document after one to `most` changes of values, keys, types and depth."""
     for _ in range(draw(st.integers(1, most))):
         path = draw(st.sampled_from(list(places(document))[1:] or [()]))
