@@ -38,6 +38,7 @@ test-exports: ## run the tests of all export targets, with their runtimes, and w
 # One thread each: a busy machine must not change the last bits of anything.
 faults: setup ## kill, damage and mistreat runs for half an hour, and write the table in docs/reliability.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faults.py -- -n auto --maxprocesses $(CORES)
+	$(BIN)/python benchmarks/fuzz.py
 
 check: setup ## lint, formatting, types, import layers
 	$(BIN)/ruff check .
