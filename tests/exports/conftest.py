@@ -1,0 +1,41 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tuneprune.export import fresh
+
+
+class WarmProcesses:
+    """Takes the place of `subprocess.run` for Python programs; the process behind it starts when it is first asked."""
+
+    def __init__(self, scratch):
+        self.errors, self.server = scratch / "errors", None
+
+    def run(self, command, *, env, **_):
+        _, _, program, *argv = command
+        if self.server is None:
+            warm = [sys.executable, str(Path(__file__).with_name("warm.py"))]
+            with self.errors.with_name("log").open("w") as log:
+                pipe = subprocess.PIPE
+                self.server = subprocess.Popen(warm, stdin=pipe, stdout=pipe, stderr=log, text=True)
+        self.errors.unlink(missing_ok=True)
+        request = {"program": program, "argv": argv, "env": env, "errors": str(self.errors)}
+        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.flush()
+        status = int(self.server.stdout.readline())
+        return SimpleNamespace(returncode=status, stderr=self.errors.read_text(errors="replace"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm_processes(tmp_path_factory):
+    warm = WarmProcesses(tmp_path_factory.mktemp("warm"))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(fresh, "subprocess", warm)
+        yield
+    if warm.server is not None:
+        with warm.server:
+            warm.server.stdin.close()
