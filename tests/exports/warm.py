@@ -24,7 +24,8 @@ for package in ("onnxruntime", "bitsandbytes", "torchao.quantization"):
 
 def child(request):
     os.environ.update(request["env"])
-    dynamic_module_utils.HF_MODULES_CACHE = os.environ["HF_MODULES_CACHE"]  # read when transformers was imported
+    cache = os.environ.get("HF_MODULES_CACHE", dynamic_module_utils.HF_MODULES_CACHE)
+    dynamic_module_utils.HF_MODULES_CACHE = cache  # read when transformers was imported
     sys.argv = [request["program"], *request["argv"]]
     try:
         runpy.run_path(request["program"], run_name="__main__")
