@@ -4,7 +4,7 @@ import hashlib
 import json
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -16,13 +16,19 @@ from tuneprune.structure.space import PruningSpace
 Phase = Literal["decode", "prefill"]
 TIMED = ("width", "depth")
 """The spaces whose removals change the widths that a table is about."""
+Milliseconds = Annotated[float, Field(ge=0, le=86_400_000, allow_inf_nan=False)]
+"""No part of a forward pass takes a day, and what is no time at all cannot be counted in nanoseconds."""
 
 
 class Curve(BaseModel, frozen=True, extra="forbid"):
     """The time of one part of a layer by how many units it keeps, linear in between."""
 
-    units: list[int] = Field(min_length=1, description="KV groups or MLP channels kept, ascending")
-    milliseconds: list[float] = Field(min_length=1, description="time of one forward pass of the part, never falling")
+    units: list[Annotated[int, Field(le=2**31)]] = Field(
+        min_length=1, description="KV groups or MLP channels kept, ascending"
+    )
+    milliseconds: list[Milliseconds] = Field(
+        min_length=1, description="time of one forward pass of the part, never falling"
+    )
 
     @model_validator(mode="after")
     def _rises(self) -> Self:
@@ -56,8 +62,8 @@ class LatencyTable(BaseModel, frozen=True, extra="forbid"):
     device: str
     dtype: str
     threads: int = Field(ge=1)
-    fixed_ms: float = Field(gt=0, description="embeddings, final norm, head, and what every pass does once")
-    layer_ms: float = Field(ge=0, description="what a layer does beside its attention and its MLP")
+    fixed_ms: Milliseconds = Field(gt=0, description="embeddings, final norm, head, and what every pass does once")
+    layer_ms: Milliseconds = Field(description="what a layer does beside its attention and its MLP")
     attention: Curve
     mlp: Curve
     environment: dict[str, str] = Field(default_factory=dict[str, str], description="versions and processor")

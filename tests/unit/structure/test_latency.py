@@ -142,7 +142,12 @@ def test_a_table_survives_its_file(tmp_path):
         (lambda table: table["attention"].update(units=[4, 1]), "have to ascend"),
         (lambda table: table.update(format=2), "format"),
         (lambda table: table.pop("fixed_ms"), "fixed_ms: Field required"),
-        (lambda table: table["mlp"].update(milliseconds=[1.0, float("nan")]), "must not fall"),
+        (lambda table: table["mlp"].update(milliseconds=[1.0, float("nan")]), "mlp.milliseconds.1: .* finite"),
+        (lambda table: table["attention"].update(milliseconds=[1.0, float("inf")]), "milliseconds.1: .* finite"),
+        (lambda table: table.update(fixed_ms=float("inf")), "fixed_ms: .* finite"),
+        (lambda table: table.update(layer_ms=float("nan")), "layer_ms: .* finite"),
+        (lambda table: table["mlp"].update(units=[1, 10**30]), "mlp.units.1: .* less than or equal to"),
+        (lambda table: table.update(layer_ms=1e300), "layer_ms: .* less than or equal to 86400000"),
     ],
 )
 def test_a_damaged_table_is_refused(tmp_path, change, said):
