@@ -21,6 +21,7 @@ from tuneprune.adapters import merge, merged_config
 from tuneprune.errors import ConfigError, UnsupportedModel, reading
 from tuneprune.export import Shape
 from tuneprune.families import refuse_unknown
+from tuneprune.structure.finite import all_finite
 
 SAFELY: dict[str, bool] = {"trust_remote_code": False, "use_safetensors": True}
 """What transformers is told wherever it loads weights that anybody may have made."""
@@ -146,7 +147,7 @@ def load_model(model: str, adapter: str | None, device: torch.device) -> PreTrai
     """The dense model, with a user's LoRA adapter merged in; float32 on a CPU, the stored precision on a GPU.
 
     Raises:
-        ConfigError: weights or an adapter that cannot be read, or an adapter of another base.
+        ConfigError: weights or an adapter that cannot be read or hold bad numbers, or an adapter of another base.
         UnsupportedModel: a model that cannot be cut.
     """
     config = load_config(model, adapter)
@@ -163,8 +164,24 @@ def load_model(model: str, adapter: str | None, device: torch.device) -> PreTrai
             )
         if adapter is not None:
             loaded = merge(loaded, adapter)
+    refuse_bad_weights(loaded, adapter or model)
     loaded.config.use_cache = True
     return loaded.to(device).eval()  # pyright: ignore[reportArgumentType]  (transformers hides its self)
+
+
+def refuse_bad_weights(model: PreTrainedModel, name: str) -> None:
+    """Refuse weights that are not finite: whatever is computed with them is not either, as the first loss would show.
+
+    Raises:
+        ConfigError: names the first of them.
+    """
+    if all_finite(model.parameters()):
+        return
+    bad = next(path for path, parameter in model.named_parameters() if not all_finite([parameter]))
+    raise ConfigError(
+        f"model: `{bad}` of {name} holds NaN or infinite numbers, so nothing can be tuned or decided with it. Download"
+        " it again, or name another."
+    )
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:

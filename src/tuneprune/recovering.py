@@ -21,7 +21,14 @@ from tuneprune.environment import environment
 from tuneprune.errors import reading
 from tuneprune.identity import identify
 from tuneprune.job import Scores, processes
-from tuneprune.loading import cast_weights, load_any_config, load_model, load_tokenizer, stored_dtype
+from tuneprune.loading import (
+    cast_weights,
+    load_any_config,
+    load_model,
+    load_tokenizer,
+    refuse_bad_weights,
+    stored_dtype,
+)
 from tuneprune.methods.base import Search
 from tuneprune.peers import meet
 from tuneprune.progress import Progress
@@ -124,7 +131,7 @@ def load_smaller(model: str, device: torch.device) -> PreTrainedModel:
     Ragged ones are built by tuneprune itself: no code of the folder runs.
 
     Raises:
-        ConfigError: weights that cannot be read.
+        ConfigError: weights that cannot be read or hold bad numbers.
     """
     config = load_any_config(model)
     if not export.Shape.of(config).is_ragged:
@@ -132,6 +139,7 @@ def load_smaller(model: str, device: torch.device) -> PreTrainedModel:
     dtype = torch.float32 if device.type == "cpu" else stored_dtype(config)
     with reading(f"model: cannot load {model}"):
         loaded: Any = export.load_exported(Path(model), dtype)
+    refuse_bad_weights(loaded, model)
     return loaded.to(device)
 
 

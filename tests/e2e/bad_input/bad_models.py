@@ -31,6 +31,13 @@ def incomplete(case):
     save_file(tensors, weights, metadata={"format": "pt"})
 
 
+def not_a_number(case):
+    weights = case.model() / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, weights, metadata={"format": "pt"})
+
+
 ROWS = {
     "too long for the model": Row(["tune.max_length=4096", "context of 128"], set_to("tune.max_length", 4096)),
     "no model folder": Row(["no folder ./nowhere", "hub id"], set_to("model", "./nowhere")),
@@ -51,6 +58,7 @@ ROWS = {
     ),
     "tokenizer of another model": Row(["tokenizer", "20 embeddings"], lambda case: case.model(vocab_size=20)),
     "incomplete weights": Row(["incomplete", "model.layers.1.mlp.up_proj.weight"], incomplete),
+    "weights that are not finite": Row(["`model.layers.1.mlp.up_proj.weight`", "NaN"], not_a_number),
     "damaged weights": Row(["model.safetensors"], holds("model.safetensors", b"\x00" * 100)),
     "weights of other shapes": Row(["model"], lambda case: case.model(intermediate_size=8)),
 }
