@@ -63,8 +63,8 @@ ROWS = {
         merged(space="depth", method={"name": "hesso-cric"}),
     ),
     "keep that a method cannot reach": Row(
-        ["`cfsp` removes MLP channels only", "budget.keep=0.4", "keeps 0.5400", "Raise budget.keep"],
-        merged(method={"name": "cfsp"}, budget={"keep": 0.4}),
+        ["`cfsp` removes MLP channels only", "budget.keep=0.5", "Raise budget.keep"],
+        merged(method={"name": "cfsp"}, budget={"keep": 0.5}),
     ),
     "heads of the generator that do not divide it": Row(
         ["generator_size=8", "multiple of generator_heads=3"], at_work("atp", generator_size=8, generator_heads=3)

@@ -76,8 +76,8 @@ ROWS = {
     "override that is no YAML": override(["--set budget.keep=[", "malformed YAML"], "budget.keep=["),
     "folder of something else": Row(["not empty", "Name a new folder"], holding("out/thesis.doc", "mine")),
     "folder of another run": Row(["already holds a run", "--resume"], OTHER_RUN),
-    "resuming a run of an earlier version": Row(
-        ["no identity.json", "name another --out"], OTHER_RUN, "run {run} --out {out} --resume"
+    "resuming with another configuration": Row(
+        ["another configuration", "name another --out"], OTHER_RUN, "run {run} --out {out} --resume"
     ),
     "out that is a file": Row(["is a file", "Name a folder"], command="run {run} --out {run}"),
     "out inside of a file": Row(["cannot be written"], command="run {run} --out {run}/out"),
