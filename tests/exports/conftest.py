@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from tuneprune.export import fresh
+from tuneprune.export.fresh import run_tied
 from tuneprune.export.targets import mlx
 
 
@@ -17,6 +18,8 @@ class WarmProcesses:
         self.errors, self.server = scratch / "errors", None
 
     def run(self, program, arguments, environment):
+        if ".gguf." in program.__name__:  # needs nothing that is slow to import, and llama.cpp may hang in a fork
+            return run_tied(program, arguments, environment)
         if self.server is None:
             warm = [sys.executable, str(Path(__file__).with_name("warm.py"))]
             with self.errors.with_name("log").open("w") as log:

@@ -8,6 +8,7 @@ exit status of a child whose standard error went to that file.
 import json
 import os
 import runpy
+import signal
 import sys
 import traceback
 from importlib import import_module
@@ -16,6 +17,8 @@ from importlib.util import find_spec
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, dynamic_module_utils  # noqa: F401  (import once)
 
+PATIENCE = 300
+"""Seconds after which a child is ended by a signal, as one that hangs would never answer."""
 torch.set_num_threads(1)
 for package in ("onnxruntime", "bitsandbytes", "torchao.quantization"):
     if find_spec(package.partition(".")[0]):
@@ -39,6 +42,7 @@ def answer(request):
     if pid:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     status = 1
+    signal.alarm(PATIENCE)
     errors = os.open(request["errors"], os.O_WRONLY | os.O_CREAT)
     os.dup2(errors, 1)
     os.dup2(errors, 2)
