@@ -102,12 +102,14 @@ def part(examples: list[Example], checked: Checked, config: RunConfig) -> Part:
     return Part(encoded, [1.0] * len(encoded.documents), ())
 
 
-def first(part: Part, limit: int | None) -> Part:
-    """The part's first documents."""
+def thinned(part: Part, limit: int | None) -> Part:
+    """So many of the part's documents, evenly spaced: they stand source by source."""
     if limit is None:
         return part
-    documents, owners = part.encoded.documents[:limit], part.encoded.owners[:limit]
-    return Part(replace(part.encoded, documents=documents, owners=owners), part.weights[:limit], part.sources)
+    chosen = [index * len(part.weights) // limit for index in range(limit)]
+    documents, owners = ([values[i] for i in chosen] for values in (part.encoded.documents, part.encoded.owners))
+    encoded = replace(part.encoded, documents=documents, owners=owners)
+    return Part(encoded, [part.weights[i] for i in chosen], part.sources)
 
 
 @torch.no_grad()
@@ -141,7 +143,7 @@ def run(trial: Trial, shared: Material) -> dict[str, Any]:
                 curve[metrics["step"]] = validation_loss(model, gates, search.masks(), shared.validation)
 
         options = dict(trial.method)
-        parts = (data.train_part, first(shared.calibration, options.pop(CALIBRATION, None)))
+        parts = (data.train_part, thinned(shared.calibration, options.pop(CALIBRATION, None)))
         train, calibration = (data.stream(one, batch_size=tune.batch_size, seed=trial.seed) for one in parts)
         place = {"folder": Path(folder), "accelerator": Accelerator(cpu=True), "seed": trial.seed, "space": space}
         tuner = Tuner(model, train, calibration, tune, observe=look, **place)
