@@ -27,8 +27,9 @@ def weight_gradients(
 ) -> dict[str, Gradients]:
     """Mean gradient of the loss by each of `params` over `samples`, one backward pass each.
 
-    Samples whose numbers are not finite are left out. Memory beside the weights: one float32 copy of `params`, two with
-    `squares`, and one weight's gradient at a time.
+    Samples whose numbers are not finite are left out, on all processes alike. With `squares` a sample is a row, whose
+    loss is the mean over its own tokens; else a batch that the processes share. Memory beside the weights: one float32
+    copy of `params`, two with `squares`, and one weight's gradient at a time.
 
     Raises:
         UnsupportedModel: a weight that has no gradient, because it is stored quantised.
@@ -45,7 +46,7 @@ def weight_gradients(
         with torch.enable_grad():
             is_clean = False
             while not is_clean:
-                usable, is_clean = _sum_up(subject, usable, sums)
+                usable, is_clean = _sum_up(subject, usable, sums, by_row=squares)
     finally:
         for hook in hooks:
             hook.remove()
@@ -89,7 +90,7 @@ class GradientSums:
         return hook
 
 
-def _sum_up(subject: Subject, samples: list[Batch], sums: GradientSums) -> tuple[list[Batch], bool]:
+def _sum_up(subject: Subject, samples: list[Batch], sums: GradientSums, *, by_row: bool) -> tuple[list[Batch], bool]:
     """Sum gradients over samples; returns those that may be good, and whether the sums are of them alone.
 
     A loss that is not finite is seen before anything is added; a gradient only afterwards, and then all is to be
@@ -99,6 +100,8 @@ def _sum_up(subject: Subject, samples: list[Batch], sums: GradientSums) -> tuple
     runtime, good = subject.runtime, list[Batch]()
     for index, sample in enumerate(samples):
         loss = runtime.loss(sample)
+        if by_row:
+            loss = loss * _tokens_beside(subject, sample)
         if not runtime.accepts(sample, [loss]):
             continue
         sums.norms.clear()
@@ -107,6 +110,14 @@ def _sum_up(subject: Subject, samples: list[Batch], sums: GradientSums) -> tuple
             return good + samples[index + 1 :], False
         good.append(sample)
     return good, True
+
+
+def _tokens_beside(subject: Subject, row: Batch) -> float:
+    """Mean tokens of the rows that the processes have at one place over those of this one, by which losses differ."""
+    own = (row["labels"][:, 1:] != IGNORED).sum().float()
+    mean = own.clone()
+    subject.runtime.average([mean])
+    return (mean.clamp(min=1) / own.clamp(min=1)).item()
 
 
 def refuse_without_gradients(weights: Mapping[str, nn.Parameter]) -> None:

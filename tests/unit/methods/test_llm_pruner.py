@@ -82,6 +82,20 @@ def test_second_order_criteria_square_the_gradient_of_every_row(made, criterion)
     torch.testing.assert_close(found[MLP].float(), terms.sum(1).detach(), rtol=1e-4, atol=1e-9)
 
 
+def test_rows_weigh_the_same_whatever_another_process_has_in_its_own(made, monkeypatch):
+    gate, rows = f"{MLP}.gate_proj.weight", rows_of(made.subject.calibration())
+    alone = weight_gradients(made.subject, [gate], rows, squares=True)[gate]
+
+    def with_longer_rows(tensors):
+        for tensor in tensors:
+            tensor.mul_(1.5 if tensor.numel() == 1 else 1)  # counts of tokens
+
+    monkeypatch.setattr(made.subject.runtime, "average", with_longer_rows)
+    beside = weight_gradients(made.subject, [gate], rows, squares=True)[gate]
+    torch.testing.assert_close(beside.mean, alone.mean)
+    torch.testing.assert_close(beside.squares, alone.squares)
+
+
 def test_gradients_leave_the_model_as_it_was(made):
     made.model.lm_head.weight.requires_grad_(False)
     before = {name: (p.requires_grad, p.detach().clone()) for name, p in made.model.named_parameters()}
