@@ -1,0 +1,122 @@
+"""One bad record is in the rows of one process only; all leave its batch out alike, as one process alone does."""
+
+import json
+
+import pytest
+import tiny_runs
+import torch
+from launched import Two
+from recorded import record
+from safetensors.torch import load_file, save_file
+
+LETTER = "z"
+"""No word of the made-up sentences has it."""
+LIKE_ONE = "both as one process alone"
+ALIKE = "both alike"
+UNLIKE_ONE = ("tomoe", "llm_pruner mix")
+"""What draws noise for every token of a process's rows, or leaves out the rows beside a bad one as well."""
+
+
+@pytest.fixture(scope="module")
+def broken_folder(tmp_path_factory):
+    """A model that has no finite number for one letter."""
+    folder = tiny_runs.save_model(tmp_path_factory.mktemp("broken") / "llama", max_position_embeddings=128)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][tiny_runs.letter_tokenizer().convert_tokens_to_ids(LETTER)] = float("inf")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def write_run(folder, model, **sections):
+    """A run that sees all records within its steps, one bad one of each kind among them."""
+    run_file = tiny_runs.write_run(folder, model, reference=False, **sections)
+    bad = f"{LETTER} {LETTER}"
+    tiny_runs.write_texts(folder / "train.jsonl", [*tiny_runs.sentences(1, 13, length=5), bad])
+    tiny_runs.write_texts(folder / "calibration.jsonl", [*tiny_runs.sentences(2, 13, length=5), bad])
+    return run_file
+
+
+def found(out):
+    """What the log and the record say of bad numbers; processes have their records in an order of their own."""
+    training = json.loads((out / "record.json").read_text())["training"]
+    lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    events = [(line["step"], bad["what"], sorted(bad["batch"])) for line in lines for bad in line.get("bad", [])]
+    examples = [(event["stage"], event["what"], sorted(event["batch"])) for event in training["bad_examples"]]
+    return {"skipped": training["skipped_steps"], "bad": training["bad_numbers"], "log": events, "first": examples}
+
+
+def alike(found, expected, **tolerance):
+    """Whether two processes ended with the same weights and masks; rotations spread a broken row of the embedding."""
+    try:
+        torch.testing.assert_close(found, expected, equal_nan=True, **tolerance)
+    except AssertionError:
+        return False
+    return True
+
+
+def title(method):
+    return " ".join(map(str, method.values()))
+
+
+def outcome(folder, model, server, method, space):
+    """What became of a run with bad records that only one of its two processes sees, and of the same run by one."""
+    run_file = write_run(folder, model, method=method, space=space, budget={"keep": 0.7})
+    ended = server.run("run", run_file, "--out", folder / "one", log=folder / "log")
+    two = Two(server, folder, "run", run_file, "--out", folder / "two")
+    ends = [ended, *two.end()]
+    if ends != [0, 0, 0]:
+        return f"ended with {ends}: {(folder / 'log').read_text()} {two.said()}"
+    alone, together = found(folder / "one"), found(folder / "two")
+    if alone != together or not alone["skipped"]:
+        return f"noted as {together} by two, as {alone} by one"
+    weights, *theirs = (torch.load(folder / file) for file in ("one/rank-0.pt", "two/rank-0.pt", "two/rank-1.pt"))
+    if not alike(theirs[0], theirs[1], rtol=0, atol=0):
+        return "ended with different weights"
+    if title(method) in UNLIKE_ONE:
+        return ALIKE
+    is_same = alike(theirs[0]["masks"], weights["masks"], rtol=0, atol=0)
+    is_close = alike(theirs[0]["weights"], weights["weights"], rtol=1e-5, atol=1e-5)
+    return LIKE_ONE if is_same and is_close else "ended with other weights than one process"
+
+
+def test_bad_record_of_one_process_is_left_out_by_all(tmp_path, broken_folder, server):
+    assert outcome(tmp_path, broken_folder, server, {"name": "atp"}, "width") == LIKE_ONE
+    assert found(tmp_path / "two")["bad"] == {"tune": {"calibration": 2, "loss": 2}}
+    assert all(
+        f"{tmp_path / stem}.jsonl:14" in batch
+        for stem, (_, _, batch) in zip(
+            ("calibration", "calibration", "train", "train"), found(tmp_path / "two")["log"], strict=True
+        )
+    )
+
+
+METHODS = [
+    ({"name": "atp"}, "width"),
+    ({"name": "atp", "decisions": "sampled", "regulariser": "lasso", "compensate": False}, "width"),
+    ({"name": "loraprune"}, "width"),
+    ({"name": "hesso-cric"}, "width"),
+    ({"name": "apt"}, "width"),
+    ({"name": "pat"}, "residual"),
+    ({"name": "disp_llm"}, "disp"),
+    ({"name": "tomoe"}, "head_dim"),
+    ({"name": "flap"}, "width"),
+    ({"name": "cfsp"}, "width"),
+    ({"name": "wanda_sp"}, "width"),
+    ({"name": "wanda_sp", "sequential": True}, "width"),
+    ({"name": "minitron"}, "width"),
+    ({"name": "llm_pruner"}, "width"),
+    ({"name": "llm_pruner", "criterion": "mix"}, "width"),
+    ({"name": "short"}, "depth"),
+    ({"name": "slicegpt"}, "residual"),
+]
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize(("method", "space"), METHODS)
+def test_bad_record_of_one_process(tmp_path, broken_folder, server, method, space):
+    rows = [{"method": title(method), "outcome": outcome(tmp_path, broken_folder, server, method, space)}]
+    what = (
+        "a training and a calibration record without finite numbers, each in the rows of one of two processes: both"
+        " leave out the same batches, count them alike and end with equal weights"
+    )
+    assert not record("bad numbers, two processes", what, 0, rows, good={LIKE_ONE, ALIKE}, counted="runs")
