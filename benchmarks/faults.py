@@ -1,6 +1,7 @@
 """Run the long campaigns that mistreat runs, and write what they found as the tables in docs/reliability.md.
 
 `python benchmarks/faults.py [--check] [--keep] [-- arguments of pytest]` writes benchmarks/results/faults.json too.
+Every campaign names the commit that it ran on; the environment is that of the newest ones.
 A campaign is a test marked `campaign` that calls `record` of tests/faults/recorded.py.
 """
 
@@ -115,10 +116,12 @@ def main() -> None:
         sys.exit(int(with_tables(page, json.loads(RECORD.read_text(encoding="utf8"))) != page))
     started, place = time.monotonic(), environment()
     lines, status = run_campaigns(arguments.pytest)
-    known = json.loads(RECORD.read_text(encoding="utf8"))["campaigns"] if arguments.keep and RECORD.exists() else {}
+    fresh = {name: {"commit": place["commit"]} | found for name, found in gathered(lines).items()}
+    known = json.loads(RECORD.read_text(encoding="utf8")) if arguments.keep and RECORD.exists() else {"campaigns": {}}
+    kept = {name: {"commit": known["environment"]["commit"]} | found for name, found in known["campaigns"].items()}
     record = {
         "environment": place | {"minutes": round((time.monotonic() - started) / 60, 1)},
-        "campaigns": known | gathered(lines),
+        "campaigns": kept | fresh,
     }
     RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf8")
     PAGE.write_text(with_tables(PAGE.read_text(encoding="utf8"), record), encoding="utf8")
