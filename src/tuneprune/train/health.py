@@ -106,6 +106,9 @@ class Health:
             )
         if self.latest["what"] == "update":
             return f"A step could carry a weight beyond {WEIGHT_LIMIT:.0e}. Lower tune.learning_rate."
+        if self.latest["what"].startswith("gradient"):
+            advice = "Lower tune.learning_rate" + (", or set tune.precision=fp32." if autocast else ".")
+            return f"Their losses are finite, but the gradients are not, as after steps that were too large. {advice}"
         if autocast:
             return "Without autocast they give finite losses: set tune.precision=fp32."
         return (

@@ -82,7 +82,7 @@ class Tuner:
 
         Raises:
             Stopped: SIGINT or SIGTERM came; the state is saved.
-            TrainingDiverged: too many non-finite steps in a row; the state is saved.
+            TrainingDiverged: too many non-finite steps in a row, or no other ones; the state is saved.
             TunePruneError: a checkpoint that belongs to another run, none that is whole, or a disk that refuses one.
         """
         self.model.train()
@@ -201,7 +201,8 @@ class Tuner:
 
     def _after(self, search: Search, fingerprint: str) -> None:
         """Save when it is time to, when asked to stop, and before giving up."""
-        diverged = self._diagnosis() if self.health.has_diverged else ""
+        took_none = self.health.skipped == self.result.steps == self.config.steps
+        diverged = self._diagnosis() if self.health.has_diverged or took_none else ""
         stop = self.runtime.anyone(self._stop_requested)
         due = self.result.steps % self.config.checkpoint_every == 0 or self.result.steps == self.config.steps
         if due or stop or diverged:

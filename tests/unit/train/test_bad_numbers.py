@@ -214,3 +214,17 @@ def test_weights_that_the_stored_precision_cannot_hold_are_refused(tmp_path):
     assert round_weights(made.model, torch.bfloat16).lm_head.weight[0, 0] == torch.tensor(1e5).bfloat16()
     with pytest.raises(NonFinite, match=r"`lm_head.weight` was tuned to .*e\+04, which float16"):
         round_weights(made.model, torch.float16)
+
+
+def test_tuning_that_took_no_step_at_all_is_no_result(tmp_path):
+    made = setting(tmp_path, max_skipped=10, steps=4)
+    with pytest.raises(TrainingDiverged, match="4 steps in a row"):
+        made.tuner.run(Alike(made.model), fingerprint="f")
+    assert (tmp_path / "checkpoints" / "step-000004").is_dir()
+
+
+def test_diagnosis_of_a_gradient_that_is_not_finite_beside_a_finite_loss(tmp_path):
+    made = setting(tmp_path, max_skipped=2)
+    poison_gradient(made, float("nan"))
+    with pytest.raises(TrainingDiverged, match=r"in its gradient .* losses are finite, but the gradients are not"):
+        made.tuner.run(Search(), fingerprint="f")
