@@ -64,7 +64,7 @@ def save(folder: Path, step: int, state: Mapping[str, Any], fingerprint: str) ->
         raise ConfigError(
             f"Could not write checkpoint {final}: {reason(error)}. {advice(error)} Earlier checkpoints are intact."
         ) from error
-    _delete_older(folder)
+    _delete_older(folder, final)
     return final
 
 
@@ -156,15 +156,20 @@ def _decoded(content: Mapping[str, bytes]) -> dict[str, Any]:
     return state
 
 
-def _delete_older(folder: Path) -> None:
-    """Delete what is older than the newest `KEPT` valid checkpoints, and what killed processes left."""
+def _delete_older(folder: Path, checked: Path) -> None:
+    """Delete what is older than the newest `KEPT` valid checkpoints, and what killed processes left.
+
+    Args:
+        checked: one that is known to be valid, as reading and hashing it again would cost as much as writing it.
+    """
     valid = 0
     for path in reversed(published(folder)):
         if valid == KEPT:
             shutil.rmtree(path, ignore_errors=True)
             continue
         with suppress(Damaged, PlanMismatch):
-            manifest.check(path)
+            if path != checked:
+                manifest.check(path)
             valid += 1
     for left in [*folder.glob(".step-*.partial"), *folder.glob(".step-*.old")]:
         shutil.rmtree(left, ignore_errors=True)
