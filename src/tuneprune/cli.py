@@ -19,6 +19,7 @@ from tuneprune.terminal import (
     at_work,
     complain,
     print_sections,
+    quieten,
     show_comparison,
     show_recovered,
     show_results,
@@ -259,6 +260,7 @@ def main() -> None:
     from tuneprune.peers import PeerLost, together
     from tuneprune.signals import Stopped, leave, let_through, on_signals
 
+    quieten()
     try:
         with on_signals(leave), together():
             app()

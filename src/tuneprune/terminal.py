@@ -1,6 +1,7 @@
 """What the commands print: tables, sections, lists."""
 
 import json
+import logging
 import os
 import shutil
 import sys
@@ -16,6 +17,10 @@ from typer.core import TyperGroup
 from tuneprune.errors import ConfigError, printable
 
 UsageError: Any = typer.BadParameter.__bases__[0]  # of the click that typer brings along, which has no public name
+
+
+CHATTER = ("bitsandbytes.backends.cpu.ops", "transformers.integrations.heterogeneity.configuration_utils")
+"""Libraries that warn of what no user of ours can do anything about: kernels that do not matter here, uneven widths."""
 
 
 class Commands(TyperGroup):
@@ -42,6 +47,12 @@ class Commands(TyperGroup):
             sys.exit(status)
 
 
+def quieten() -> None:
+    """Leave out warnings of libraries that a user can do nothing about; before they are imported, as some warn then."""
+    for name in CHATTER:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def is_main_process() -> bool:
     """Whether this is the process that speaks, under `accelerate launch` or torchrun."""
     return os.environ.get("RANK", "0") == "0"
@@ -57,13 +68,13 @@ def complain(message: str, *, speaks: bool = False) -> None:
 def at_work(stop: Callable[[], NoReturn] | None = None) -> Iterator[Any]:
     """Progress on the terminal, in one process; libraries' bars off; a signal calls `stop` (default: `stop_now`)."""
     from rich.console import Console
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar
 
     from tuneprune.console import ConsoleProgress
     from tuneprune.progress import Progress
     from tuneprune.signals import on_signals, stop_now
 
-    logging.disable_progress_bar()
+    disable_progress_bar()
     with on_signals(stop or stop_now):
         if not is_main_process():
             yield Progress()
