@@ -139,6 +139,8 @@ def check_folder(name: str, key: str, config_file: str) -> None:
         if not (folder / config_file).is_file():
             raise ConfigError(f"{key}: {name} has no {config_file}. Name a Hugging Face folder or a hub id.")
         folders.check_files(folder, key)
+    elif (folder.parent / "config.yaml").is_file():  # by its form it could be a hub id, which takes a minute to miss
+        raise ConfigError(f"{key}: the run in {folder.parent} has no {folder.name} yet. Finish it with --resume.")
     elif folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
         raise ConfigError(f"{key}: there is no folder {name}. Name a Hugging Face folder or a hub id (owner/name).")
 

@@ -201,6 +201,8 @@ def export_model(
         TunePruneError: no model there, or a target that cannot hold it or lacks its packages.
     """
     is_run = (source / "record.json").is_file()
+    if not is_run and (source / "config.yaml").is_file():
+        raise ConfigError(f"{source} holds no finished run (no record.json). Finish it with --resume.")
     if not is_run and out is None:
         raise ConfigError(f"{source} is not the folder of a run: name a folder for the exports with --out.")
     model, out = (source / "model" if is_run else source), out or source / "exports"

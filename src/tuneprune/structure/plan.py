@@ -171,6 +171,9 @@ class Plan:
             return cls(edits, _text(head["space"]), dict(head["provenance"]))
         except PlanMismatch:
             raise
+        except FileNotFoundError as error:
+            name = Path(error.filename or "plan.safetensors").name
+            raise PlanMismatch(f"{folder} holds no plan: {name} is missing. Name the plan/ of a run.") from error
         except Exception as error:  # a stranger's file raises what it likes in the libraries that read it
             reason = f"{type(error).__name__}: {error}"
             raise PlanMismatch(f"{folder} holds no readable plan ({reason}). Make the plan again.") from error

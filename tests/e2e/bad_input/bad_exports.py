@@ -2,7 +2,7 @@
 
 import json
 
-from refusals import Row, merged, set_to
+from refusals import Row, holding, merged, set_to
 
 HEAD_DIM = {"space": "head_dim", "export": ["hf", "gguf"]}
 WITH_PACKAGES, WITHOUT_PACKAGES = (
@@ -45,6 +45,14 @@ ROWS = {
     "targets that are no list": export(["`export`", "list"], "gguf"),
     "the command on a folder that is no run": Row(
         ["not the folder of a run", "--out"], command="export {model} --to gguf"
+    ),
+    "the command on a run that is not finished": Row(
+        ["no finished run", "--resume"], holding("begun/config.yaml", "{}"), "export {folder}/begun --to gguf"
+    ),
+    "the command on a model that a run has not written yet": Row(
+        ["has no model yet", "--resume"],
+        holding("begun/config.yaml", "{}"),
+        "export {folder}/begun/model --to gguf --out {out}",
     ),
     "the command without a target": Row(["name a target besides hf"], command="export {model} --to hf --out {out}"),
     "the command with an unknown target": Row(["Did you mean `gguf`?"], command="export {model} --to ggfu --out {out}"),

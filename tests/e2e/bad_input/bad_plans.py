@@ -36,7 +36,7 @@ def applied(says, change=as_it_was, command=COMMAND):
 
 
 ROWS = {
-    "no plan": applied(["plan", "Make the plan again"]),
+    "no plan": applied(["holds no plan", "plan.json is missing", "Name the plan/ of a run"]),
     "plan that is no JSON": applied(["no readable plan"], all_of(plan(), holding("plan/plan.json", "{"))),
     "plan that is a list": applied(["no readable plan"], all_of(plan(), holding("plan/plan.json", "[]"))),
     "plan without tensors": applied(

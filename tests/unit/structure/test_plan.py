@@ -178,7 +178,7 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_plan_is_refused(saved, damage):
     DAMAGE[damage](saved)
-    with pytest.raises(PlanMismatch, match="holds no readable plan"):
+    with pytest.raises(PlanMismatch, match=r"holds no (readable )?plan"):
         Plan.load(saved)
 
 
