@@ -14,6 +14,7 @@ import typer
 
 from tuneprune import catalogue
 from tuneprune.catalogue import AsJson
+from tuneprune.peers import PeerLost, launched, together
 from tuneprune.terminal import (
     Commands,
     at_work,
@@ -257,7 +258,6 @@ def report(folder: Annotated[Path, typer.Argument(help="the folder of a finished
 def main() -> None:
     """Run the command line; what the user can fix exits with 2, a stop after saving with 75."""
     from tuneprune.errors import TunePruneError
-    from tuneprune.peers import PeerLost, together
     from tuneprune.signals import Stopped, leave, let_through, on_signals
 
     quieten()
@@ -281,8 +281,6 @@ def main() -> None:
 
 def _leave(message: str, status: int, *, speaks: bool = False) -> NoReturn:
     """Say why and end; one of several processes at once, as taking leave of another that is gone may take for ever."""
-    from tuneprune.peers import launched
-
     with suppress(OSError):  # the terminal may be what was lost
         complain(message, speaks=speaks)
         sys.stdout.flush()
