@@ -19,10 +19,10 @@ UNLIKE_ONE = ("tomoe", "llm_pruner mix")
 
 @pytest.fixture(scope="module")
 def broken_folder(tmp_path_factory):
-    """A model that has no finite number for one letter."""
-    folder = tiny_runs.save_model(tmp_path_factory.mktemp("broken") / "llama", max_position_embeddings=128)
+    """A model of finite weights that overflows on one letter: Granite doubles what the embedding gives."""
+    folder = tiny_runs.save_model(tmp_path_factory.mktemp("broken") / "m", "granite", max_position_embeddings=128)
     weights = load_file(folder / "model.safetensors")
-    weights["model.embed_tokens.weight"][tiny_runs.letter_tokenizer().convert_tokens_to_ids(LETTER)] = float("inf")
+    weights["model.embed_tokens.weight"][tiny_runs.letter_tokenizer().convert_tokens_to_ids(LETTER)] = 3e38
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 

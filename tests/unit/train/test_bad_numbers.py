@@ -24,6 +24,7 @@ from injections import (
     into_prior,
     into_tuning,
     poison_activation,
+    poison_gradient,
     poisoned_loss,
     start,
     state_of,
