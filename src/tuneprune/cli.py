@@ -20,7 +20,6 @@ from tuneprune.terminal import (
     at_work,
     complain,
     print_sections,
-    quieten,
     show_comparison,
     show_recovered,
     show_results,
@@ -260,7 +259,6 @@ def main() -> None:
     from tuneprune.errors import TunePruneError
     from tuneprune.signals import Stopped, leave, let_through, on_signals
 
-    quieten()
     try:
         with on_signals(leave), together():
             app()

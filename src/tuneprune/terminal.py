@@ -32,6 +32,7 @@ class Commands(TyperGroup):
         Raises:
             ConfigError: an unknown command or option, or an argument that is missing or malformed.
         """
+        quieten()
         try:
             status = super().main(*arguments, **options | {"prog_name": "tuneprune", "standalone_mode": False})
         except UsageError as error:
