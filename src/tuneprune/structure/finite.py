@@ -20,10 +20,21 @@ ADAM_REACH = 10.0
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether no number is NaN or infinite; asks every device once."""
-    verdicts: dict[torch.device, list[Tensor]] = {}
+    by_device: dict[torch.device, list[Tensor]] = {}
     for tensor in tensors:
-        verdicts.setdefault(tensor.device, []).append(torch.isfinite(tensor).all())
-    return all(bool(torch.stack(own).all()) for own in verdicts.values())
+        by_device.setdefault(tensor.device, []).append(tensor.detach())
+    return all(_is_finite_sum(own) or _all_finite(own) for own in by_device.values())
+
+
+def _is_finite_sum(tensors: Sequence[Tensor]) -> bool:
+    """Whether the sum of all numbers is finite, which no bad one among them leaves it; several times as fast."""
+    sums = [tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32)).float() for tensor in tensors]
+    return bool(torch.stack(sums).isfinite().all())
+
+
+def _all_finite(tensors: Sequence[Tensor]) -> bool:
+    """The same by looking at each, as a sum of large numbers may overflow."""
+    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
 def accepts_here(batch: Batch, tensors: Iterable[Tensor]) -> bool:  # noqa: ARG001  (an `Accepts`)
