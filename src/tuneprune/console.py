@@ -66,7 +66,7 @@ class ConsoleProgress(Progress):
 
     def note(self, text: str) -> None:
         """A line that stands out."""
-        self.console.print(f"[bold yellow]![/] {escape(text)}", highlight=False, soft_wrap=True)
+        self.console.print(f"[bold yellow]![/] {escape(printable(text))}", highlight=False, soft_wrap=True)
 
     def _move(self, name: str, done: int, total: int, numbers: str) -> None:
         if self.bar is None or name != self.current:

@@ -121,6 +121,7 @@ def test_progress_shows_texts_as_texts(text):
     console = Console(file=io.StringIO(), width=200, force_terminal=True, color_system=None)
     with ConsoleProgress(console) as progress:
         progress.stage(text)
+        progress.note(text)
         progress.item(text, 1, 2)
         console.print(Bars.get_renderable(progress.bars))
     assert "\x1b[2J" not in console.file.getvalue()
