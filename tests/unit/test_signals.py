@@ -23,6 +23,7 @@ IN_PYTHON = "for _ in range(600): time.sleep(0.1)"
 IN_ONE_CALL = "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"  # minutes, and no step of Python in them
 CLEANING = """
     try:
+        print("at work", flush=True)
         time.sleep(60)
     finally:
         time.sleep(60)
@@ -67,7 +68,9 @@ def test_second_signal_ends_a_call_that_python_does_not_see():
 
 
 def test_second_signal_ends_what_waits_in_python():
-    busy = Busy(CLEANING).send(signal.SIGINT)
+    busy = Busy(CLEANING)
+    assert busy.process.stdout.readline() == "at work\n"
+    busy.send(signal.SIGINT)
     assert "SIGINT: stopping" in busy.heard()
     busy.send(signal.SIGTERM)
     status, said = busy.end()
@@ -120,6 +123,15 @@ def test_noted_signal_that_nobody_looked_at_reaches_the_outer_block():
     assert noted == [1]
 
 
+@pytest.fixture
+def python_s_own():
+    """SIGINT as Python handles it; a shell that starts something in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("python_s_own")
 def test_noted_signal_that_nobody_looked_at_reaches_the_process():
     with pytest.raises(KeyboardInterrupt), on_signals(lambda: None):
         os.kill(os.getpid(), signal.SIGINT)
