@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from tuneprune import documents, evaluate, export, families, folders
 from tuneprune.budgets import measured
+from tuneprune.claiming import SETTINGS
 from tuneprune.compress import Streamed, compress, stream
 from tuneprune.config import Compensation, RunConfig, explain
 from tuneprune.errors import ConfigError, DataError, reading
@@ -125,7 +126,7 @@ def measure_table(model: str, out: Path, phase: str, batch_size: int, multiple_o
 def plan_model(config: RunConfig, out: Path, progress: Progress) -> Plan:
     """Decide by a one-shot method and write the plan to `out/plan`, without tuning or cutting anything.
 
-    A folder in which the same decision was begun and not finished is used again.
+    A folder in which the same decision was made before, or begun, is used again: the same bytes come out.
 
     Raises:
         TunePruneError: a method that decides while it tunes, or what is wrong with the run file.
@@ -137,8 +138,7 @@ def plan_model(config: RunConfig, out: Path, progress: Progress) -> Plan:
             f" which writes one too. Methods that decide at once are {one_shot}."
         )
     config = config.model_copy(update={"compensate": Compensation()})  # it changes weights, and a plan has none
-    was_begun = (out / "config.yaml").exists() and not (out / "plan" / "plan.json").exists()
-    job = prepare(config, out, resume=was_begun, progress=progress)
+    job = prepare(config, out, resume=(out / SETTINGS).exists(), progress=progress)
     with job.lock:
         return tune_and_prune(job)[1]
 

@@ -196,3 +196,15 @@ def test_library_use_raises_instead_of_exiting(tmp_path, model_folder):
     with pytest.raises(TunePruneError, match="reach"):
         run_module.run(config, tmp_path / "out")
     assert logging.getLogger().level == logging.WARNING
+
+
+def test_plan_that_is_made_again_is_the_same(tmp_path, model_folder, tuneprune, capsys):
+    run_file = tiny_runs.write_run(tmp_path, model_folder, method={"name": "magnitude"})
+    assert tuneprune("plan", run_file, "--out", tmp_path / "planned") == 0
+    files = [tmp_path / "planned" / "plan" / name for name in ("plan.json", "plan.safetensors")]
+    before = [file.read_bytes() for file in files]
+    assert tuneprune("plan", run_file, "--out", tmp_path / "planned") == 0
+    assert [file.read_bytes() for file in files] == before
+    assert tuneprune("plan", run_file, "--out", tmp_path / "planned", "--set", "budget.keep=0.7") == 2
+    assert "another configuration" in capsys.readouterr().err
+    assert [file.read_bytes() for file in files] == before

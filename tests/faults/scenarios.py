@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import tiny_runs
@@ -71,6 +72,8 @@ def run(name, folder):
     return Scenario("run", name, lambda out: ("run", run_file, "--out", out), ("--resume",))
 
 
+EXPORTS = "deci,gguf" if find_spec("gguf") else "deci"
+"""Several targets where that needs nothing which is not installed."""
 COMMANDS = ("recover", "compress", "export", "plan", "evaluate", "compare")
 
 
@@ -85,7 +88,7 @@ def command(name, folder, server):
     known = [
         Scenario("recover", "", lambda out: ("recover", model, run_file, "--out", out), ("--resume",)),
         Scenario("compress", "", lambda out: ("compress", base, "--plan", plan, "--out", out), (), is_atomic=True),
-        Scenario("export", "", lambda out: ("export", model, "--to", "deci,gguf", "--no-proof", "--out", out)),
+        Scenario("export", "", lambda out: ("export", model, "--to", EXPORTS, "--no-proof", "--out", out)),
         Scenario("plan", "magnitude", lambda out: ("plan", one_shot, "--out", out)),
         Scenario("evaluate", "", lambda _: ("evaluate", model, "--suite", "clinic", "--limit", "1"), shows=True),
         Scenario("compare", "magnitude", lambda out: (*table, out), ("--resume",), processes=("MainProcess", *cells)),
