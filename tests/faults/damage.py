@@ -140,7 +140,7 @@ def damaged(wrecked, server, draw, folder, *, to_the_end):
         case.outcome = ended(status, unequal, case, steps, log)
     else:
         case.outcome = started(load(command, server, folder), wrecked, steps, log)
-    case.said = last_words(log) if case.outcome == "refused" else ""
+    case.said = last_words(log).replace(str(out), "OUT") if case.outcome == "refused" else ""
     return case
 
 
