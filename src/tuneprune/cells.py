@@ -14,6 +14,7 @@ from tuneprune.job import Checked, check, check_shape, prepare
 from tuneprune.loading import load_config
 from tuneprune.methods.base import Method
 from tuneprune.progress import Progress
+from tuneprune.recording import PROOF_FAILED
 from tuneprune.report import ReferenceRecord, RunRecord, ScoreRecord
 from tuneprune.run import reference_scores, run
 from tuneprune.storage import write_text
@@ -44,8 +45,12 @@ class Cell:
     needs: tuple[str, ...] = ()
 
     def result(self, out: Path) -> Path:
-        """The file whose presence says that the cell is complete."""
+        """The file that the cell writes last."""
         return out / self.name / ("record.json" if self.label else "reference.json")
+
+    def is_complete(self, out: Path) -> bool:
+        """Whether the cell has a result that counts; a model whose proof failed does not."""
+        return self.result(out).exists() and not (out / self.name / "model" / PROOF_FAILED).exists()
 
 
 def entry(text: str, config: RunConfig) -> Entry:
@@ -197,11 +202,14 @@ def remember(cells: Iterable[Cell], out: Path) -> None:
 
 
 def finished(out: Path) -> dict[str, RunRecord]:
-    """The records of all complete cells by name, those of earlier calls included, labelled as they were named."""
+    """The records of all complete cells by name, those of earlier calls included, labelled as they were named.
+
+    A model whose proof failed is not compared.
+    """
     records = {}
     for name, label in _manifest(out).items():
         path = out / name / "record.json"
-        if path.exists():
+        if path.exists() and not (out / name / "model" / PROOF_FAILED).exists():
             records[name] = RunRecord.load(path).model_copy(update={"label": label})
     return records
 

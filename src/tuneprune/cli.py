@@ -255,7 +255,7 @@ def report(folder: Annotated[Path, typer.Argument(help="the folder of a finished
 
 
 def main() -> None:
-    """Run the command line; what the user can fix exits with 2, a stop after saving with 75."""
+    """Run the command line; what the user can fix exits with 2, a failed proof with 3, a stop after saving with 75."""
     from tuneprune.errors import TunePruneError
     from tuneprune.signals import Stopped, leave, let_through, on_signals
 
@@ -265,7 +265,7 @@ def main() -> None:
     except PeerLost as lost:
         _leave(str(lost), EXIT_USER, speaks=lost.rank == 0)
     except TunePruneError as error:
-        _leave(str(error), EXIT_USER)
+        _leave(str(error), error.exit_status)
     except Stopped as stop:
         let_through()
         _leave(str(stop), EXIT_STOPPED)

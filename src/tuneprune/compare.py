@@ -141,7 +141,7 @@ def processes_launched() -> int:
 def _together(cells: Sequence[Cell], accelerator: Accelerator, out: Path, *, progress: Progress) -> dict[str, str]:
     """All launched processes work on one cell after the other; the first failure ends the comparison."""
     meet(accelerator)
-    todo = [cell for cell in cells if not cell.result(out).exists()]
+    todo = [cell for cell in cells if not cell.is_complete(out)]
     meet(accelerator)  # nobody may finish a cell that another still has to look for
     for cell in todo:
         progress.stage(f"== {cell.name}")

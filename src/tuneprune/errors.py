@@ -1,4 +1,4 @@
-"""Errors a user can fix; the command line turns each into one sentence and exit status 2."""
+"""Errors a user can fix; the command line turns each into one sentence and an exit status, mostly 2."""
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 class TunePruneError(ValueError):
     """Something the user can fix. The message says what was asked, what is possible and what to do."""
+
+    exit_status = 2
 
 
 class ConfigError(TunePruneError):
@@ -39,6 +41,24 @@ class TrainingDiverged(TunePruneError):
 
 class NonFinite(TunePruneError):
     """A decision or a result that would rest on numbers that are not finite."""
+
+
+class ProofFailed(TunePruneError):
+    """A written model that is not what the run computed: everything is on disk, and none of it should be used.
+
+    Args:
+        folder: the output folder of the run.
+        failed: name and detail of every check that failed.
+    """
+
+    exit_status = 3
+
+    def __init__(self, folder: object, failed: Mapping[str, str]) -> None:
+        checks = "; ".join(f"{name} ({detail})" for name, detail in failed.items())
+        super().__init__(
+            f"The proof of {folder}/model FAILED: {checks}. Do not use this model. This is a bug: please report it with"
+            f" {folder}/proof.json and {folder}/config.yaml."
+        )
 
 
 class CellsFailed(TunePruneError):

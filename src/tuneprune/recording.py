@@ -7,7 +7,7 @@ from typing import Any
 
 from tuneprune import evaluate
 from tuneprune.environment import environment
-from tuneprune.errors import DataError, reading
+from tuneprune.errors import DataError, ProofFailed, reading
 from tuneprune.job import Job, Scores
 from tuneprune.report import Proof, RunRecord, model_card, write_report
 from tuneprune.report.findings import decision_warnings, score_warnings, training_findings
@@ -15,11 +15,13 @@ from tuneprune.storage import write_text
 from tuneprune.structure.budget import Budget, units_per_step
 from tuneprune.structure.plan import Plan
 
+PROOF_FAILED = "PROOF_FAILED"
+"""Name of the file that marks a model whose proof failed."""
+
 
 def make_proof(job: Job, plan: Plan, found: dict[str, Any]) -> Proof:
     """The proof of an export: what was counted here beside what a fresh process found on disk."""
     parameters = parameter_counts(job, plan)
-    assert found.pop("parameters_counted") == parameters["kept_total"], "the saved model has other parameters"
     found["bytes_on_disk"]["dense"] = parameters["dense_total"] * job.dtype.itemsize
     residue = plan.provenance.get("lora_residue")
     return Proof.from_data({"schema": 1, "parameters": parameters, "lora_residue": residue, **found}, "proof")
@@ -153,12 +155,19 @@ def training(job: Job, plan: Plan, scores: tuple[Scores, Scores | None, Scores])
     }
 
 
+def write_card(model: Path, card: str, failure: ProofFailed | None) -> None:
+    """The model card, and beside it the mark of a model that is not to be used."""
+    write_text(model / "README.md", card)
+    if failure is not None:
+        write_text(model / PROOF_FAILED, f"{failure}\n")
+
+
 def write_results(job: Job, record: RunRecord, proof: Proof) -> None:
     """`proof.json`, `record.json`, the model card and the report."""
     out = job.out
     job.progress.stage("report")
     proof.save(out / "proof.json")
-    write_text(out / "model" / "README.md", model_card(record, proof))
+    write_card(out / "model", model_card(record, proof), proof.failure(out))
     metrics = [*read_metrics(out / "metrics.jsonl"), *read_metrics(out / "recover" / "metrics.jsonl")]
     reference = read_metrics(out / "reference" / "metrics.jsonl")
     write_report(record, proof, metrics, job.config.to_yaml(), out, reference=reference)

@@ -32,6 +32,7 @@ from tuneprune.loading import (
 from tuneprune.methods.base import Search
 from tuneprune.peers import meet
 from tuneprune.progress import Progress
+from tuneprune.recording import write_card
 from tuneprune.report import Proof, load_scores
 from tuneprune.report.findings import score_warnings, training_findings
 from tuneprune.report.recovered import RecoverRecord, recover_card
@@ -78,7 +79,7 @@ def recover(
     recovery = prepare(config, out, resume=resume, progress=progress or Progress())
     with recovery.lock:
         if (out / "record.json").exists():  # written last: all is done
-            return RecoverRecord.load(out / "record.json")
+            return finished(out)
         before = score(recovery, "before")
         result = tune(recovery, resume=resume)
         if recovery.accelerator.is_main_process:
@@ -88,7 +89,20 @@ def recover(
         meet(recovery.accelerator)
         for tracker in recovery.accelerator.trackers:
             tracker.finish()
-        return RecoverRecord.load(out / "record.json")
+        return finished(out)
+
+
+def finished(out: Path) -> RecoverRecord:
+    """The record of a complete tuning.
+
+    Raises:
+        ProofFailed: what was written is not what was tuned.
+    """
+    record = RecoverRecord.load(out / "record.json")
+    failure = record.proof.failure(out, was_cut=False)
+    if failure is not None:
+        raise failure
+    return record
 
 
 def prepare(config: RecoverConfig, out: Path, *, resume: bool, progress: Progress) -> Recovery:
@@ -200,7 +214,6 @@ def write_model(recovery: Recovery) -> Proof:
     loader = export.write(cast_weights(recovery.model, recovery.dtype), recovery.tokenizer, recovery.out / "model")
     found = export.prove(recovery.out / "model", probe, needs_remote_code=loader.needs_remote_code)
     total = sum(parameter.numel() for parameter in recovery.model.parameters())
-    assert found.pop("parameters_counted") == total, "the saved model has other parameters"
     found["bytes_on_disk"]["dense"] = total * recovery.dtype.itemsize
     counts = {"dense_total": total, "kept_total": total, "dense_prunable": total, "kept_prunable": total}
     whole = {"share_total": 1.0, "share_prunable": 1.0, "target": 1.0, "of": "total"}  # nothing is cut here
@@ -239,5 +252,5 @@ def write_record(recovery: Recovery, result: TuneResult, proof: Proof, scores: d
     }
     record = RecoverRecord.from_data(content, "record")
     proof.save(out / "proof.json")
-    write_text(out / "model" / "README.md", recover_card(record))
+    write_card(out / "model", recover_card(record), proof.failure(out, was_cut=False))
     record.save(out / "record.json")

@@ -1,7 +1,7 @@
 """Tune and prune one model, then compress, prove, evaluate and report it. Start reading here."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tuneprune import export, families
-from tuneprune.compress import cut, rewrite
+from tuneprune.compress import Part, cut, rescaled_weights, rewrite
 from tuneprune.compress.compensate import compensate_plan
 from tuneprune.config import RunConfig
 from tuneprune.costs import measure_costs
@@ -48,24 +48,38 @@ def run(
     job = prepare(config, out, resume=resume, progress=progress or Progress(), store=store)
     with job.lock:
         if (out / "record.json").exists():  # written last: the run is complete
-            return RunRecord.load(out / "record.json")
+            return finished(out)
 
         dense, tuned = reference_scores(job, reference)  # what the result is compared with
         model, plan = tune_and_prune(job)  # still in its dense shape, LoRA merged
-        probe = masked_probe(job, model, plan)  # what it says under the plan's masks
+        probe, found = masked_probe(job, model, plan)  # what it says under the plan's masks
         small = cut(model, job.architecture, job.space, plan)
+        found["cut"] = export.compare(small, probe)
         small, probe = recover(job, small, probe)  # one-shot methods tune here
 
         if job.accelerator.is_main_process:
             job.progress.stage("export and prove")
             loader = export.write(cast_weights(small, job.dtype), job.tokenizer, out / "model")
-            found = export.prove(out / "model", probe, needs_remote_code=loader.needs_remote_code)
+            found |= export.prove(out / "model", probe, needs_remote_code=loader.needs_remote_code)
             exports = convert(job.config.export, job.out, job.progress)
             proof = make_proof(job, plan, found | {"exports": exports} | measure_costs(job, plan, small))
             scores = (dense, tuned, job.score(cast_weights(small, torch.float32), "pruned"))
             write_results(job, make_record(job, plan, proof, scores), proof)
         job.close()
-        return RunRecord.load(out / "record.json")
+        return finished(out)
+
+
+def finished(out: Path) -> RunRecord:
+    """The record of a complete run.
+
+    Raises:
+        ProofFailed: what was written is not what the run computed.
+    """
+    record = RunRecord.load(out / "record.json")
+    failure = record.proof.failure(out) if record.proof is not None else None
+    if failure is not None:
+        raise failure
+    return record
 
 
 def reference_scores(job: Job, known: ScoreRecord | None) -> tuple[Scores, Scores | None]:
@@ -113,7 +127,7 @@ def tune_and_prune(job: Job) -> tuple[PreTrainedModel, Plan]:
     compensate(job, model, plan, tuner)
     job.findings["decide" if config.method.one_shot else "tune"] = tuner.findings()
     model = rewrite(model, job.architecture, job.space, plan)
-    return round_weights(model, job.dtype), plan
+    return model, plan
 
 
 def subject_of(job: Job, model: PreTrainedModel, tuner: Tuner) -> Subject:
@@ -136,15 +150,22 @@ def compensate(job: Job, model: PreTrainedModel, plan: Plan, tuner: Tuner) -> No
     compensate_plan(model, job.space, plan, batches, runtime.loss, runtime.average, **shared)
 
 
-def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+def round_weights(
+    model: PreTrainedModel, dtype: torch.dtype, rescaled: Mapping[str, Part] | None = None
+) -> PreTrainedModel:
     """The model computing in its own precision with weights that `dtype` can hold, as the stored ones will be.
+
+    Args:
+        rescaled: by name the weights that the cut multiplies by a factor: what is stored is the product, so that is
+            rounded, and the weight here becomes the one that gives it.
 
     Raises:
         NonFinite: a weight too large for `dtype`.
     """
+    parts = rescaled or {}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            stored = parameter.to(dtype)
+            stored = parts[name].rounded(parameter, dtype) if name in parts else parameter.to(dtype)
             if not torch.equal(torch.isfinite(stored), torch.isfinite(parameter)):
                 raise NonFinite(
                     f"`{name}` was tuned to {parameter.abs().max():.3g}, which {str(dtype).removeprefix('torch.')}, the"
@@ -155,10 +176,19 @@ def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel
     return model
 
 
-def masked_probe(job: Job, model: PreTrainedModel, plan: Plan) -> export.Probe:
-    """Logits of the merged and rewritten model under the plan's masks: what the files on disk have to reproduce."""
+def masked_probe(job: Job, model: PreTrainedModel, plan: Plan) -> tuple[export.Probe, dict[str, Any]]:
+    """Logits of the merged and rewritten model under the plan's masks: what the files on disk have to reproduce.
+
+    The model's weights are rounded to the precision of the files. What that changes is `rounding` in the second value,
+    where it changes anything.
+    """
     with simulated(model, job.space, plan, job.dtype):
-        return take_probe(job, model)
+        if job.dtype.itemsize >= model.dtype.itemsize:
+            return take_probe(job, round_weights(model, job.dtype)), {}
+        exact = take_probe(job, model)
+        round_weights(model, job.dtype, rescaled_weights(model, job.architecture, job.space, plan))
+        rounding = export.compare(model, exact) | {"dtype": str(job.dtype).removeprefix("torch.")}
+        return take_probe(job, model), {"rounding": rounding}
 
 
 def take_probe(job: Job, model: PreTrainedModel) -> export.Probe:

@@ -112,7 +112,7 @@ def _console() -> Any:  # noqa: ANN401  (imported only when a command runs)
 
 def show_results(records: list[Any], folder: Path) -> None:
     """The table of a run and where its files are."""
-    from tuneprune.report import rich_table
+    from tuneprune.report import loading_line, rich_table
 
     if not is_main_process():
         return
@@ -122,6 +122,7 @@ def show_results(records: list[Any], folder: Path) -> None:
     typer.echo(f"report: {folder / 'report.html'}")
     if (folder / "model").exists():
         typer.echo(f"model:  {folder / 'model'}")
+        typer.echo(f"load:   {loading_line(records[0].proof, str(folder / 'model'))}")
 
 
 def _show_findings(record: Any) -> None:  # noqa: ANN401  (imported only when a command runs)

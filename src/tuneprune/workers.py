@@ -71,7 +71,7 @@ class Crew:
 
     def __init__(self, cells: Sequence[Cell], out: Path, jobs: int, progress: Progress) -> None:
         self.out, self.jobs, self.progress = out, jobs, progress
-        self.waiting = [cell for cell in cells if not cell.result(out).exists()]
+        self.waiting = [cell for cell in cells if not cell.is_complete(out)]
         self.total = len(self.waiting)
         self.workers: list[Worker] = []
         self.failed: dict[str, str] = {}
@@ -138,7 +138,7 @@ class Crew:
         worker.connection.close()
         self.workers.remove(worker)
         name, status = worker.cell.name, worker.process.exitcode
-        if status == 0 and worker.cell.result(self.out).exists():
+        if status == 0 and worker.cell.is_complete(self.out):
             took = seconds_text(time.monotonic() - worker.started)
             self._say(f"{name}: done in {took}, {seconds_text(worker.cpu_seconds)} of CPU time")
         elif status == STOPPED:
@@ -194,7 +194,7 @@ def _guarded(act: Callable[[], None], relay: Relay) -> int:
         return STOPPED
     except TunePruneError as error:
         relay.send("failure", str(error))
-        return 2
+        return error.exit_status
     except Exception as error:  # any bug of one cell: the others go on
         traceback.print_exc()
         text = next(iter(str(error).strip().splitlines()), "")

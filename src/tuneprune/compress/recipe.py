@@ -40,7 +40,15 @@ class Part:
             tensor = tensor.index_select(dim, positions.to(tensor.device))
         if self.factor == 1.0:
             return tensor
-        return (tensor + self.offset) * self.factor - self.offset if self.offset else tensor * self.factor
+        scaled = (tensor.double() + self.offset) * self.factor - self.offset  # rounded once, not at every operation
+        return scaled.to(tensor.dtype)
+
+    def rounded(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """The source's values for which the part's values, stored in `dtype`, are exact."""
+        if self.factor == 1.0:
+            return tensor.to(dtype).to(tensor.dtype)
+        stored = ((tensor.double() + self.offset) * self.factor - self.offset).to(dtype)
+        return ((stored.double() + self.offset) / self.factor - self.offset).to(tensor.dtype)
 
     def shape(self, dense: tuple[int, ...]) -> tuple[int, ...]:
         """The part's shape, of the source's."""
@@ -106,6 +114,14 @@ def draw(model: PreTrainedModel, architecture: Architecture, space: PruningSpace
         norm: [shapes[f"{norm}.weight"][0], _epsilon(model, norm) * factor] for norm, factor in narrowed.items()
     }
     return Recipe(parts, indices(architecture, space, plan) | routers(routes, model.dtype), config)
+
+
+def rescaled_weights(
+    model: PreTrainedModel, architecture: Architecture, space: PruningSpace, plan: Plan
+) -> dict[str, Part]:
+    """The weights of the rewritten dense model that the cut multiplies by a factor, by name, with their parts."""
+    parts = draw(model, architecture, space, plan).parts.values()
+    return {part.source: part for part in parts if part.factor != 1.0}
 
 
 def _shapes_said(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:

@@ -7,7 +7,7 @@ from tuneprune.export.hf import Loader, weight_bytes, write
 from tuneprune.export.hosting import loads_as, stock_holds
 from tuneprune.export.memory import memory_use
 from tuneprune.export.placing import check_replaceable, placed
-from tuneprune.export.proof import Probe, prove, take_probe
+from tuneprune.export.proof import Probe, compare, prove, take_probe
 from tuneprune.export.reference import Reference, load_exported, take_reference
 from tuneprune.export.shape import Shape, foresee
 from tuneprune.export.shards import check_size
@@ -23,6 +23,7 @@ __all__ = [
     "check",
     "check_replaceable",
     "check_size",
+    "compare",
     "convert",
     "foresee",
     "load_exported",

@@ -63,15 +63,33 @@ def take_probe(
     """
     length = min(length, getattr(model.config, "max_position_embeddings", length))
     input_ids = torch.tensor(_stream(tokenizer, texts, rows * length)).view(rows, length)
-    device = next(model.parameters()).device
-    with _evaluating(model):
-        logits = [model(input_ids=row[None].to(device), use_cache=False).logits[0].float().cpu() for row in input_ids]
+    logits = _logits(model, input_ids)
     room = max(1, getattr(model.config, "max_position_embeddings", length) - reload_probe.NEW_TOKENS)
     prompt_ids = input_ids[0, : min(PROMPT_TOKENS, room)].clone()
     dtype = torch.float32 if model.dtype == torch.float64 else model.dtype
     text = next(text for text in texts if text)[:TEXT_CHARACTERS]
     text_ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.long)
-    return Probe(input_ids, torch.stack(logits), prompt_ids, str(dtype).removeprefix("torch."), text, text_ids)
+    return Probe(input_ids, logits, prompt_ids, str(dtype).removeprefix("torch."), text, text_ids)
+
+
+@torch.no_grad()
+def compare(model: PreTrainedModel, probe: Probe) -> dict[str, Any]:
+    """How far the model as it stands is from a probe: the keys of `logits` in `prove`."""
+    difference = (_logits(model, probe.input_ids) - probe.logits).abs().max()
+    return {
+        "max_abs_diff": difference.item(),
+        "max_rel_diff": (difference / probe.logits.abs().max()).item(),
+        "dtype": probe.dtype,
+        "tokens": probe.input_ids.numel(),
+    }
+
+
+def _logits(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    """The float32 logits of every row, on the CPU."""
+    device = next(model.parameters()).device
+    with _evaluating(model):
+        rows = [model(input_ids=row[None].to(device), use_cache=False).logits[0].float().cpu() for row in input_ids]
+    return torch.stack(rows)
 
 
 def prove(folder: Path, probe: Probe, *, needs_remote_code: bool) -> dict[str, Any]:

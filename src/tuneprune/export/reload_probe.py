@@ -12,6 +12,8 @@ from typing import Any
 
 BLOCKED = "tuneprune"
 NEW_TOKENS = 32
+TIE = 1e-5
+"""Share of the largest logit up to which two float32 logits count as equal."""
 
 
 class Blocker:
@@ -62,8 +64,23 @@ def sample(model: Any, tokenizer: Any, prompt_ids: Any) -> dict[str, Any]:  # no
     return {
         "prompt": tokenizer.decode(prompt_ids, skip_special_tokens=True),
         "text": tokenizer.decode(cached[len(prompt_ids) :], skip_special_tokens=True),
-        "cached_equals_uncached": torch.equal(cached, uncached),
+        "cached_equals_uncached": torch.equal(cached, uncached) or parted_at_a_tie(model, cached, uncached),
     }
+
+
+def parted_at_a_tie(model: Any, cached: Any, uncached: Any) -> bool:  # noqa: ANN401
+    """Whether two continuations first differ in tokens whose logits are equal up to rounding.
+
+    Either may then be the largest, depending on the order in which a processor adds.
+    """
+    import torch
+
+    length = min(len(cached), len(uncached))
+    place = int((cached[:length] != uncached[:length]).int().argmax())
+    with torch.no_grad():
+        logits = model(input_ids=uncached[None, :place], use_cache=False).logits[0, -1]
+    gap = (logits[cached[place]] - logits[uncached[place]]).abs()
+    return bool(gap <= TIE * logits.abs().max())
 
 
 def main(folder: str, result_file: str, probe_file: str, trust: str) -> None:

@@ -1,6 +1,6 @@
 """What a run says about itself: typed record and proof, comparison tables, model card and page."""
 
-from tuneprune.report.card import model_card
+from tuneprune.report.card import loading_line, model_card
 from tuneprune.report.compared import CellRecord, ComparisonRecord, RowRecord
 from tuneprune.report.compared_page import write_comparison
 from tuneprune.report.compared_tables import comparison_markdown, comparison_rich
@@ -61,6 +61,7 @@ __all__ = [
     "comparison_rich",
     "html_table",
     "load_scores",
+    "loading_line",
     "markdown_table",
     "model_card",
     "rich_table",

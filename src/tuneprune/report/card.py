@@ -12,7 +12,7 @@ from tuneprune.report.comparison import compare
 from tuneprune.report.costs import memory_rows, memory_sentence, speed_sentence, twins_sentence
 from tuneprune.report.exports import HEADERS, export_rows
 from tuneprune.report.numbers import alignment_text, bytes_text, count_text, counted_text, percent_text, score_text
-from tuneprune.report.proof import Proof
+from tuneprune.report.proof import Check, Proof
 from tuneprune.report.record import RunRecord
 from tuneprune.report.summary import data_rows
 from tuneprune.report.tables import code_span, escape_markdown
@@ -31,10 +31,11 @@ def model_card(record: RunRecord, proof: Proof | None, *, base_licence: str | No
     """
     parts = [
         _front_matter(record, base_licence),
+        failure_warning(proof.checks()) if proof is not None else "",
         _introduction(record),
+        loading_section(proof),  # first: without what it says, transformers may report sizes that do not match
         _size(record, proof),
         _scores(record),
-        loading_section(proof),
         _speed(record),
         _exports(proof),
         _proof(proof),
@@ -44,9 +45,14 @@ def model_card(record: RunRecord, proof: Proof | None, *, base_licence: str | No
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def failure_warning(checks: Sequence[Check]) -> str:
+    """What a reader has to know before anything else; empty where no check failed."""
+    failed = ", ".join(check.name.lower() for check in checks if check.passed is False)
+    return f"> **The proof of this model FAILED** ({failed}). Do not use it." if failed else ""
+
+
 def loading_code(proof: Proof | None, folder: str = "path/to/this/folder") -> str:
     """Python that loads `folder` and generates, with `trust_remote_code` only where it is needed."""
-    trust = ", trust_remote_code=True" if proof is not None and proof.loader.needs_remote_code else ""
     sample = proof.generation.prompt if proof is not None and proof.generation is not None else ""
     prompt = sample if 0 < len(sample) <= MAX_PROMPT else "Once upon a time"
     text = json.dumps(prompt, ensure_ascii=not prompt.isprintable())
@@ -54,10 +60,20 @@ def loading_code(proof: Proof | None, folder: str = "path/to/this/folder") -> st
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f"folder = {json.dumps(folder)}\n"
         "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
-        f"model = AutoModelForCausalLM.from_pretrained(folder{trust})\n"
+        f"model = {_loading_call(proof, 'folder')}\n"
         f'inputs = tokenizer({text}, return_tensors="pt").input_ids\n'
         "print(tokenizer.decode(model.generate(inputs, max_new_tokens=40)[0]))"
     )
+
+
+def loading_line(proof: Proof | None, folder: str) -> str:
+    """The call that loads the model, for a terminal."""
+    return _loading_call(proof, json.dumps(folder, ensure_ascii=False))
+
+
+def _loading_call(proof: Proof | None, folder: str) -> str:
+    trust = ", trust_remote_code=True" if proof is not None and proof.loader.needs_remote_code else ""
+    return f"AutoModelForCausalLM.from_pretrained({folder}{trust})"
 
 
 def loading_section(proof: Proof | None) -> str:

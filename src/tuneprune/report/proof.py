@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
+from tuneprune.errors import ProofFailed
 from tuneprune.report.costs import MemoryUse, SpeedRecord
 from tuneprune.report.numbers import bytes_text, count_text, counted_text, percent_text, scientific_text
 from tuneprune.report.stored import SCHEMA, Section, Stored
@@ -146,6 +147,13 @@ class Proof(Stored):
     schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
     parameters: Parameters
     logits: LogitProof
+    cut: LogitProof | None = Field(
+        default=None, description="the cut model against the masked one in memory, before any tuning that follows"
+    )
+    rounding: LogitProof | None = Field(
+        default=None, description="the masked model with its weights rounded to the files' precision against unrounded"
+    )
+    parameters_counted: int | None = Field(default=None, description="parameters of the reloaded model, tied ones once")
     lora_residue: LoraResidue | None = None
     generation: Generation | None = None
     loader: Loader
@@ -162,6 +170,16 @@ class Proof(Stored):
     def checks(self) -> list[Check]:
         """Everything the proof says, one line each, in the order a reader wants it."""
         checks = [self._budget_check(), self._logit_check(), self._loader_check(), self._disk_check()]
+        if self.cut is not None:
+            checks.insert(1, _equal("Cut model equals the masked model", self.cut))
+        if self.rounding is not None:
+            said = scientific_text(self.rounding.max_rel_diff)
+            detail = f"changes logits by {said} of the largest, on {self.rounding.tokens} tokens"
+            checks.append(Check(f"Rounding weights to {self.rounding.dtype}", None, detail))
+        if self.parameters_counted is not None:
+            counted, expected = self.parameters_counted, self.parameters.kept_total
+            detail = f"{counted:,} on disk, {expected:,} by the plan"
+            checks.append(Check("Saved model has the counted parameters", counted == expected, detail))
         if self.generation is not None:
             same = self.generation.cached_equals_uncached
             detail = (
@@ -184,6 +202,17 @@ class Proof(Stored):
     def is_ok(self) -> bool:
         """Whether no check failed."""
         return all(check.passed is not False for check in self.checks())
+
+    def failure(self, folder: object, *, was_cut: bool = True) -> ProofFailed | None:
+        """The checks that failed, as an error; None where none did.
+
+        Args:
+            folder: the output folder of the run, for the message.
+            was_cut: otherwise the model was tuned in its shape, and the proof is about its files alone.
+        """
+        checks = self.checks() if was_cut else self.checks_of_files()
+        failed = {check.name: check.detail for check in checks if check.passed is False}
+        return ProofFailed(folder, failed) if failed else None
 
     def checks_of_files(self) -> list[Check]:
         """What the proof says where nothing was cut: of the files alone, not of a budget or of sizes."""
@@ -218,13 +247,7 @@ class Proof(Stored):
         return Check("Budget met within one unit", parameters.is_met, detail)
 
     def _logit_check(self) -> Check:
-        logits = self.logits
-        detail = (
-            f"largest relative difference {scientific_text(logits.max_rel_diff)}, absolute "
-            f"{scientific_text(logits.max_abs_diff)}, over {logits.tokens} tokens in {logits.dtype} "
-            f"(allowed: {scientific_text(logits.tolerance)})"
-        )
-        return Check("Reloaded model equals the masked model", logits.max_rel_diff <= logits.tolerance, detail)
+        return _equal("Reloaded model equals the masked model", self.logits)
 
     def _loader_check(self) -> Check:
         loader = self.loader
@@ -240,3 +263,13 @@ class Proof(Stored):
         detail = f"{bytes_text(sizes.dense)} dense, {bytes_text(sizes.pruned)} pruned"
         is_cut = self.parameters.kept_total < self.parameters.dense_total
         return Check("Smaller on disk", sizes.pruned < sizes.dense if is_cut else None, detail)
+
+
+def _equal(name: str, logits: LogitProof) -> Check:
+    """Whether two models give the same logits up to rounding; NaN is not the same."""
+    detail = (
+        f"largest relative difference {scientific_text(logits.max_rel_diff)}, absolute "
+        f"{scientific_text(logits.max_abs_diff)}, over {logits.tokens} tokens in {logits.dtype} "
+        f"(allowed: {scientific_text(logits.tolerance)})"
+    )
+    return Check(name, logits.max_rel_diff <= logits.tolerance, detail)

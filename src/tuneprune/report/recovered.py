@@ -7,7 +7,7 @@ from pydantic import Field
 from rich.table import Table
 
 from tuneprune.errors import printable
-from tuneprune.report.card import MARKS, loading_section
+from tuneprune.report.card import MARKS, failure_warning, loading_section
 from tuneprune.report.numbers import count_text, score_text
 from tuneprune.report.proof import Proof
 from tuneprune.report.record import EnvironmentRecord, MemoryRecord, ModelRecord, Scores, TrainingRecord
@@ -76,6 +76,7 @@ def recover_card(record: RecoverRecord) -> str:
     size, family = count_text(record.model.parameters), escape_markdown(record.model.family)
     lines = [
         "---\n" + yaml.safe_dump(header, sort_keys=False, allow_unicode=True) + "---",
+        failure_warning(proof.checks_of_files()),
         "",
         f"# {escape_markdown(name)}, tuned on",
         "",
