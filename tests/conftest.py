@@ -17,6 +17,10 @@ torch.set_num_threads(1)
 logging.disable_progress_bar()
 
 
+def pytest_addoption(parser):
+    parser.addoption("--write-messages", action="store_true", help="write docs/bad-input.md anew, in one process")
+
+
 @pytest.fixture(autouse=True)
 def _offline():
     """No test reaches beyond this machine; processes of one run may talk over loopback."""

@@ -11,6 +11,7 @@ import bad_models
 import bad_plans
 import bad_quantised
 import bad_run_files
+import messages
 import pytest
 from refusals import ADVICE, Case, assert_refused
 
@@ -27,12 +28,15 @@ TABLES = (
 ROWS = {f"{table.__name__}: {name}": row for table in TABLES for name, row in table.ROWS.items()}
 
 
+ANSWERS = messages.read()
+
+
 def everything_in(folder):
     return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_bad_input(name, tmp_path, model_folder, tuneprune, capsys, monkeypatch):
+def test_bad_input(name, tmp_path, model_folder, tuneprune, capsys, monkeypatch, answers):
     row = ROWS[name]
     monkeypatch.delenv("TUNEPRUNE_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -50,3 +54,12 @@ def test_bad_input(name, tmp_path, model_folder, tuneprune, capsys, monkeypatch)
     assert "Traceback" not in sentence
     assert ADVICE.search(sentence), sentence
     assert everything_in(tmp_path) == before
+    answer = messages.without_places(sentence, tmp_path, model_folder)
+    if answers is not None:
+        answers[name] = answer
+    else:
+        assert ANSWERS.get(name) == (answer, "yes"), f"read this answer, then say so in {messages.PAGE.name}: {answer}"
+
+
+def test_every_answer_in_the_table_is_still_given():
+    assert ANSWERS.keys() == ROWS.keys()
