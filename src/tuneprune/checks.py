@@ -1,5 +1,7 @@
 """Checks of a run file against the model, the data and the machine that no single section can make."""
 
+from typing import TypeVar
+
 from accelerate.tracking import get_available_trackers
 from transformers import PreTrainedTokenizerBase
 
@@ -8,7 +10,12 @@ from tuneprune.compress.compensate import KINDS as COMPENSATED
 from tuneprune.config import RecoverConfig, RunConfig
 from tuneprune.data import Data, Example
 from tuneprune.errors import ConfigError
+from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.space import PruningSpace
+from tuneprune.train import TuneConfig, lora_parts
+from tuneprune.train.config import ALL_LINEAR
+
+Settings = TypeVar("Settings", RunConfig, RecoverConfig)
 
 
 def check_lengths(config: RunConfig | RecoverConfig, context: int) -> None:
@@ -97,6 +104,41 @@ def check_shares(config: RunConfig | RecoverConfig, num_processes: int) -> None:
                 f"{name}.batch_size={section.batch_size} cannot be shared by {num_processes} processes;"
                 " use a multiple of their number."
             )
+
+
+def check_targets(config: RunConfig | RecoverConfig, architecture: Architecture) -> None:
+    """Refuse LoRA on linears that the model does not have, and on some only for a method that decides by LoRA.
+
+    Raises:
+        ConfigError: names the linears that there are.
+    """
+    for section in (config.tune, config.recover):
+        if section is not None:
+            lora_parts(architecture, section.lora)
+    is_partial = config.tune.lora.target_modules != ALL_LINEAR
+    if isinstance(config, RunConfig) and config.method.decides_by_lora and is_partial:
+        raise ConfigError(
+            f"tune.lora.target_modules: method `{config.method.title}` decides by what LoRA learns, so every linear"
+            " needs it. Leave target_modules out, or choose another method, such as atp."
+        )
+
+
+def in_steps(config: Settings, data: Data) -> Settings:
+    """The run file with its epochs as steps.
+
+    An epoch has as many rows as the first one with seed 0, so that all seeds of a comparison take equal steps.
+    """
+    sections: dict[str, TuneConfig | None] = {"tune": config.tune, "recover": config.recover}
+    timed = {name: section for name, section in sections.items() if section is not None and section.epochs is not None}
+    if not timed:
+        return config
+    rows = rows_per_epoch(data)
+    return config.model_copy(update={name: section.on(rows) for name, section in timed.items()})
+
+
+def rows_per_epoch(data: Data) -> int:
+    """Packed rows of the training data."""
+    return len(data.stream(data.train_part, batch_size=1, seed=0))
 
 
 def check_trackers(names: list[str]) -> None:

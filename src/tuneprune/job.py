@@ -23,8 +23,11 @@ from tuneprune.checks import (
     check_counted,
     check_lengths,
     check_shares,
+    check_targets,
     check_tokens,
     check_trackers,
+    in_steps,
+    rows_per_epoch,
 )
 from tuneprune.claiming import claim, fingerprinted
 from tuneprune.config import RecoverConfig, RunConfig
@@ -164,6 +167,7 @@ def check(config: RunConfig, table: Path | None = None) -> Checked:
     test = [example for task in tasks for example in task.examples]
     data = load(config.data, tokenizer, config.tune.max_length, test, sum(task.num_blank for task in tasks))
     check_tokens(tokenizer, data, test, hf_config.vocab_size)
+    config = in_steps(config, data)
     return Checked(config, tokenizer, data, tasks, architecture, **vars(costs), dtype=stored_dtype(hf_config))
 
 
@@ -178,6 +182,7 @@ def check_shape(
     architecture = families.describe_config(hf_config)
     space = spaces.build(config.space, architecture, skeleton(hf_config))
     config.method.check_family(architecture)
+    check_targets(config, architecture)
     check_compensation(config, space)
     check_counted(config)
     costs = costs_of(config.budget, hf_config, space, table)
@@ -199,6 +204,7 @@ def prepare(config: RunConfig, out: Path, *, resume: bool, progress: Progress, s
     """
     progress.stage("prepare")
     checked = check(config, out / TABLE if resume else None)
+    config = checked.config
     accelerator = processes(config, out)
     check_shares(config, accelerator.num_processes)
     loaded = load_model(config.model.base, config.model.adapter, accelerator.device)
@@ -265,6 +271,18 @@ def processes(config: RunConfig | RecoverConfig, out: Path) -> Accelerator:
     return accelerator
 
 
+def _lengths(asked: RunConfig, checked: Checked) -> str:
+    """How long a run tunes, in words."""
+    said: list[str] = []
+    for before, after in zip((asked.tune, asked.recover), (checked.config.tune, checked.config.recover), strict=True):
+        if before is not None and after is not None:
+            rows = (
+                "" if before.epochs is None else f" ({before.epochs:g} epochs of {rows_per_epoch(checked.data)} rows)"
+            )
+            said.append(f"{after.steps} steps of {after.batch_size} rows{rows}")
+    return ", then ".join(said)
+
+
 def outlook(config: RunConfig) -> dict[str, Any]:
     """What a checked run would do: sizes before and after, data, and how the result will load."""
     checked = check(config)
@@ -275,7 +293,7 @@ def outlook(config: RunConfig) -> dict[str, Any]:
         "method": f"{config.method.title} on space {space.name}",
         "result": size_text(space, budget, checked.table, checked.dtype),
         "loads as": export.loads_as(hf_config, checked.architecture, space, budget, config.method),
-        "training": f"{len(checked.data.train)} documents, {config.tune.steps} steps of {config.tune.batch_size} rows",
+        "training": f"{len(checked.data.train)} documents, {_lengths(config, checked)}",
         "calibration": f"{len(checked.data.calibration)} documents",
         "data": checked.data.words(),
         "evaluation": ", ".join(f"{task.name} ({len(task.examples)})" for task in checked.tasks),

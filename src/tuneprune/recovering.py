@@ -13,7 +13,15 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuneprune import evaluate, export, families
-from tuneprune.checks import check_answers, check_lengths, check_shares, check_tokens, check_trackers
+from tuneprune.checks import (
+    check_answers,
+    check_lengths,
+    check_shares,
+    check_targets,
+    check_tokens,
+    check_trackers,
+    in_steps,
+)
 from tuneprune.claiming import claim, fingerprinted
 from tuneprune.config import RecoverConfig
 from tuneprune.data import Data, load
@@ -116,16 +124,18 @@ def prepare(config: RecoverConfig, out: Path, *, resume: bool, progress: Progres
     check_lengths(config, hf_config.max_position_embeddings)
     check_trackers(config.tune.trackers)
     export.check(config.export, lambda: export.Shape.of(hf_config))
+    architecture, dtype = families.describe_config(hf_config), stored_dtype(hf_config)
+    check_targets(config, architecture)
     tokenizer = load_tokenizer(config.model)
     tasks = evaluate.load_tasks(config.evaluate, tokenizer)
     check_answers(tasks, min(config.evaluate.max_length, hf_config.max_position_embeddings))
     test = [example for task in tasks for example in task.examples]
     data = load(config.data, tokenizer, config.tune.max_length, test, sum(task.num_blank for task in tasks))
     check_tokens(tokenizer, data, test, hf_config.vocab_size)
+    config = in_steps(config, data)
     accelerator = processes(config, out)
     check_shares(config, accelerator.num_processes)
     model = load_smaller(config.model, accelerator.device)
-    architecture, dtype = families.describe_config(hf_config), stored_dtype(hf_config)
     with ExitStack() as held:
         if accelerator.is_main_process:
             identity = identify(data, tasks, config.model, None, accelerator)

@@ -204,7 +204,7 @@ def recover(job: Job, small: PreTrainedModel, probe: export.Probe) -> tuple[PreT
         return small, probe
     job.progress.stage("recover")
     architecture = families.describe_config(small.config)  # a host may hold apart what the base packs
-    inject_lora(small, architecture, options.lora, job.config.seed)
+    inject_lora(small, architecture, options.lora, job.config.seed, named_in=job.architecture)
     tuner = job.tuner(small, options, job.out if job.config.method.one_shot else job.out / "recover")
     search = Search()
     search.phase = "recover"

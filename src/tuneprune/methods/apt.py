@@ -37,6 +37,7 @@ class Apt(Method):
     name = "apt"
     paper = "https://arxiv.org/abs/2401.12200"
     spaces = ("width",)
+    decides_by_lora = True
 
     momentum: float = Field(default=0.85, ge=0, lt=1, description="how slowly the salience follows the batches")
     outlier_weight: float = Field(default=1.0, ge=0, description="weight of the outlier term beside the salience")

@@ -156,8 +156,8 @@ class Method(BaseModel):
     """Hyper-parameters of one paper's method; also its config schema and its documentation.
 
     A `one_shot` method decides on the pretrained weights; a run then compresses first and spends its tuning budget on
-    the smaller model. One that `needs_weight_gradients` cannot work on a quantised base. `presets` are named settings;
-    a run file asks for one by its name, like for a method.
+    the smaller model. One that `needs_weight_gradients` cannot work on a quantised base; one that `decides_by_lora`
+    needs LoRA on every linear. `presets` are named settings; a run file asks for one by its name, like for a method.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -167,6 +167,7 @@ class Method(BaseModel):
     spaces: ClassVar[tuple[str, ...]]
     one_shot: ClassVar[bool] = False
     needs_weight_gradients: ClassVar[bool] = False
+    decides_by_lora: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     _preset: str | None = PrivateAttr(default=None)
 

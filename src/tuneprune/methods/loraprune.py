@@ -36,6 +36,7 @@ class LoraPrune(Method):
     name = "loraprune"
     paper = "https://arxiv.org/abs/2305.18403"
     spaces = ("width", "head_dim", "disp")
+    decides_by_lora = True
 
     momentum: float = Field(default=0.9, ge=0, lt=1, description="how slowly the importance follows the weights")
     start_share: float = Field(default=0.1, ge=0, lt=1, description="share of the steps before the first removal")

@@ -2,6 +2,9 @@
 
 import re
 from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import BeforeValidator
 
 PARAMETERS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 BYTES = {
@@ -38,3 +41,13 @@ def bytes_written(count: int) -> str:
 def milliseconds_written(nanoseconds: int) -> str:
     """A time with four digits, such as 12.34 ms."""
     return f"{nanoseconds / 1e6:.4g} ms"
+
+
+def read_share(value: object) -> object:
+    """A share that is written in percent (60%, 60 %) as a number; anything else as it is."""
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*%\s*", value) if isinstance(value, str) else None
+    return value if found is None else round(float(found[1]) / 100, 12)
+
+
+Share = Annotated[float, BeforeValidator(read_share)]
+"""A number from 0 to 1, which a person may also write in percent."""

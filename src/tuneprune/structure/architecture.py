@@ -133,6 +133,11 @@ class Block:
         return () if isinstance(self.feed_forward, Experts) else (*self.mlp.inputs, self.mlp.down)
 
     @property
+    def linears(self) -> tuple[str, ...]:
+        """All linears, each once, in forward order."""
+        return (*self.attention.inputs, self.attention.out, *self.mlp_linears)
+
+    @property
     def projections(self) -> tuple[Projection, ...]:
         """What reads the residual stream: q, k, v, and gate and up of an MLP."""
         attention, mlp = self.attention, self.feed_forward
@@ -196,7 +201,7 @@ class Architecture:
     def linears(self) -> Iterator[str]:
         """Paths of all linear modules inside the blocks, each once, in forward order."""
         for block in self.blocks:
-            yield from (*block.attention.inputs, block.attention.out, *block.mlp_linears)
+            yield from block.linears
 
     @property
     def is_rotatable(self) -> bool:

@@ -44,7 +44,7 @@ class Budget(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    keep: float = Field(default=0.6, gt=0, le=1, description="share to keep")
+    keep: amounts.Share = Field(default=0.6, gt=0, le=1, description="share to keep: 0.6 or 60%")
     at_most: str | None = Field(
         default=None,
         description="instead of `keep`: parameters (350M, 3.5B), with `of: bytes` a size (300MB), with `of: latency` a"
@@ -64,7 +64,7 @@ class Budget(BaseModel):
         default="free",
         description="`uniform` gives every layer the same widths, so that a stock class can hold the result",
     )
-    min_keep: float = Field(
+    min_keep: amounts.Share = Field(
         default=0.05,
         ge=0,
         le=1,

@@ -1,32 +1,62 @@
 """How to tune: the `tune` and `recover` sections of a run file."""
 
-from typing import Literal
+import math
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from tuneprune.structure.amounts import Share
+
+ALL_LINEAR = "all-linear"
+
+
+def _one_or_more(value: Any) -> Any:  # noqa: ANN401  (raw YAML)
+    if not isinstance(value, str) or value == ALL_LINEAR:
+        return value
+    return [name.strip() for name in value.split(",")]
 
 
 class LoraOptions(BaseModel, frozen=True, extra="forbid"):
-    """LoRA on every linear of every block."""
+    """LoRA on linears of every block, by default on all of them."""
 
     rank: int = Field(default=8, ge=1)
     alpha: float | None = Field(
         default=None, gt=0, allow_inf_nan=False, description="scaling = alpha / rank; by default alpha = rank"
     )
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: Annotated[
+        Literal["all-linear"] | Annotated[list[str], Field(min_length=1)], BeforeValidator(_one_or_more)
+    ] = Field(
+        default=ALL_LINEAR,
+        description="which linears of the blocks have LoRA: `all-linear`, or names or ends of names, such as q_proj",
+    )
 
 
 class TuneConfig(BaseModel, frozen=True, extra="forbid"):
     """One tuning: its length, batches and optimiser."""
 
     steps: int = Field(default=300, ge=1, description="optimiser steps")
+    epochs: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="instead of `steps`: passes over the training rows, rounded up to whole steps",
+    )
     batch_size: int = Field(default=16, ge=1, description="rows in a step, over all processes")
     micro_batch_size: int | None = Field(
         default=None, ge=1, description="rows in one forward of a process; accumulates"
     )
     max_length: int = Field(default=256, ge=8, description="tokens in a row")
     learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
-    final_learning_rate_share: float = Field(default=0.1, ge=0, le=1, description="where the cosine ends")
-    warmup_share: float = Field(default=0.03, ge=0, lt=1, description="share of the steps with a rising learning rate")
+    final_learning_rate_share: Share = Field(default=0.1, ge=0, le=1, description="where the cosine ends")
+    warmup_share: Share = Field(default=0.03, ge=0, lt=1, description="share of the steps with a rising learning rate")
     weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
     lora: LoraOptions = LoraOptions()
@@ -40,3 +70,23 @@ class TuneConfig(BaseModel, frozen=True, extra="forbid"):
     checkpoint_every: int = Field(default=100, ge=1, description="steps between two checkpoints")
     max_skipped: int = Field(default=10, ge=1, description="non-finite steps in a row before the run stops")
     trackers: list[str] = Field(default=[], description="accelerate trackers by name, such as tensorboard")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.epochs is not None and "steps" in self.model_fields_set:
+            raise ValueError("`steps` and `epochs` say two lengths; write one of them")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _only_said(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """With one of `steps` and `epochs`."""
+        content: dict[str, Any] = serialise(self)
+        content.pop("epochs" if self.epochs is None else "steps")
+        return content
+
+    def on(self, rows: int) -> "TuneConfig":
+        """This tuning in steps, on data of so many rows an epoch."""
+        if self.epochs is None:
+            return self
+        steps = math.ceil(self.epochs * rows / self.batch_size - 1e-9)
+        return self.model_copy(update={"epochs": None, "steps": max(1, steps)})

@@ -9,22 +9,78 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
-from tuneprune.structure.architecture import Architecture
+from tuneprune.errors import ConfigError, printable, suggest
+from tuneprune.structure.architecture import Architecture, Block, Experts
 from tuneprune.structure.weights import ADAPTER
-from tuneprune.train.config import LoraOptions
+from tuneprune.train.config import ALL_LINEAR, LoraOptions
 
 
-def inject_lora(model: PreTrainedModel, architecture: Architecture, options: LoraOptions, seed: int) -> None:
-    """Wrap every linear of every block in LoRA and freeze everything else.
+def lora_parts(architecture: Architecture, options: LoraOptions) -> frozenset[str]:
+    """The parts of a block (`q`, `out`, `up`, ...) whose linears `target_modules` names.
+
+    A name is a linear's path inside its block, or an end of that.
+
+    Raises:
+        ConfigError: a name that no linear has.
+    """
+    named = options.target_modules
+    parts = {(part, _inside(block, path)) for block in architecture.blocks for part, path in _linears(block).items()}
+    if isinstance(named, str):
+        return frozenset(part for part, _ in parts)
+    for name in named:
+        if not any(_ends_with(path, name) for _, path in parts):
+            known = list(dict.fromkeys(_inside(block, path) for block in architecture.blocks for path in block.linears))
+            raise ConfigError(
+                f"tune.lora.target_modules: no linear of this model's layers is called `{printable(name)}`; there are"
+                f" {', '.join(known)}. Use these or ends of them, the same in every layer, or `{ALL_LINEAR}`."
+                + suggest(name, [path.rpartition(".")[2] for path in known])
+            )
+    return frozenset(part for part, path in parts if any(_ends_with(path, name) for name in named))
+
+
+def _linears(block: Block) -> dict[str, str]:
+    """The linear that each part of a block is in; packed parts are in one."""
+    attention, mlp = block.attention, block.feed_forward
+    found = {"q": attention.q.module, "k": attention.k.module, "v": attention.v.module, "out": attention.out}
+    if isinstance(mlp, Experts):
+        return found
+    gate = {} if mlp.gate is None else {"gate": mlp.gate.module}
+    return found | gate | {"up": mlp.up.module, "down": mlp.down}
+
+
+def _inside(block: Block, path: str) -> str:
+    return path.removeprefix(f"{block.path}.")
+
+
+def _ends_with(path: str, name: str) -> bool:
+    return path == name or path.endswith(f".{name}")
+
+
+def inject_lora(
+    model: PreTrainedModel,
+    architecture: Architecture,
+    options: LoraOptions,
+    seed: int,
+    named_in: Architecture | None = None,
+) -> None:
+    """Wrap the linears that `options` name, in every block, in LoRA and freeze everything else.
 
     The factors' initial values follow from `seed` alone, not from what was drawn before.
+
+    Args:
+        named_in: the model whose linears are named, where it packs other parts together than this one.
+
+    Raises:
+        ConfigError: a name that no linear has.
     """
+    parts = lora_parts(named_in or architecture, options)
+    chosen = {path for block in architecture.blocks for part, path in _linears(block).items() if part in parts}
     model.requires_grad_(False)
     config = LoraConfig(
         r=options.rank,
         lora_alpha=options.rank if options.alpha is None else options.alpha,  # pyright: ignore[reportArgumentType]  (only its annotation wants an int)
         lora_dropout=options.dropout,
-        target_modules=list(architecture.linears()),
+        target_modules=[path for path in architecture.linears() if path in chosen],
         bias="none",
     )
     devices = [model.device] if model.device.type == "cuda" else []

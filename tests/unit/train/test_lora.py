@@ -4,6 +4,7 @@ from tiny import VARIANTS, logits, tiny_model
 from tiny_tuning import assert_equal, hooks_of, trainable
 
 from tuneprune import families
+from tuneprune.errors import ConfigError
 from tuneprune.structure.weights import lora_factors
 from tuneprune.train import LoraOptions, inject_lora, merge_lora
 
@@ -86,3 +87,31 @@ def test_sixteen_bit_base_gets_float32_lora():
     merge_lora(model, architecture)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     torch.testing.assert_close(logits(model), tuned, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("variant", "names", "parts"),
+    [
+        ("llama", ["q_proj", "down_proj"], {"q_proj", "down_proj"}),
+        ("llama", ["self_attn.v_proj"], {"v_proj"}),
+        ("llama", "q_proj, mlp.up_proj", {"q_proj", "up_proj"}),
+        ("phi3", ["qkv_proj"], {"qkv_proj"}),
+        ("gpt_neox", ["query_key_value"], {"query_key_value"}),
+        ("mixtral", ["o_proj"], {"o_proj"}),
+    ],
+)
+def test_lora_is_on_the_linears_that_are_named(variant, names, parts):
+    model, architecture = with_lora(variant, target_modules=names)
+    tuned = {name.partition(".lora_")[0] for name in trainable(model)}
+    assert {path.rpartition(".")[2] for path in tuned} == parts
+    assert len(tuned) == len(parts) * len(architecture.blocks)
+    fill(model)
+    said = logits(model)
+    merge_lora(model, architecture)
+    torch.testing.assert_close(logits(model), said, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["lm_head", "proj", "layers.0.self_attn.q_proj", "q_proj.weight", ""])
+def test_names_of_no_linear_are_refused_with_those_there_are(name):
+    with pytest.raises(ConfigError, match=r"no linear .* is called .*self_attn\.q_proj, .*mlp\.down_proj"):
+        with_lora(target_modules=[name])
