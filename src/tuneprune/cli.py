@@ -91,10 +91,13 @@ def compare(
     """Run several methods at the same sizes, on the same data and steps, beside dense and dense + LoRA."""
     from tuneprune.compare import compare as compare_methods
     from tuneprune.config import load_run_file
+    from tuneprune.structure.amounts import read_share
 
     config = load_run_file(run_file, overrides or ())
     folder = out or Path("out") / run_file.stem
-    keeps = _numbers("--keep", keep, float, "shares separated by commas, such as 0.8,0.6,0.5")
+    keeps = _numbers(
+        "--keep", keep, lambda part: float(str(read_share(part))), "shares separated by commas, such as 0.8,0.6,0.5"
+    )
     chosen = _numbers("--seeds", seeds, int, "whole numbers separated by commas, such as 0,1,2")
     with at_work() as progress:
         outcome = compare_methods(

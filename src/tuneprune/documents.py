@@ -1,5 +1,7 @@
 """YAML as a person writes it: read without code, bounded in size, and refused where it would be taken otherwise."""
 
+import codecs
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,20 +66,35 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+_Loader.add_implicit_resolver(  # YAML 1.1 takes 1e-4 and 1.5e3 for texts
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
 def read_text(path: Path) -> str:
     """The text of a file that a person wrote.
 
     Raises:
-        ConfigError: it cannot be read, is no UTF-8, or longer than any such file.
+        ConfigError: it cannot be read, is neither UTF-8 nor UTF-16, or longer than any such file.
     """
     try:
-        with path.open(encoding="utf8") as stream:
-            text = stream.read(LARGEST + 1)
+        with path.open("rb") as stream:
+            data = stream.read(4 * LARGEST + 4)  # bytes of a character, at most
+        is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # what a Windows shell writes
+        text = _decoded(data, "utf-16" if is_utf16 else "utf-8-sig")
     except (OSError, ValueError) as error:
         raise ConfigError(f"Cannot read the run file {path}: {error}.") from error
     if len(text) > LARGEST:
         raise ConfigError(f"{path} is longer than {LARGEST} characters, which no run file is. Name a run file.")
     return text
+
+
+def _decoded(data: bytes, encoding: str) -> str:
+    """The text that bytes hold; one that goes on behind them is longer than any that is read."""
+    text = codecs.getincrementaldecoder(encoding)().decode(data, final=len(data) < 4 * LARGEST + 4)
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def load(text: str, place: str) -> Any:  # noqa: ANN401  (plain YAML)
@@ -96,14 +113,18 @@ def load(text: str, place: str) -> Any:  # noqa: ANN401  (plain YAML)
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "it is not YAML"
-        raise ConfigError(f"{place}{line}: malformed YAML: {problem}. Mend it.") from error
+        if "\\t" in problem:
+            problem += "; a tab, where YAML takes spaces alone"
+        raise ConfigError(f"{place}{line}: malformed YAML: {problem}. Fix it.") from error
     except Exception as error:  # dates that do not exist, numbers of thousands of digits
-        raise ConfigError(f"{place}: a value cannot be read: {first_line(error)}. Mend it.") from error
+        raise ConfigError(f"{place}: a value cannot be read: {first_line(error)}. Fix it.") from error
 
 
 def _load(text: str) -> Any:  # noqa: ANN401
     if len(text) > LARGEST:
         raise _refused(f"it is longer than {LARGEST} characters", None)
+    if text.lstrip().startswith("{"):  # JSON may be indented with tabs, and holds none at the start of a line otherwise
+        text = re.sub(r"^[ \t]+", lambda found: " " * len(found[0]), text, flags=re.MULTILINE)
     loader = _Loader(text)
     try:
         return loader.get_single_data()

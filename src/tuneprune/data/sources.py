@@ -2,10 +2,11 @@
 
 import logging
 import os
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from transformers import PreTrainedTokenizerBase
 
 from tuneprune.data import clinic
@@ -56,13 +57,31 @@ class SourceConfig(BaseModel):
         return f"{self.path or self.source}[{self.split or default_split}]"
 
 
+def _plain(value: Any) -> Any:  # noqa: ANN401  (pydantic hands over whatever was written)
+    """One source is a list of one, and a text a named set where there is one, else a path."""
+    entries = value if isinstance(value, list) else [value]
+    if not all(isinstance(entry, str | Path | dict | SourceConfig) for entry in entries):
+        return value
+    return [_named(str(entry)) if isinstance(entry, str | Path) else entry for entry in entries]
+
+
+def _named(text: str) -> dict[str, str]:
+    is_path = Path(text).suffix or Path(text).expanduser().exists() or text.startswith((".", "/", "~", "$"))
+    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", text)
+    return {"source" if not is_path and (text in known_sources() or is_hub_id) else "path": text}
+
+
+Sources = Annotated[list[SourceConfig], BeforeValidator(_plain)]
+"""Sources, each of which may be a path or a name alone; or a single one."""
+
+
 class DataConfig(BaseModel):
     """What a run trains and calibrates on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    train: list[SourceConfig] = Field(min_length=1, description="training sources, mixed by their weights")
-    calibration: list[SourceConfig] = Field(
+    train: Sources = Field(min_length=1, description="training sources, mixed by their weights")
+    calibration: Sources = Field(
         default_factory=list, description="what decides the pruning; by default a tenth of train, held out"
     )
     packing: bool = Field(default=True, description="several examples a row, without attention between them")

@@ -22,6 +22,20 @@ ROWS = {
     "unknown key": Row(["unknown key `budgets`", "Did you mean `budget`?"], set_to("budgets", {"keep": 0.5})),
     "unknown nested key": Row(["`tune.learning_rat`", "Did you mean `learning_rate`?"], set_to("tune.learning_rat", 1)),
     "unknown deep key": Row(["`tune.lora.ranks`", "Did you mean `rank`?"], set_to("tune.lora.ranks", 1)),
+    "word of another tool": Row(["unknown key `tune.lr`", "write `tune.learning_rate`"], set_to("tune.lr", 1e-3)),
+    "sparsity": Row(["unknown key `budget.sparsity`", "write `budget.keep`", "0.6"], set_to("budget.sparsity", 0.4)),
+    "option of a method of another tool": Row(
+        ["unknown key `method.pruning_ratio`", "budget.keep"], set_to("method", {"name": "atp", "pruning_ratio": 0.4})
+    ),
+    "key of another section": Row(["unknown key `keep`", "write `budget.keep`"], set_to("keep", 0.5)),
+    "steps and epochs": Row(["`steps` and `epochs` say two lengths", "write one"], set_to("tune.epochs", 2)),
+    "linear that is not there": Row(
+        ["target_modules", "`q`", "self_attn.q_proj", "Use these"], set_to("tune.lora.target_modules", ["q"])
+    ),
+    "truth for a number": Row(["`tune.batch_size` is a number", "Write the number"], set_to("tune.batch_size", True)),
+    "home folder alone": Row(["`model` is empty", "Give it a value", "`~/`"], set_to("model", None)),
+    "percent as a number": Row(["`budget.keep`", "written as 0.6 or 60%"], set_to("budget.keep", 60)),
+    "task that is no list": Row(["`evaluate.tasks` is a list", "put `- `"], set_to("evaluate.tasks", {"path": "x"})),
     "unknown data key": Row(
         ["`data.train.0.wieght`", "Did you mean `weight`?"], set_to("data.train", [{"path": "x", "wieght": 2}])
     ),
@@ -50,6 +64,10 @@ ROWS = {
     "no run file": Row(["nowhere.yaml"], command="run {folder}/nowhere.yaml --out {out}"),
     "folder as a run file": Row(["{folder}"], command="validate {folder}"),
     "device as a run file": Row(["/dev/zero"], command="validate /dev/zero"),
+    "tab": text(["own.yaml, line 2", "a tab, where YAML takes spaces"], "tune:\n\tsteps: 3\n"),
+    "override of an entry that is not there": override(
+        ["`data.train` is a list of 1", "from 0 to 0"], "data.train.3.path=x"
+    ),
     "run file in Latin-1": text(["own.yaml"], "model: größer".encode("latin1")),
     "open bracket": text(["own.yaml, line 2", "malformed YAML"], "model: [a\nspace: width\n"),
     "two colons": text(["own.yaml, line 1", "malformed YAML"], "a: b: c\n"),

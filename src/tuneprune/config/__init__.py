@@ -1,0 +1,15 @@
+"""The run file: one schema, read from YAML, every mistake told in one sentence."""
+
+from tuneprune.config.mistakes import explain
+from tuneprune.config.reading import load_recover_file, load_run_file, parse
+from tuneprune.config.schema import Compensation, RecoverConfig, RunConfig
+
+__all__ = [
+    "Compensation",
+    "RecoverConfig",
+    "RunConfig",
+    "explain",
+    "load_recover_file",
+    "load_run_file",
+    "parse",
+]

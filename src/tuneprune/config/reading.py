@@ -1,0 +1,119 @@
+"""The run file, read from YAML or JSON with its overrides."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from tuneprune import documents
+from tuneprune.config.mistakes import explain, refuse_truths
+from tuneprune.config.schema import SHARED, RecoverConfig, RunConfig, like_tune
+from tuneprune.errors import ConfigError
+
+
+def load_run_file(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run file with `key.path=value` overrides.
+
+    Raises:
+        ConfigError: missing or malformed file, unknown key, value out of range.
+    """
+    return parse(_read(path, overrides), str(path))
+
+
+def load_recover_file(model: str, path: Path, overrides: Sequence[str] = ()) -> RecoverConfig:
+    """What a run file says about tuning and evaluating, for a model that is smaller already.
+
+    Its `recover` section says how to tune, keys left out are as in `tune`; what it says about pruning is passed over.
+
+    Raises:
+        ConfigError: missing or malformed file, unknown key, value out of range.
+    """
+    content = _read(path, overrides)
+    options: list[Any] = [content.pop(name, None) or {} for name in ("tune", "recover")]
+    kept = {key: value for key, value in content.items() if key not in RunConfig.model_fields.keys() - SHARED}
+    kept |= {"model": model, "tune": like_tune(*options) if all(isinstance(o, dict) for o in options) else options}
+    refuse_truths(RecoverConfig, kept)
+    try:
+        return RecoverConfig.model_validate(kept)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {explain(error, RecoverConfig)}") from error
+
+
+def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """The run file as plain data.
+
+    Raises:
+        ConfigError: missing or malformed file, or an override that is none.
+    """
+    content = documents.load(documents.read_text(path), str(path))
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: a run file is a mapping with the keys {', '.join(RunConfig.model_fields)}.")
+    for override in overrides:
+        _override(content, override)
+    return content
+
+
+def parse(content: dict[str, Any], origin: str) -> RunConfig:
+    """A run config from plain data.
+
+    Raises:
+        ConfigError: says the key, what it may be, and what was given.
+    """
+    refuse_truths(RunConfig, content)
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {explain(error, RunConfig)}") from error
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    """Set one `key.path=value` in place; the value is read as YAML."""
+    path, separator, text = override.partition("=")
+    if not separator or not path:
+        raise ConfigError(f"--set {override}: write it as key.path=value, such as budget.keep=0.5.")
+    value = documents.load(text, f"--set {override:.80}")
+    *parents, leaf = path.split(".")
+    section: Any = content
+    for depth, parent in enumerate(parents):
+        section = _inside(section, parent, override, ".".join(parents[:depth]))
+    if isinstance(section, list):
+        section[_index(section, leaf, override, ".".join(parents))] = value
+    else:
+        section[leaf] = value
+
+
+def _inside(section: Any, key: str, override: str, place: str) -> Any:  # noqa: ANN401  (plain YAML)
+    """The section or list under `key`, made where there is none.
+
+    Raises:
+        ConfigError: a single value is there, or a list has no such entry.
+    """
+    if isinstance(section, list):
+        key = _index(section, key, override, place)  # pyright: ignore[reportAssignmentType]
+    inner = section[key] if isinstance(section, list) else section.setdefault(key, {})
+    if isinstance(inner, str) and key in ("model", "method", "compensate"):
+        inner = section[key] = {"base" if key == "model" else "name": inner}
+    if isinstance(inner, str) and key in ("train", "calibration"):
+        inner = section[key] = [inner]
+    if isinstance(inner, str) and isinstance(section, list):
+        inner = section[key] = {"path": inner}
+    if inner is None:
+        inner = section[key] = {}
+    if not isinstance(inner, dict | list):
+        raise ConfigError(f"--set {override}: `{key}` is not a section.")
+    return inner
+
+
+def _index(entries: Sequence[object], key: str, override: str, place: str) -> int:
+    """The number of an entry of a list.
+
+    Raises:
+        ConfigError: it has no such entry.
+    """
+    if key.isascii() and key.isdecimal() and int(key) < len(entries):
+        return int(key)
+    raise ConfigError(
+        f"--set {override}: `{place}` is a list of {len(entries)}; name an entry by its number from 0 to"
+        f" {len(entries) - 1}, or set the whole list, such as --set {place}=[...]."
+    )

@@ -1,0 +1,162 @@
+"""What a run file may say: one schema."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+
+from tuneprune import methods
+from tuneprune.config.mistakes import advice_on
+from tuneprune.data import DataConfig
+from tuneprune.errors import ConfigError, suggest
+from tuneprune.evaluate import EvaluateConfig
+from tuneprune.methods.base import Method
+from tuneprune.structure.budget import Budget
+from tuneprune.structure.spaces import SPACES
+from tuneprune.train import TuneConfig
+
+SHARED = {"data", "tune", "evaluate", "export", "seed", "deterministic"}
+"""Sections of a run file that are not about pruning."""
+Names = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+"""A list of names, or a single one."""
+DETERMINISTIC: Any = Field(
+    default=False,
+    description="on a GPU, only kernels that give the same bits every time, which may be slower; a CPU's do already",
+)
+
+
+def like_tune(tune: Mapping[str, Any], recover: Mapping[str, Any]) -> dict[str, Any]:
+    """The `recover` section with what it leaves out taken from `tune`; `steps` and `epochs` count as one."""
+    lengths = {"steps", "epochs"}
+    kept = {key: value for key, value in tune.items() if key not in lengths or not lengths & recover.keys()}
+    return {**kept, **recover}
+
+
+class BaseWithAdapter(BaseModel, frozen=True, extra="forbid"):
+    """A base model with a LoRA adapter that is merged into it first."""
+
+    base: str
+    adapter: str | None = None
+
+
+class Compensation(BaseModel, frozen=True, extra="forbid"):
+    """What the kept columns of a pruned linear take over from the removed ones, before the cut."""
+
+    name: Literal["none", "obs"] = Field(
+        default="none", description="`obs`: the least-squares answer on calibration data, for any method's decision"
+    )
+    batches: int = Field(default=16, ge=1, description="calibration batches")
+    damping: float = Field(default=1e-4, ge=0, description="ridge, in units of the kept inputs' mean square")
+
+
+class RunConfig(BaseModel, frozen=True, extra="forbid"):
+    """One run: which model, what to keep, how to decide, what to tune and evaluate on."""
+
+    model: BaseWithAdapter = Field(description="folder or hub id; or {base, adapter}")
+    space: str = Field(default="width", description="what may be removed: " + ", ".join(SPACES))
+    budget: Budget = Budget()
+    method: SerializeAsAny[Method] = Field(description="{name, ...hyper-parameters}")
+    data: DataConfig
+    compensate: Compensation = Field(default=Compensation(), description="none, obs, or {name, batches, damping}")
+    tune: TuneConfig = TuneConfig()
+    recover: TuneConfig | None = Field(
+        default=None,
+        description="a second tuning, of the smaller model; keys left out are as in `tune`, which is also what one-shot"
+        " methods spend by default",
+    )
+    evaluate: EvaluateConfig
+    export: Names = Field(
+        default=["hf"], description="`hf` and further targets, as name or name:option=value (`tuneprune targets`)"
+    )
+    reference: bool = Field(default=True, description="also tune the dense model alike, for relative performance")
+    speed: bool = Field(default=True, description="measure speed and memory before and after")
+    seed: int = Field(default=0, ge=0)
+    deterministic: bool = DETERMINISTIC
+
+    @model_validator(mode="before")
+    @classmethod
+    def _left_out(cls, values: Any) -> Any:  # noqa: ANN401  (raw YAML)
+        if not isinstance(values, dict):
+            return values
+        needed = {name for name, field in cls.model_fields.items() if field.is_required()}
+        given = {name: value for name, value in values.items() if value is not None or name in needed}
+        sections: list[Any] = [given.get(name) for name in ("tune", "recover")]
+        if all(isinstance(section, dict) for section in sections):
+            return given | {"recover": like_tune(*sections)}
+        return given
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _plain_model(cls, value: Any) -> Any:  # noqa: ANN401  (raw YAML)
+        return {"base": str(value)} if isinstance(value, str | Path) else value
+
+    @field_validator("compensate", mode="before")
+    @classmethod
+    def _named_compensation(cls, value: Any) -> Any:  # noqa: ANN401  (raw YAML)
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _named_method(cls, value: Any) -> Any:  # noqa: ANN401  (raw YAML)
+        if isinstance(value, str):
+            value = {"name": value}
+        if not isinstance(value, dict):
+            return value
+        try:
+            return methods.build(value)
+        except ConfigError as error:
+            unknown = next((key for key in value if str(error).startswith(f"method.{key}: `")), None)
+            advice = advice_on(RunConfig, unknown, value[unknown]) if unknown else None
+            raise error if advice is None else ConfigError(f"unknown key `method.{unknown}`: {advice}.") from error
+
+    @model_validator(mode="after")
+    def _space_suits(self) -> "RunConfig":
+        if self.space not in SPACES:
+            raise ConfigError(
+                f"space: unknown space `{self.space}`; known spaces are {', '.join(SPACES)}."
+                + suggest(self.space, SPACES)
+            )
+        if self.space not in self.method.spaces:
+            able = ", ".join(name for name, method in methods.registry().items() if self.space in method.spaces)
+            raise ConfigError(
+                f"method `{self.method.title}` does not support space `{self.space}`;"
+                f" it supports {', '.join(self.method.spaces)}, and methods for `{self.space}` are {able}."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "RunConfig":
+        if self.recover is not None and self.recover.max_length != self.tune.max_length:
+            raise ConfigError(
+                f"recover.max_length={self.recover.max_length} differs from tune.max_length={self.tune.max_length}, but"
+                " both read the same rows. Leave recover.max_length out."
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        """The resolved run file, defaults included."""
+        content = self.model_dump(mode="json")
+        content["method"] = {"name": self.method.title, **content["method"]}
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+class RecoverConfig(BaseModel, frozen=True, extra="forbid"):
+    """One tuning of a model as it is: the sections of a run file that have nothing to do with pruning."""
+
+    model: str
+    data: DataConfig
+    tune: TuneConfig = TuneConfig()
+    evaluate: EvaluateConfig
+    export: Names = ["hf"]
+    seed: int = Field(default=0, ge=0)
+    deterministic: bool = DETERMINISTIC
+
+    @property
+    def recover(self) -> None:
+        """No second tuning follows this one."""
+
+    def to_yaml(self) -> str:
+        """The resolved settings, defaults included."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
