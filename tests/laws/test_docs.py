@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import run_file_keys
 import yaml
 from tiny import VARIANTS, random_masks, tiny_model
 
@@ -158,6 +159,19 @@ def test_yaml_in_the_documents_is_what_a_run_file_takes():
                 "evaluate": {"suite": "clinic"},
             }
             RunConfig.model_validate(needed | content)
+
+
+def test_the_page_of_the_run_file_has_every_key_as_the_schema_has_it():
+    page = read(run_file_keys.PAGE)
+    assert run_file_keys.with_tables(page) == page, "run `python tests/run_file_keys.py`"
+    for key in (
+        "tune.lora.target_modules",
+        "tune.epochs",
+        "budget.protect",
+        "data.train[].path",
+        "evaluate.tasks[].kind",
+    ):
+        assert f"| `{key}` |" in page
 
 
 def test_run_files_that_ship_are_valid():
