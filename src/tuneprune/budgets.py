@@ -7,13 +7,17 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig
 
-from tuneprune import evaluate
-from tuneprune.errors import ConfigError
-from tuneprune.loading import stored_dtype
+from tuneprune import evaluate, families
+from tuneprune.errors import ConfigError, TunePruneError, UnreachableBudget
+from tuneprune.loading import skeleton, stored_dtype
+from tuneprune.methods import registry
+from tuneprune.methods.base import Method
+from tuneprune.structure import spaces
 from tuneprune.structure.amounts import bytes_written, milliseconds_written
-from tuneprune.structure.budget import Budget
+from tuneprune.structure.budget import Budget, check
 from tuneprune.structure.latency_table import LatencyTable, refuse_untimed
 from tuneprune.structure.space import PruningSpace
+from tuneprune.structure.spaces import SPACES
 
 TABLE = "latency.json"
 """The table that a run decided by, in its folder."""
@@ -85,3 +89,30 @@ def size_text(space: PruningSpace, budget: Budget, table: LatencyTable | None, d
     precision = str(dtype).removeprefix("torch.")
     size = bytes_written(target * dtype.itemsize)
     return f"{target:,} parameters ({target / dense:.1%} of all), {size} of {precision} weights"
+
+
+def check_reach(costs: Costs, method: Method, config: PretrainedConfig) -> None:
+    """Refuse a budget that the space cannot meet on this model, with the spaces that can.
+
+    Raises:
+        UnreachableBudget: with causes and cures.
+    """
+    try:
+        check(costs.space, costs.budget)
+    except UnreachableBudget as error:
+        raise UnreachableBudget(f"{error}{_reaching(costs.budget, method, config)}") from None
+
+
+def _reaching(budget: Budget, method: Method, config: PretrainedConfig) -> str:
+    """Which spaces reach a budget, in a sentence; empty where none does."""
+    if budget.of == "latency":
+        return ""
+    architecture, found = families.describe_config(config), list[str]()
+    for name in SPACES:
+        try:
+            check(spaces.build(name, architecture, skeleton(config)), budget)
+        except TunePruneError:
+            continue
+        able = ", ".join(known for known, kind in registry().items() if name in kind.spaces)
+        found.append(f"`{name}`" if name in method.spaces else f"`{name}` (methods {able})")
+    return f" Or choose space {' or '.join(found)}." if found else ""

@@ -136,6 +136,16 @@ def in_steps(config: Settings, data: Data) -> Settings:
     return config.model_copy(update={name: section.on(rows) for name, section in timed.items()})
 
 
+def lengths_in_words(asked: RunConfig, resolved: RunConfig, data: Data) -> str:
+    """How long a run tunes."""
+    said: list[str] = []
+    for before, after in zip((asked.tune, asked.recover), (resolved.tune, resolved.recover), strict=True):
+        if before is not None and after is not None:
+            rows = "" if before.epochs is None else f" ({before.epochs:g} epochs of {rows_per_epoch(data)} rows)"
+            said.append(f"{after.steps} steps of {after.batch_size} rows{rows}")
+    return ", then ".join(said)
+
+
 def rows_per_epoch(data: Data) -> int:
     """Packed rows of the training data."""
     return len(data.stream(data.train_part, batch_size=1, seed=0))

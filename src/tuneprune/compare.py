@@ -115,6 +115,11 @@ def check_options(
             f"compare gives every method shares of all parameters, but the run file has"
             f" budget.at_most={config.budget.at_most}. Use budget.keep, or --keep."
         )
+    if config.budget.widths is not None:
+        raise ConfigError(
+            "compare gives every method shares of all parameters, but the run file has budget.widths. Use budget.keep,"
+            " or --keep."
+        )
     if config.recover is not None:
         raise ConfigError(
             "compare gives every method the same optimiser steps, which `recover` would add to some methods only."

@@ -16,7 +16,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tuneprune import evaluate, export, families
-from tuneprune.budgets import TABLE, Costs, costs_of, size_text
+from tuneprune.budgets import TABLE, Costs, check_reach, costs_of, size_text
 from tuneprune.checks import (
     check_answers,
     check_compensation,
@@ -27,7 +27,7 @@ from tuneprune.checks import (
     check_tokens,
     check_trackers,
     in_steps,
-    rows_per_epoch,
+    lengths_in_words,
 )
 from tuneprune.claiming import claim, fingerprinted
 from tuneprune.config import RecoverConfig, RunConfig
@@ -43,7 +43,6 @@ from tuneprune.storage import write_text
 from tuneprune.structure import spaces
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.budget import Budget
-from tuneprune.structure.budget import check as check_budget
 from tuneprune.structure.latency_table import LatencyTable
 from tuneprune.structure.space import PruningSpace
 from tuneprune.train import TuneConfig, Tuner, TuneResult
@@ -187,7 +186,7 @@ def check_shape(
     check_counted(config)
     costs = costs_of(config.budget, hf_config, space, table)
     space, budget = costs.space, costs.budget
-    check_budget(space, budget)
+    check_reach(costs, config.method, hf_config)
     config.method.check(space, budget)
     export.check(config.export, lambda: export.foresee(skeleton(hf_config), architecture, space, config.method, budget))
     return architecture, costs
@@ -271,18 +270,6 @@ def processes(config: RunConfig | RecoverConfig, out: Path) -> Accelerator:
     return accelerator
 
 
-def _lengths(asked: RunConfig, checked: Checked) -> str:
-    """How long a run tunes, in words."""
-    said: list[str] = []
-    for before, after in zip((asked.tune, asked.recover), (checked.config.tune, checked.config.recover), strict=True):
-        if before is not None and after is not None:
-            rows = (
-                "" if before.epochs is None else f" ({before.epochs:g} epochs of {rows_per_epoch(checked.data)} rows)"
-            )
-            said.append(f"{after.steps} steps of {after.batch_size} rows{rows}")
-    return ", then ".join(said)
-
-
 def outlook(config: RunConfig) -> dict[str, Any]:
     """What a checked run would do: sizes before and after, data, and how the result will load."""
     checked = check(config)
@@ -293,7 +280,7 @@ def outlook(config: RunConfig) -> dict[str, Any]:
         "method": f"{config.method.title} on space {space.name}",
         "result": size_text(space, budget, checked.table, checked.dtype),
         "loads as": export.loads_as(hf_config, checked.architecture, space, budget, config.method),
-        "training": f"{len(checked.data.train)} documents, {_lengths(config, checked)}",
+        "training": f"{len(checked.data.train)} documents, {lengths_in_words(config, checked.config, checked.data)}",
         "calibration": f"{len(checked.data.calibration)} documents",
         "data": checked.data.words(),
         "evaluation": ", ".join(f"{task.name} ({len(task.examples)})" for task in checked.tasks),

@@ -78,7 +78,8 @@ def latency_counts(job: Job, plan: Plan, budget: Budget) -> dict[str, Any] | Non
 
 def budget_record(job: Job) -> dict[str, Any]:
     """The budget as a share of the model, and as it was asked for."""
-    return job.budget.model_dump(mode="json") | {"at_most": job.config.budget.at_most}
+    asked = job.config.budget
+    return job.budget.model_dump(mode="json") | {"at_most": asked.at_most, "widths": asked.widths}
 
 
 def latency_record(job: Job, proof: Proof) -> dict[str, Any] | None:

@@ -8,6 +8,8 @@ _KEYS: dict[str, str] = {
     "export": "exports export_format formats",
     "budget.keep": "keep_ratio density remaining",
     "budget.at_most": "max_params max_parameters target_size target_params",
+    "budget.protect": "protected_layers protect_layers skip_layers layers_to_skip ignored_layers",
+    "budget.widths": "target_widths intermediate_size num_key_value_heads num_attention_heads",
     "data.train": "dataset datasets train_file train_files train_data train_dataset dataset_name dataset_path"
     " data_path",
     "data.calibration": "calibration_dataset calibration_data calib_dataset calib_data",

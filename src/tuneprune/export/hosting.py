@@ -77,9 +77,9 @@ def _heads(space: PruningSpace, budget: Budget) -> Iterator[Mapping[str, int]]:
     """Every number of KV groups that all layers may keep; how many channels or experts matters to no family."""
     whole = {group.name: group.size for group in space.groups}
     heads = [group for group in space.groups if group.kind == "kv_group"]
-    if not heads:
-        yield whole
+    if not heads or budget.is_exact:
+        yield whole | budget.pinned(space)
         return
     step = units_per_step(heads[0], budget.multiple_of)
-    for kept in range(step, heads[0].size + 1, step):
+    for kept in range(budget.pinned(space).get(heads[0].name, step), heads[0].size + 1, step):
         yield whole | {group.name: kept for group in heads}

@@ -55,4 +55,6 @@ def build(options: Mapping[str, Any]) -> Method:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in ("method", *first["loc"]))
-        raise ConfigError(f"{place}: {first['msg']}, got {first['input']!r:.80}.") from error
+        raise ConfigError(
+            f"{place}: {first['msg'].removeprefix('Value error, ')}, got {first['input']!r:.80}."
+        ) from error

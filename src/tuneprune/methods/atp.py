@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tuneprune.methods.base import Method, Metrics, Search, Subject, churn, generator_for
 from tuneprune.methods.compensate import Compensation
-from tuneprune.methods.generator import GeneratorOptimizer, budget_distance, make_generator, on_budget, sampled
+from tuneprune.methods.generator import GeneratorOptimizer, budget_distance, lifted, make_generator, on_budget, sampled
 from tuneprune.methods.paper_settings import ATP_PAPER
 from tuneprune.methods.regularise import Regulariser, settle
 from tuneprune.methods.removal import cubic, partial
@@ -138,7 +138,7 @@ class AtpSearch(Search):
         self.noise = generator_for(subject.seed, purpose=3)
         limit = subject.total_steps if options.control_limit is None else options.control_limit
         self.control_steps = min(limit, round(options.control_share * subject.total_steps))
-        self.step, self.frozen_at = 0, -1
+        self.step, self.frozen_at, self.whole = 0, -1, budget.whole(subject.space)
         self.compensation = (
             Compensation(subject, options.compensate_ridge, options.prior_momentum) if options.compensate else None
         )
@@ -223,7 +223,8 @@ class AtpSearch(Search):
             if self.compensation is not None:
                 self.compensation.begin(self.options.prior_batches)
         logits, start = self.generator(), standardised_logs(self._scores, self.options.prior_scale)
-        return {name: value + start[name].to(self.device) for name, value in logits.items()}
+        scored = {name: value + start[name].to(self.device) for name, value in logits.items()}
+        return lifted(scored, self.whole)
 
     def _follow(self, masks: dict[str, Tensor], gradients: Sequence[Tensor]) -> None:
         """Let the Taylor scores follow the weights: an exponential mean of squared gate derivatives per parameter."""
@@ -238,7 +239,7 @@ class AtpSearch(Search):
         if options.decisions == "sampled":
             return sampled(logits, self.noise, base=options.base, temperature=options.temperature)
         hard = self._allocate(logits, (index + 1) / max(1, self.control_steps))
-        return on_budget(logits, hard, temperature=options.temperature), hard
+        return on_budget(logits, hard, temperature=options.temperature, by_group=self.budget.is_exact), hard
 
     def _allocate(self, logits: dict[str, Tensor], done: float = 1.0) -> dict[str, Tensor]:
         """The best-scored units within the budget, or within its gradual form when the control phase is not done."""

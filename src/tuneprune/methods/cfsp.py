@@ -10,6 +10,7 @@ weights over the axis that it then averages, so they cancel; `score: literal` do
 """
 
 import math
+from collections.abc import Collection
 from typing import Literal
 
 import torch
@@ -56,8 +57,9 @@ class Cfsp(Method):
         Raises:
             UnreachableBudget: with the smallest `keep` that can be reached.
         """
-        floors = {group.name: fewest_units(group, budget) if is_mlp(group) else group.size for group in space.groups}
-        low = budget.cost(space, floors)
+        fewest = fewest_units(space, budget)
+        whole = {group.name: group.size for group in space.groups if not is_mlp(group)}
+        low = budget.cost(space, fewest | whole)
         if budget.target(space) < low:
             raise UnreachableBudget(
                 f"method `{self.name}` removes MLP channels only, so it cannot reach {budget.name} of"
@@ -69,8 +71,11 @@ class Cfsp(Method):
         """Decide at once."""
         self.check(subject.space, budget)
         found = subject.scores("cfsp", lambda: self._observe(subject), **self.model_dump(exclude={"sharpness"}))
-        mlps = [group for group in subject.space.groups if is_mlp(group)]
-        keeps = layer_shares(found["influence"], mean_share(subject.space, budget), self.sharpness * SHARPNESS)
+        whole = budget.whole(subject.space)
+        mlps = [group for group in subject.space.groups if is_mlp(group) and group.name not in whole]
+        influence = found["influence"][[group.layer for group in mlps]]
+        mean = mean_share(subject.space, budget, {group.name for group in mlps})
+        keeps = layer_shares(influence, mean, self.sharpness * SHARPNESS) if mlps else influence
         scores = {group.name: torch.ones(group.size) for group in subject.space.groups}  # above every MLP channel
         for group, keep in zip(mlps, keeps.tolist(), strict=True):
             scores[group.name] = -(1 - fractional_ranks(found[group.name])) / keep
@@ -108,9 +113,9 @@ def is_mlp(group: Group) -> bool:
     return group.kind == "mlp_channel"
 
 
-def mean_share(space: PruningSpace, budget: Budget) -> float:
-    """Share of all MLP channels to keep for the budget, were they the same in every layer."""
-    empty = budget.cost(space, {group.name: 0 if is_mlp(group) else group.size for group in space.groups})
+def mean_share(space: PruningSpace, budget: Budget, mlps: Collection[str]) -> float:
+    """Share of these MLPs' channels to keep for the budget, were it the same in all of them."""
+    empty = budget.cost(space, {group.name: 0 if group.name in mlps else group.size for group in space.groups})
     return min(1.0, (budget.target(space) - empty) / max(1, budget.dense(space) - empty))
 
 

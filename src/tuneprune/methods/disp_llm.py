@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tuneprune.methods.base import Method, Metrics, Search, Subject, Trained, churn, generator_for
-from tuneprune.methods.generator import budget_distance
+from tuneprune.methods.generator import budget_distance, lifted
 from tuneprune.methods.regularise import project, settle
 from tuneprune.structure.budget import Budget, allocate
 from tuneprune.structure.masks import Gates, gumbel, gumbel_sigmoid, straight_through
@@ -87,7 +87,7 @@ class DispLlmSearch(Search):
         ).to(self.device)
         self.random = generator_for(subject.seed, purpose=3)
         self.search_steps = max(1, round(options.search_share * subject.total_steps))
-        self.frozen = False
+        self.frozen, self.whole = False, budget.whole(subject.space)
         self._noise: dict[str, Tensor] = {}
         self._masks: Masks = subject.space.ones(self.device)
 
@@ -167,18 +167,22 @@ class DispLlmSearch(Search):
         self._masks = {name: mask.to(self.device) for name, mask in state["masks"].items()}
         self.frozen = state["frozen"]
 
+    def _logits(self) -> dict[str, Tensor]:
+        """The hypernetwork's, with groups that stay whole far above all."""
+        return lifted(self.hypernetwork(), self.whole)
+
     def _soft(self) -> dict[str, Tensor]:
         """Gumbel-sigmoid of the hypernetwork's logits under this step's noise."""
         base, temperature = self.options.base, self.options.temperature
         return {
             name: gumbel_sigmoid(logits, self._noise[name], base=base, temperature=temperature)
-            for name, logits in self.hypernetwork().items()
+            for name, logits in self._logits().items()
         }
 
     @torch.no_grad()
     def _freeze(self) -> None:
         """The best logits that fit the budget, without noise."""
-        masks = allocate(self.hypernetwork(), self.subject.space, self.budget)
+        masks = allocate(self._logits(), self.subject.space, self.budget)
         self._masks = {name: mask.to(self.device) for name, mask in masks.items()}
         self.frozen = True
 

@@ -10,8 +10,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, one_hot
 
+from tuneprune.errors import ConfigError
 from tuneprune.methods.base import Batch, Runtime
 from tuneprune.methods.generator import KEY, budget_distance
+from tuneprune.structure.budget import Budget
 from tuneprune.structure.edits import Route
 from tuneprune.structure.masks import gumbel, gumbel_sigmoid, straight_through
 from tuneprune.structure.routing import router_logits
@@ -151,6 +153,12 @@ def size_terms(
     return budget_term, log_distance(in_widest.sum() / in_any.sum().clamp(min=1), expert_share).float()
 
 
+def mean_tokens(runtime: Runtime, batch: Batch) -> float:
+    """Tokens with a label per process, so that averages over processes are means per token."""
+    runtime.average([count := (batch["labels"][:, 1:] >= 0).sum().float()])
+    return max(1.0, count.item())
+
+
 @torch.no_grad()
 def open_logits(model: nn.Module, runtime: Runtime, batch: Batch) -> Float[Tensor, "rows length vocabulary"]:
     """What the network says without gates, in the precision of the training."""
@@ -205,6 +213,19 @@ def shared_out(
         room[expert] -= 1
         homeless -= 1
     return best_units(outside.masked_fill(owned, math.inf), width)
+
+
+def refuse_without_mlps(space: PruningSpace, budget: Budget) -> None:
+    """Refuse budgets that keep every MLP whole.
+
+    Raises:
+        ConfigError: says what to protect less.
+    """
+    if {group.name for group in space.groups if group.kind == "mlp_channel"} <= budget.whole(space):
+        raise ConfigError(
+            "budget.protect keeps every MLP whole, and method `tomoe` routes MLPs. Protect fewer, or choose another"
+            " method."
+        )
 
 
 def on_cpu(route: Route) -> Route:

@@ -1,6 +1,6 @@
 """The pruning-decision generator: a small transformer over the layers whose output scores every unit of the model."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import torch
@@ -63,6 +63,15 @@ class FreeGenerator(nn.Module):
         return {name.replace(KEY, "."): logits + 0.0 for name, logits in self.logits.items()}
 
 
+LIFT = 1e4
+"""Far above all logits: Gumbel noise and temperatures leave nothing of a doubt."""
+
+
+def lifted(logits: Masks, whole: Collection[str]) -> dict[str, Tensor]:
+    """Logits whose groups in `whole` stay whole, whatever is sampled."""
+    return {name: value + LIFT if name in whole else value for name, value in logits.items()}
+
+
 def make_generator(
     kind: Literal["transformer", "free"],
     space: PruningSpace,
@@ -89,8 +98,14 @@ def sampled(
     return soft, {name: (value >= 0.5).float() for name, value in soft.items()}
 
 
-def on_budget(logits: Masks, hard: Masks, *, temperature: float) -> dict[str, Tensor]:
-    """Soft masks sigmoid((logits - c) / temperature), with c the logit at which as many units stay as in `hard`."""
+def on_budget(logits: Masks, hard: Masks, *, temperature: float, by_group: bool = False) -> dict[str, Tensor]:
+    """Soft masks sigmoid((logits - c) / temperature), with c the logit at which as many units stay as in `hard`.
+
+    Over all groups together or, where their widths are given, in every group by itself.
+    """
+    if by_group:
+        parts = [on_budget({name: logits[name]}, {name: hard[name]}, temperature=temperature) for name in logits]
+        return {name: mask for part in parts for name, mask in part.items()}
     num_kept = sum(int(mask.sum()) for mask in hard.values())
     threshold = torch.cat(list(logits.values())).detach().topk(num_kept).values[-1]
     return {name: torch.sigmoid((value - threshold) / temperature) for name, value in logits.items()}

@@ -7,11 +7,11 @@ pruned layer loses the same share; the first and last layers stay whole.
 Paper: https://arxiv.org/abs/2305.11627 (symbols, equations, differences: docs/methods/llm_pruner.md).
 
 Changed: the share removed from each pruned layer is solved so that the whole model meets the budget, whichever layers
-are protected; protected layers are shares of the depth; the calibration data is the run's own, with the run's own loss.
+are protected; protected layers are shares of the depth, or numbers; the calibration data is the run's own, with the
+run's own loss.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 from tuneprune.errors import UnreachableBudget
 from tuneprune.methods.base import Batch, Decided, Method, Search, Subject, decide
 from tuneprune.methods.gradients import Gradients, rows_of, weight_gradients, with_prompts
+from tuneprune.methods.protection import Layers, end_layers
 from tuneprune.structure.budget import Budget, allocate, reachable
 from tuneprune.structure.space import PruningSpace, WeightSlice
 from tuneprune.structure.weights import base_weight, by_unit
@@ -50,15 +51,13 @@ class LlmPruner(Method):
     scope: Literal["local", "global"] = Field(
         default="local", description="`local`: every pruned layer loses the same share; `global`: one ranking for all"
     )
-    protect_first: float = Field(
+    protect_first: Layers = Field(
         default=0.125,
-        ge=0,
-        lt=1,
-        description="share of the layers, from the first, that stay whole (4 of 32); none with"
-        " budget.per_layer=uniform, where no layer can differ",
+        description="layers that stay whole from the first on: a share of all (4 of 32) or, from 1 on, so many; none"
+        " with budget.per_layer=uniform, where no layer can differ, and with budget.widths",
     )
-    protect_last: float = Field(
-        default=0.0625, ge=0, lt=1, description="the same from the last layer on (2 of 32), under the same condition"
+    protect_last: Layers = Field(
+        default=0.0625, description="the same from the last layer on (2 of 32), under the same conditions"
     )
     batches: int = Field(default=16, ge=1, description="calibration batches, as many as ATP's Taylor prior takes")
     prompt_loss: bool = Field(
@@ -71,8 +70,7 @@ class LlmPruner(Method):
         Raises:
             UnreachableBudget: names the protected layers.
         """
-        pruned = self.pruned_part(space, budget)
-        lowest = reachable(pruned, budget)[0] if pruned.groups else budget.dense(space)
+        lowest = reachable(space, self.protecting(space, budget))[0]
         if budget.target(space) < lowest:
             raise UnreachableBudget(
                 f"{budget.name} of {budget.counted} cannot be met: with its first and last layers"
@@ -87,23 +85,15 @@ class LlmPruner(Method):
         options = {"criterion": self.criterion, "reduction": self.reduction}
         data = {"batches": self.batches, "prompt_loss": self.prompt_loss}
         scores = subject.scores("llm_pruner", lambda: self.importance(subject), **options, **data)
-        part = self.pruned_part(space, budget)
-        # The target is that of the whole space: what `prunable` counts includes the protected layers.
-        share = {"keep": budget.target(space) / budget.dense(space)}
-        share |= {"of": "total"} if budget.of == "prunable" else {}
-        chosen = allocate(scores, part, budget.model_copy(update=share), self.scope) if part.groups else {}
-        masks = space.ones() | chosen
+        masks = allocate(scores, space, self.protecting(space, budget), self.scope)
         return Decided(decide(masks, subject, budget, self))
 
-    def pruned_part(self, space: PruningSpace, budget: Budget) -> PruningSpace:
-        """The space of the layers that are not protected."""
-        if budget.per_layer == "uniform":
-            return space
-        num_layers = 1 + max(group.layer for group in space.groups)
-        first = int(self.protect_first * num_layers + 0.5)
-        last = num_layers - int(self.protect_last * num_layers + 0.5)
-        groups = tuple(group for group in space.groups if first <= group.layer < last)
-        return replace(space, groups=groups)
+    def protecting(self, space: PruningSpace, budget: Budget) -> Budget:
+        """The budget under which the first and last layers stay whole too."""
+        if budget.per_layer == "uniform" or budget.is_exact:
+            return budget
+        layers = end_layers(space, self.protect_first, self.protect_last, part_counts=True)
+        return budget.model_copy(update={"protect": [*budget.protect, *layers]})
 
     def importance(self, subject: Subject) -> dict[str, Float[Tensor, " units"]]:
         """Importance of every unit: `salience` summed over the unit's part of each matrix, the matrices reduced."""

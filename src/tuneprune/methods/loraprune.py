@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from tuneprune.errors import TunePruneError
 from tuneprune.methods.base import Method, Metrics, Search, Subject, churn
+from tuneprune.methods.protection import Layers, end_layers
 from tuneprune.methods.regularise import project, settle
 from tuneprune.methods.removal import cubic, partial, shrink
 from tuneprune.methods.scoring import unit_costs
@@ -50,13 +51,12 @@ class LoraPrune(Method):
         default=False,
         description="removed units may come back: LoRA stays open on them until the budget is met",
     )
-    protect_first: float = Field(
+    protect_first: Layers = Field(
         default=0.1,
-        ge=0,
-        le=1,
-        description="share of the layers, from the first, that lose units only when others cannot",
+        description="layers that lose units only when others cannot, from the first on: a share of all or, from 1"
+        " on, so many",
     )
-    protect_last: int = Field(default=1, ge=0, description="layers at the end that lose units only when others cannot")
+    protect_last: Layers = Field(default=1, description="the same from the last layer on")
 
     @model_validator(mode="after")
     def _starts_before_it_ends(self) -> "LoraPrune":
@@ -169,8 +169,7 @@ class LoraPruneSearch(Search):
         """Scores that one list can rank: those of protected layers lie above all others."""
         assert self._importance is not None
         space, options = self.subject.space, self.options
-        num_layers = max(group.layer for group in space.groups) + 1
-        first, last = int(options.protect_first * num_layers), num_layers - options.protect_last
+        spared = end_layers(space, options.protect_first, options.protect_last, part_counts=False)
         known = {name: value.double().cpu() for name, value in self._importance.items()}
         if not options.revisable:  # what is gone ranks last
             known = {name: torch.where(self._masks[name].cpu() > 0, value, -1.0) for name, value in known.items()}
@@ -179,10 +178,7 @@ class LoraPruneSearch(Search):
             for name, value in known.items()
         }
         above = max(float(score.max()) for score in scores.values()) + 1
-        return {
-            group.name: scores[group.name] + (above if group.layer < first or group.layer >= last else 0.0)
-            for group in space.groups
-        }
+        return {group.name: scores[group.name] + (above if group.layer in spared else 0.0) for group in space.groups}
 
 
 def importance(model: PreTrainedModel, group: Group, *, normalised: bool) -> Tensor:

@@ -11,15 +11,19 @@ Changed: means are over the calibration data's own tokens without padding, and t
 run's own tuning.
 """
 
+from collections.abc import Collection
+
 import torch
 from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from tuneprune.errors import ConfigError
 from tuneprune.methods.base import Batch, Decided, Method, Search, Subject, decide
 from tuneprune.methods.stream import Turns, streams
 from tuneprune.structure.budget import Budget, allocate
 from tuneprune.structure.finite import FiniteSums
+from tuneprune.structure.space import PruningSpace
 from tuneprune.structure.statistics import real_tokens
 
 
@@ -38,13 +42,28 @@ class Short(Method):
         " and behind them",
     )
 
+    def check(self, space: PruningSpace, budget: Budget) -> None:
+        """Refuse protected layers between which there is no room for so many neighbours.
+
+        Raises:
+            ConfigError: says how many have to go.
+        """
+        if not self.contiguous:
+            return
+        length, stay = dropped_layers(space, budget), protected(space, budget)
+        if length and not _runs(len(space.groups), length, stay):
+            raise ConfigError(
+                f"method.contiguous: {length} neighbouring layers have to go, but no run of them is free of those that"
+                " budget.protect names. Protect fewer, raise the budget, or set contiguous: false."
+            )
+
     def begin(self, subject: Subject, budget: Budget) -> Search:
         """Decide at once, after one forward pass over the calibration batches."""
         space = subject.space
         if self.contiguous:
             found = subject.scores("angular", lambda: angular_distances(subject, self.batches), batches=self.batches)
-            num_dropped = sum(not mask.any() for mask in allocate(space.ones(), space, budget).values())
-            first = flattest(found["distances"], num_dropped)
+            num_dropped = dropped_layers(space, budget)
+            first = flattest(found["distances"], num_dropped, protected(space, budget))
             run = range(first, first + num_dropped)
             scores = {group.name: torch.tensor([float(group.layer not in run)]) for group in space.groups}
         else:
@@ -95,9 +114,26 @@ def angular_distances(subject: Subject, batches: int) -> dict[str, Tensor]:
     return {"distances": (totals["distances"] / totals["tokens"]).cpu()}
 
 
-def flattest(distances: Float[Tensor, "streams streams"], length: int) -> int:
-    """The first of `length` neighbouring layers across which the stream turns least."""
-    return int(distances.diagonal(length).argmin())
+def flattest(distances: Float[Tensor, "streams streams"], length: int, stay: Collection[int] = ()) -> int:
+    """The first of `length` neighbouring layers, none that has to `stay`, across which the stream turns least."""
+    turns = distances.diagonal(length)
+    return min(_runs(len(distances) - 1, length, stay), key=lambda first: float(turns[first]))
+
+
+def _runs(layers: int, length: int, stay: Collection[int]) -> list[int]:
+    """The first layers of all runs of `length` neighbours without those that have to stay."""
+    firsts = range(layers - length + 1)
+    return [first for first in firsts if not any(first <= layer < first + length for layer in stay)]
+
+
+def dropped_layers(space: PruningSpace, budget: Budget) -> int:
+    """How many layers have to go."""
+    return sum(not mask.any() for mask in allocate(space.ones(), space, budget).values())
+
+
+def protected(space: PruningSpace, budget: Budget) -> set[int]:
+    """The layers that stay whatever their influence."""
+    return {space.by_name[name].layer for name in budget.whole(space)}
 
 
 def last_tokens(batch: Batch) -> Bool[Tensor, "rows length"]:

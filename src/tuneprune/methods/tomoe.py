@@ -27,15 +27,17 @@ from tuneprune.methods.experts import (
     best_units,
     divergence,
     expert_width,
+    mean_tokens,
     on_cpu,
     open_logits,
+    refuse_without_mlps,
     sampled_experts,
     shared_out,
     size_terms,
     union,
     watched_logits,
 )
-from tuneprune.methods.generator import GeneratorOptimizer
+from tuneprune.methods.generator import GeneratorOptimizer, lifted
 from tuneprune.methods.regularise import lora_residue, project
 from tuneprune.methods.scoring import prior, standardised_logs
 from tuneprune.structure.architecture import Architecture
@@ -110,6 +112,10 @@ class Tomoe(Method):
                 " space `width`."
             )
 
+    def check(self, space: PruningSpace, budget: Budget) -> None:
+        """Refuse budgets that leave no MLP to route, by ConfigError."""
+        refuse_without_mlps(space, budget)
+
     def begin(self, subject: Subject, budget: Budget) -> Search:
         """Start from experts that have almost everything; the budget has to hold the routers and the smallest model."""
         self.check_family(subject.architecture)
@@ -139,7 +145,7 @@ class TomoeSearch(Search):
         )
         self.noise = generator_for(subject.seed, purpose=3)
         self.search_steps = round(options.search_share * subject.total_steps)
-        self.step, self.frozen_at = 0, -1
+        self.step, self.frozen_at, self.whole = 0, -1, budget.whole(space)
         self._scores: dict[str, Tensor] | None = None
         self._masks = space.ones(self.device)
         self._experts = {name: self._masks[name].bool().expand(options.experts, -1) for name in self.routed}
@@ -185,9 +191,8 @@ class TomoeSearch(Search):
         routes = {route.group: on_cpu(route) for route in self._routes()}
         signed = decide(self._masks, self.subject, self.budget, self.options)
         edits: list[Edit] = [routes.get(edit.group, edit) if isinstance(edit, Keep) else edit for edit in signed.edits]
-        active = self._active()
-        facts = {"lora_residue": residue, "active_parameters": active, "budget_counts": self.options.budget_counts}
-        return Plan(tuple(edits), signed.space, {**signed.provenance, **facts})
+        facts = {"lora_residue": residue, "budget_counts": self.options.budget_counts}
+        return Plan(tuple(edits), signed.space, {**signed.provenance, **facts, "active_parameters": self._active()})
 
     def state_dict(self) -> dict[str, Any]:
         """Generator and routers, their optimiser and noise, prior, and the decision in force."""
@@ -227,7 +232,7 @@ class TomoeSearch(Search):
         if self._scores is None:
             self._scores = prior(self.options.prior, self.subject, self.options.prior_batches)
         logits, start = self.generator(), standardised_logs(self._scores, self.options.prior_scale)
-        return {name: value + start[name].to(self.device) for name, value in logits.items()}
+        return lifted({name: value + start[name].to(self.device) for name, value in logits.items()}, self.whole)
 
     def _improve(self, batch: Batch) -> Metrics:
         """One step on calibration data: distillation, budget, union and load balance (docs/methods/tomoe.md)."""
@@ -242,11 +247,11 @@ class TomoeSearch(Search):
         with self.gates(space.ones(self.device) | static), routed(model, space, choices), watched_logits(model) as seen:
             loss = self.subject.runtime.loss(batch)
             if teacher is not None:
-                loss = divergence(teacher, seen[-1], batch["labels"]) / self._mean_tokens(batch)
+                loss = divergence(teacher, seen[-1], batch["labels"]) / mean_tokens(self.subject.runtime, batch)
             budget_term, union_term = size_terms(
                 space,
                 masks,
-                self.routed,
+                [name for name in self.routed if name not in self.whole],
                 target=self.budget.target(space) - self.added,
                 expert_share=options.expert_share if options.budget_counts == "total" else None,
             )
@@ -271,11 +276,6 @@ class TomoeSearch(Search):
             "generator_skipped": float(self.optimizer.skipped),
         }
 
-    def _mean_tokens(self, batch: Batch) -> float:
-        """Tokens with a label per process, so that averages over processes are means per token."""
-        self.subject.runtime.average([count := (batch["labels"][:, 1:] >= 0).sum().float()])
-        return max(1.0, count.item())
-
     @torch.no_grad()
     def _freeze(self) -> None:
         """The deterministic decision, exactly on budget: what stays, and every expert's share of it."""
@@ -283,14 +283,14 @@ class TomoeSearch(Search):
         counts_total = self.options.budget_counts == "total"
         scores = {name: value.amax(0) if name in self._experts else value for name, value in logits.items()}
         if not counts_total:  # a unit stands for the mean over experts of their units of the same rank
-            ranked = {name: logits[name].sort(1, descending=True).values.mean(0) for name in self.routed}
-            scores |= ranked
+            scores |= {name: logits[name].sort(1, descending=True).values.mean(0) for name in self.routed}
         masks = allocate(scores, space, self.budget, reserved=self.added)
         for name in self.routed:
             kept = masks[name].bool()
             if counts_total:
+                share = 1.0 if name in self.whole else self.options.expert_share
                 step = units_per_step(space.by_name[name], self.budget.multiple_of)
-                own = expert_width(int(kept.sum()), self.options.expert_share, self.options.experts, step)
+                own = expert_width(int(kept.sum()), share, self.options.experts, step)
                 experts = shared_out(logits[name], kept, own)
             else:
                 experts = best_units(logits[name], int(kept.sum()))

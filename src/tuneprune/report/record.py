@@ -49,6 +49,8 @@ class BudgetRecord(Section):
     per_layer: Literal["free", "uniform"] = "free"
     min_keep: float = Field(default=0.0, description="share of its units that every group kept at least")
     at_most: str | None = Field(default=None, description="the amount that was asked for, which `keep` is the share of")
+    protect: list[int | str] = Field(default=[], description="layers, kinds and groups that stayed whole")
+    widths: dict[str, int] | None = Field(default=None, description="units that were to stay, by kind or group")
     phase: str | None = None
     batch_size: int | None = None
 

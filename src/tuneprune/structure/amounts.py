@@ -1,5 +1,6 @@
 """Sizes and times as people write them: 3.5B, 300MB, 12ms."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated
@@ -28,6 +29,21 @@ def parse_amount(text: str, units: Mapping[str, int]) -> int | None:
     if found is None or found[2] not in units:
         return None
     return round(float(found[1]) * units[found[2]])
+
+
+def rounded_up(count: int, units: Mapping[str, int]) -> str:
+    """A number with four digits and a unit that `parse_amount` reads as no less."""
+    names = {
+        10**3: {"k": "k", "kb": "kB", "us": "us"},
+        10**6: {"m": "M", "mb": "MB", "ms": "ms"},
+        10**9: {"b": "B", "gb": "GB"},
+    }
+    for size, written in sorted(names.items(), reverse=True):
+        unit = next((name for name in written if units.get(name) == size), None)
+        if unit is not None and count >= size:
+            step = 10 ** max(0, len(str(count)) - 4)
+            return f"{math.ceil(count / step) * step / size:g}{written[unit]}"
+    return str(count)
 
 
 def bytes_written(count: int) -> str:

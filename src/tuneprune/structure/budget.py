@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tuneprune.errors import TunePruneError, UnreachableBudget
-from tuneprune.structure.chains import Chain, Scores, chains_of, steps_at_least, units_per_step
+from tuneprune.structure.chains import Chain, Scores, chains_of, units_per_step
 from tuneprune.structure.request import Budget
 from tuneprune.structure.space import Group, Masks, PruningSpace
+from tuneprune.structure.unreachable import sentences
 
 __all__ = [
     "Budget",
@@ -40,7 +41,7 @@ def reachable(space: PruningSpace, budget: Budget, reserved: Reserved = 0) -> tu
     """
     # Whichever layer a decision keeps at least, it is not larger than the one that this keeps.
     sizes = {group.name: torch.full((group.size,), float(_block_size(space, group))) for group in space.groups}
-    chains = chains_of(sizes, space, budget.multiple_of, budget.per_layer, budget.min_keep)
+    chains = _chains(sizes, space, budget)
     floors, whole = [chain.floor for chain in chains], [len(chain) for chain in chains]
     return _count(space, chains, floors, budget, reserved), _count(space, chains, whole, budget, reserved)
 
@@ -51,17 +52,16 @@ def check(space: PruningSpace, budget: Budget, reserved: Reserved = 0) -> None:
     Raises:
         UnreachableBudget: with the range of `keep` that can be reached.
     """
-    low, high = reachable(space, budget, reserved)
-    if budget.target(space) < low:
-        lowest = budget.smallest_keep(space, low)
-        highest = math.floor(budget.share(space, high) * 1e4) / 1e4
-        lengths = f" ({budget.amount(low)} to {budget.amount(high)})" if budget.of in ("bytes", "latency") else ""
-        floors = f"budget.min_keep ({budget.min_keep:g}) or " if budget.min_keep else ""
+    low, _ = reachable(space, budget, reserved)
+    if budget.target(space) >= low:
+        return
+    added = low - reachable(space, budget)[0]
+    if budget.is_exact:
         raise UnreachableBudget(
-            f"{budget.name} of {budget.counted} is below what space `{space.name}` can"
-            f" reach on this model: {lowest:.4f} to {highest:.4f}{lengths}. Raise {budget.key}, lower"
-            f" {floors}budget.multiple_of, or choose another space."
+            f"{budget.name} leaves no room for the {added:,} parameters that the method adds. Use budget.keep, or"
+            " options with which the method adds none."
         )
+    raise UnreachableBudget(sentences(space, budget, lambda other: reachable(space, other, reserved), added))
 
 
 def allocate(
@@ -98,7 +98,7 @@ def allocate(
             name: scores[name] if group.kind == "block" else fractional_ranks(scores[name])
             for name, group in space.by_name.items()
         }
-    chains = chains_of(scores, space, budget.multiple_of, budget.per_layer, budget.min_keep)
+    chains = _chains(scores, space, budget)
     target = budget.target(space)
     ids = torch.cat([torch.full((len(chain) - chain.floor,), index) for index, chain in enumerate(chains)])
     values = torch.cat([chain.scores[chain.floor :] for chain in chains])
@@ -137,10 +137,15 @@ def _refuse_nan(scores: Scores) -> None:
             )
 
 
-def fewest_units(group: Group, budget: Budget) -> int:
-    """What a group keeps at least, where it is no whole layer."""
-    size = units_per_step(group, budget.multiple_of)
-    return steps_at_least(group, budget.min_keep, size) * size
+def fewest_units(space: PruningSpace, budget: Budget) -> dict[str, int]:
+    """What every group keeps at least; of whole layers, the first one."""
+    chains = _chains(space.ones(), space, budget)
+    return {name: chain.floor * chain.size for chain in chains for name in chain.orders}
+
+
+def _chains(scores: Scores, space: PruningSpace, budget: Budget) -> list[Chain]:
+    options = (budget.multiple_of, budget.per_layer, budget.min_keep)
+    return chains_of(scores, space, *options, budget.pinned(space))
 
 
 def _steps_kept(prefix: Tensor, chains: Sequence[Chain]) -> list[int]:

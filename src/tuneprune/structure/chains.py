@@ -1,7 +1,7 @@
 """The steps in which groups lose units, under a budget's constraints on widths."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -41,11 +41,13 @@ def chains_of(
     multiple_of: MultipleOf,
     per_layer: Literal["free", "uniform"],
     min_keep: float = 0.0,
+    pinned: Mapping[str, int] | None = None,
 ) -> list[Chain]:
     """The chains of a space, in its order; of whole layers the best one has a floor.
 
     Args:
         min_keep: share of its units that every group keeps at least, in whole steps; no matter for whole layers.
+        pinned: units that groups keep whatever their scores; one that keeps all is a single step.
 
     Raises:
         ConfigError: `multiple_of` is larger than a width of the model, or the layers differ under `uniform`.
@@ -53,18 +55,37 @@ def chains_of(
     bundles = [[group] for group in space.groups] if per_layer == "free" else _bundles(space)
     chains: list[Chain] = []
     for bundle in bundles:
-        size = units_per_step(bundle[0], multiple_of)
+        least = _least(bundle, pinned or {})
+        is_whole = least == bundle[0].size
+        size = bundle[0].size if is_whole else units_per_step(bundle[0], multiple_of)
         num_steps = bundle[0].size // size
         values = {group.name: scores[group.name].detach().cpu().double() for group in bundle}
         orders = {name: torch.argsort(value, descending=True, stable=True) for name, value in values.items()}
         best = [values[name][order][: num_steps * size].view(num_steps, size).mean(1) for name, order in orders.items()]
         floor = 0 if bundle[0].kind == "block" else steps_at_least(bundle[0], min_keep, size)
+        floor = max(floor, math.ceil(least / size))
         chains.append(Chain(orders, size, torch.stack(best).mean(0), floor))
     layers = [index for index, chain in enumerate(chains) if not chain.floor]
-    if layers:  # a model without any layer is none
+    if layers and len(layers) == sum(bundle[0].kind == "block" for bundle in bundles):  # no layer stays anyway
         best_layer = max(layers, key=lambda index: chains[index].scores[0].item())
         chains[best_layer] = replace(chains[best_layer], floor=1)
     return chains
+
+
+def _least(bundle: Sequence[Group], pinned: Mapping[str, int]) -> int:
+    """The units that every group of a bundle keeps whatever its scores.
+
+    Raises:
+        ConfigError: some groups keep more of them than others that have to become equal.
+    """
+    least = {pinned.get(group.name, 0) for group in bundle}
+    if len(least) > 1:
+        held = next(group.name for group in bundle if pinned.get(group.name))
+        raise ConfigError(
+            f"budget.protect and budget.widths cannot hold {held} apart from other layers where all get equal"
+            " widths. Name its kind, or leave equal widths (budget.per_layer=uniform, or the method's `uniform`) out."
+        )
+    return least.pop()
 
 
 def steps_at_least(group: Group, min_keep: float, size: int) -> int:

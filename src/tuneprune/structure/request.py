@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from jaxtyping import Float
 from pydantic import (
@@ -23,6 +23,7 @@ from tuneprune.structure import amounts
 from tuneprune.structure.chains import MultipleOf, alignment
 from tuneprune.structure.latency import Latency
 from tuneprune.structure.latency_table import Phase
+from tuneprune.structure.selection import exact_widths, groups_at
 from tuneprune.structure.space import Kind, Masks, PruningSpace
 
 ABSOLUTE = {
@@ -79,13 +80,32 @@ class Budget(BaseModel):
         description="`of: latency`: decode (a token with its cache; the default) or prefill (the prompt)",
     )
     batch_size: int | None = Field(default=None, ge=1, description="`of: latency`: rows of the batch; 1 by default")
+    protect: list[int | str] = Field(
+        default=[],
+        description="what stays whole: numbers of layers, from the end below 0, kinds of units, or names of groups with"
+        " * for any part",
+    )
+    widths: dict[str, Annotated[int, Field(ge=1)]] | None = Field(
+        default=None,
+        description="instead of `keep`: units that stay, by kind (mlp_channel: 1024) or name of a group; what is not"
+        " named stays whole",
+    )
     _asked: str = PrivateAttr(default="")
+    _exact: dict[str, int] = PrivateAttr(default={})
     _bytes_each: int = PrivateAttr(default=0)
 
     @field_validator("at_most", mode="before")
     @classmethod
     def _text(cls, value: Any) -> Any:  # noqa: ANN401  (raw YAML)
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("protect", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:  # noqa: ANN401  (raw YAML)
+        entries = value if isinstance(value, list) else [value]
+        if any(isinstance(entry, bool) for entry in entries):
+            raise ValueError("write numbers of layers, kinds or names of groups, not a truth")
+        return entries
 
     @field_validator("multiple_of", mode="plain")
     @classmethod
@@ -104,6 +124,16 @@ class Budget(BaseModel):
             units, form = ABSOLUTE[self.of]
             if not amounts.parse_amount(self.at_most, units):
                 raise ValueError(f"at_most={self.at_most} with `of: {self.of}` is {form}; write it so")
+        if self.widths is not None:
+            said = self.model_fields_set & {"keep", "at_most", "multiple_of", "min_keep", "protect"}
+            if said or not self.widths:
+                raise ValueError(
+                    f"`widths` says exactly what stays; leave {' and '.join(f'`{name}`' for name in sorted(said))} out"
+                    if said
+                    else "`widths` names no units; write them as mlp_channel: 1024"
+                )
+            if self.of != "total":
+                raise ValueError(f"`widths` are units, so nothing is counted in {self.of}; leave `of` out")
         timing = [name for name in ("table", "phase", "batch_size") if getattr(self, name) is not None]
         if timing and self.of != "latency":
             raise ValueError(f"`{timing[0]}` belongs to `of: latency`, but this budget counts {self.of}; leave it out")
@@ -113,8 +143,10 @@ class Budget(BaseModel):
     def _only_said(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without the share that `at_most` stands for, and without options that are not given."""
         content: dict[str, Any] = serialise(self)
-        left_out = {name for name in ("at_most", "table", "phase", "batch_size") if content.get(name) is None}
+        optional = ("at_most", "table", "phase", "batch_size", "protect", "widths")
+        left_out = {name for name in optional if content.get(name) in (None, [])}
         left_out |= {"keep"} if self.at_most is not None else set()
+        left_out |= {"keep", "multiple_of", "min_keep"} if self.widths is not None else set()
         return {name: value for name, value in content.items() if name not in left_out}
 
     @property
@@ -133,13 +165,13 @@ class Budget(BaseModel):
         return {"bytes": "weight bytes", "latency": "latency"}.get(self.of, f"{self.of} parameters")
 
     def on(self, space: PruningSpace, bytes_each: int = 0) -> "Budget":
-        """This budget as a share of one model: no `at_most`, and no `auto` where nothing is wide enough for it.
+        """This budget as a share of one model: no `at_most` or `widths`, and no `auto` where nothing is wide enough.
 
         Args:
             bytes_each: bytes of one stored parameter.
 
         Raises:
-            ConfigError: `at_most` is no less than the whole model.
+            ConfigError: nothing would go, or widths that are not there.
         """
         changes: dict[str, Any] = {}
         if self.multiple_of == "auto" and all(alignment(group, "auto") == 1 for group in space.groups):
@@ -151,13 +183,45 @@ class Budget(BaseModel):
             if self.of == "bytes":
                 cost = (cost - header_bytes(space)) // bytes_each
             changes |= {"at_most": None, "keep": cost / self.dense(space)}
+        exact = self._exact
+        if self.widths is not None:
+            asked = f"budget.widths={self.widths}"
+            exact = exact_widths(space, self.widths)
+            changes |= {"widths": None, "multiple_of": 1, "min_keep": 0.0}
+            changes |= {"keep": space.count(exact) / space.num_parameters, "per_layer": _layout(space, exact)}
         budget = self.model_copy(update=changes)
-        budget._asked, budget._bytes_each = asked, bytes_each
-        if budget.keep >= 1 and self.at_most is not None:
+        budget._asked, budget._bytes_each, budget._exact = asked, bytes_each, exact
+        if budget.target(space) >= self.dense(space) and (budget.keep < 1 or self.at_most is not None):
             raise ConfigError(
-                f"{asked} removes nothing: the dense model has {budget.amount(self.dense(space))}. Lower it."
+                f"{budget.name} removes nothing: the dense model has {budget.amount(self.dense(space))}. Lower it."
             )
         return budget
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it says the width of every group."""
+        return bool(self._exact)
+
+    def pinned(self, space: PruningSpace) -> dict[str, int]:
+        """Units that groups keep at least, whatever their scores: all of protected ones, and exact widths.
+
+        Raises:
+            ConfigError: what is to be protected is not there.
+        """
+        protected = [group for entry in self.protect for group in groups_at(space, entry, "budget.protect")]
+        return self._exact | {group.name: group.size for group in protected}
+
+    def whole(self, space: PruningSpace) -> frozenset[str]:
+        """The groups that lose nothing, whatever their scores."""
+        return frozenset(name for name, kept in self.pinned(space).items() if kept == space.by_name[name].size)
+
+    def smallest(self, space: PruningSpace, cost: int) -> str:
+        """The smallest number under the budget's key that has room for a whole model of this cost."""
+        if self.key == "budget.keep":
+            return f"{self.smallest_keep(space, cost):.4f}"
+        if self.of == "bytes":
+            return amounts.rounded_up(cost * self._bytes_each + header_bytes(space), amounts.BYTES)
+        return amounts.rounded_up(cost, ABSOLUTE[self.of][0])
 
     def cost(self, space: PruningSpace, kept: Mapping[str, int]) -> int:
         """What a model costs whose groups keep so many units: parameters, or nanoseconds where the budget is a time."""
@@ -195,6 +259,12 @@ class Budget(BaseModel):
         """The smallest `keep`, to four digits, with room for a whole model of this cost."""
         return math.ceil(self.share(space, cost) * 1e4) / 1e4
 
+    def written(self, space: PruningSpace, cost: int) -> str:
+        """A cost as the budget's key counts it: `at_most` bytes are those of whole files."""
+        if self.of == "bytes" and self.key != "budget.keep":
+            return amounts.bytes_written(cost * self._bytes_each + header_bytes(space))
+        return self.amount(cost)
+
     def amount(self, cost: int) -> str:
         """A cost in the user's units."""
         if self.of == "latency":
@@ -202,6 +272,15 @@ class Budget(BaseModel):
         if self.of == "bytes" and self._bytes_each:
             return amounts.bytes_written(cost * self._bytes_each)
         return f"{cost:,} parameters"
+
+
+def _layout(space: PruningSpace, widths: Mapping[str, int]) -> Literal["free", "uniform"]:
+    """Whether widths are the same in all layers."""
+    by_kind: dict[tuple[str, str], set[tuple[int, int]]] = {}
+    for group in space.groups:
+        place = (group.kind, group.name.rpartition(".")[2])
+        by_kind.setdefault(place, set()).add((group.size, widths[group.name]))
+    return "uniform" if all(len(sizes) == 1 for sizes in by_kind.values()) else "free"
 
 
 def header_bytes(space: PruningSpace) -> int:

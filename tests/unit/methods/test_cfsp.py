@@ -9,7 +9,7 @@ from tiny_tuning import hooks_of, setting
 from tuneprune import methods
 from tuneprune.errors import UnreachableBudget
 from tuneprune.methods.activations import consumer, gather
-from tuneprune.methods.cfsp import layer_shares, mean_share
+from tuneprune.methods.cfsp import is_mlp, layer_shares, mean_share
 from tuneprune.structure.budget import Budget
 from tuneprune.structure.statistics import real_tokens
 
@@ -108,7 +108,9 @@ def test_the_mean_share_is_what_the_budget_leaves_to_the_mlps(tmp_path):
     made = setting(tmp_path, lora=False)
     mlps = 2 * 48 * 3 * 32
     keep = 1 - mlps / 2 / made.space.num_parameters
-    assert mean_share(made.space, Budget(keep=keep)) == pytest.approx(0.5)
+    assert mean_share(
+        made.space, Budget(keep=keep), {group.name for group in made.space.groups if is_mlp(group)}
+    ) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("of", ["total", "prunable"])

@@ -6,7 +6,7 @@ from tiny_tuning import hooks_of, setting
 from toy_spaces import tiny_space
 
 from tuneprune import methods
-from tuneprune.errors import UnreachableBudget, UnsupportedModel
+from tuneprune.errors import ConfigError, UnreachableBudget, UnsupportedModel
 from tuneprune.methods.gradients import Gradients, rows_of, weight_gradients, with_prompts
 from tuneprune.methods.llm_pruner import reduced, salience
 from tuneprune.structure.budget import Budget, count_parameters
@@ -127,8 +127,13 @@ def test_loss_on_prompts_labels_every_real_token_but_the_first_of_a_document():
 
 
 def test_protected_layers_are_the_papers_at_32_layers():
-    part = pruner().pruned_part(tiny_space(num_hidden_layers=32), Budget())
-    assert sorted({group.layer for group in part.groups}) == list(range(4, 30))
+    space = tiny_space(num_hidden_layers=32)
+    whole = pruner().protecting(space, Budget()).whole(space)
+    assert sorted({group.layer for group in space.groups if group.name not in whole}) == list(range(4, 30))
+    numbers = pruner(protect_first=3, protect_last=1).protecting(space, Budget(protect=[7]))
+    assert sorted({space.by_name[name].layer for name in numbers.whole(space)}) == [0, 1, 2, 7, 31]
+    with pytest.raises(ConfigError, match=r"protect_first: write a share of the layers below 1, or a whole number"):
+        pruner(protect_first=1.5)
 
 
 @pytest.mark.parametrize("of", ["total", "prunable"])
@@ -149,7 +154,7 @@ def test_the_whole_model_meets_the_budget_though_outer_layers_stay_whole(tmp_pat
 
 def test_equal_widths_protect_no_layer():
     space = tiny_space(num_hidden_layers=8)
-    assert pruner().pruned_part(space, Budget(per_layer="uniform")) == space
+    assert not pruner().protecting(space, Budget(per_layer="uniform")).whole(space)
 
 
 def test_a_budget_below_what_the_protected_layers_leave_is_refused():

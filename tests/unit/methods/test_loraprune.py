@@ -5,10 +5,12 @@ from itertools import pairwise
 import pytest
 import torch
 from tiny_tuning import assert_equal, setting, trainable
+from toy_spaces import tiny_space
 
 from tuneprune import methods
 from tuneprune.errors import ConfigError, TunePruneError
 from tuneprune.methods.loraprune import estimated_gradient, importance
+from tuneprune.methods.protection import end_layers
 from tuneprune.structure.budget import Budget, count_parameters
 from tuneprune.structure.space import Group, Segment, WeightSlice
 from tuneprune.structure.weights import LoraFactors, base_weight, lora_factors
@@ -124,6 +126,15 @@ def test_protected_layers_lose_units_only_when_others_cannot(tmp_path):
         assert {group.layer for group in made.space.groups if not masks[group.name].all()} == layers
         others = [masks[group.name].sum() for group in made.space.groups if group.layer == 0]
         assert keep > 0.6 or all(kept == 1 for kept in others)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "layers"),
+    [(0.1, 1, [3]), (0.5, 0, [0, 1]), (1, 2, [0, 2, 3]), (0.74, 0.25, [0, 1, 3]), (0, 0, []), (9, 0, [0, 1, 2, 3])],
+)
+def test_layers_at_the_ends_are_shares_or_numbers(first, last, layers):
+    space = tiny_space(num_hidden_layers=4)
+    assert end_layers(space, first, last, part_counts=False) == layers
 
 
 def test_local_takes_equal_shares_and_global_does_not(tmp_path):
