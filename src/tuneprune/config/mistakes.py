@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from tuneprune.config import words
 from tuneprune.errors import ConfigError, TunePruneError, printable, suggest
@@ -34,7 +35,7 @@ def explain(error: ValidationError, schema: type[BaseModel]) -> str:
     return f"`{place}`{_wrong(schema, location, message, first)}"
 
 
-def _wrong(schema: type[BaseModel], location: Location, message: str, found: Any) -> str:  # noqa: ANN401
+def _wrong(schema: type[BaseModel], location: Location, message: str, found: ErrorDetails) -> str:
     """What is wrong with the value at a place, after its name."""
     value, kind = found["input"], found["type"]
     if value is None:
@@ -49,7 +50,7 @@ def _wrong(schema: type[BaseModel], location: Location, message: str, found: Any
     return f": {message}, {given}.{_percent(found)}{_hint(value)}"
 
 
-def _percent(found: Any) -> str:  # noqa: ANN401
+def _percent(found: ErrorDetails) -> str:
     """How to write a share that was written as a number of percent."""
     value = found["input"]
     is_percent = found.get("ctx", {}).get("le") == 1 and isinstance(value, int | float) and 2 <= value <= 100
@@ -91,7 +92,7 @@ def _hint(value: object) -> str:
 def _unknown(schema: type[BaseModel], location: Location, value: object) -> str:
     """An unknown key, and what to write instead of it."""
     place = ".".join(printable(part) for part in location)
-    advice = advice_on(schema, str(location[-1]), value)
+    advice = None if location[0] == "model" else advice_on(schema, str(location[-1]), value)
     if advice:
         return f"unknown key `{place}`: {advice}."
     known = fields_at(schema, location[:-1])

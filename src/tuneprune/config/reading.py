@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
@@ -10,6 +10,9 @@ from tuneprune import documents
 from tuneprune.config.mistakes import explain, refuse_truths
 from tuneprune.config.schema import SHARED, RecoverConfig, RunConfig, like_tune
 from tuneprune.errors import ConfigError
+
+PLAIN = {"model": "base", "method": "name", "compensate": "name", "train": "", "calibration": ""}
+"""What a text alone is in a section: the value of this key, or the one entry of a list."""
 
 
 def load_run_file(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -74,7 +77,7 @@ def _override(content: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: write it as key.path=value, such as budget.keep=0.5.")
     value = documents.load(text, f"--set {override:.80}")
     *parents, leaf = path.split(".")
-    section: Any = content
+    section: dict[str, Any] | list[Any] = content
     for depth, parent in enumerate(parents):
         section = _inside(section, parent, override, ".".join(parents[:depth]))
     if isinstance(section, list):
@@ -83,25 +86,32 @@ def _override(content: dict[str, Any], override: str) -> None:
         section[leaf] = value
 
 
-def _inside(section: Any, key: str, override: str, place: str) -> Any:  # noqa: ANN401  (plain YAML)
+def _inside(section: dict[str, Any] | list[Any], key: str, override: str, place: str) -> dict[str, Any] | list[Any]:
     """The section or list under `key`, made where there is none.
 
     Raises:
         ConfigError: a single value is there, or a list has no such entry.
     """
     if isinstance(section, list):
-        key = _index(section, key, override, place)  # pyright: ignore[reportAssignmentType]
-    inner = section[key] if isinstance(section, list) else section.setdefault(key, {})
-    if isinstance(inner, str) and key in ("model", "method", "compensate"):
-        inner = section[key] = {"base" if key == "model" else "name": inner}
-    if isinstance(inner, str) and key in ("train", "calibration"):
-        inner = section[key] = [inner]
-    if isinstance(inner, str) and isinstance(section, list):
-        inner = section[key] = {"path": inner}
-    if inner is None:
-        inner = section[key] = {}
+        index = _index(section, key, override, place)
+        inner = section[index] = _opened(section[index], "path")
+    else:
+        inner = section[key] = _opened(section.get(key), PLAIN.get(key))
     if not isinstance(inner, dict | list):
         raise ConfigError(f"--set {override}: `{key}` is not a section.")
+    return cast("dict[str, Any] | list[Any]", inner)
+
+
+def _opened(inner: object, plain: str | None) -> object:
+    """A section for what is there: for nothing, or for a text alone where that stands for one.
+
+    Args:
+        plain: the key that a text alone is the value of; empty where it is the one entry of a list.
+    """
+    if inner is None:
+        return {}
+    if isinstance(inner, str) and plain is not None:
+        return {plain: inner} if plain else [inner]
     return inner
 
 

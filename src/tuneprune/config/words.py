@@ -72,6 +72,7 @@ def advice(word: str, value: object) -> str | None:
     word = word.lower().replace("-", "_")
     if word not in _SPARSITY.split():
         return _ADVICE.get(word)
-    is_share = isinstance(value, int | float) and 0 < value < 1
-    example = f", so `budget.keep: {round(1 - value, 6):g}`" if is_share else ""
+    example = ""
+    if isinstance(value, int | float) and 0 < value < 1:
+        example = f", so `budget.keep: {round(1 - value, 6):g}`"
     return f"write `budget.keep`, the share that stays; keep = 1 - {word}{example}"

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from transformers import PreTrainedTokenizerBase
@@ -57,9 +57,9 @@ class SourceConfig(BaseModel):
         return f"{self.path or self.source}[{self.split or default_split}]"
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401  (pydantic hands over whatever was written)
+def _plain(value: object) -> object:
     """One source is a list of one, and a text a named set where there is one, else a path."""
-    entries = value if isinstance(value, list) else [value]
+    entries = cast("list[object]", value) if isinstance(value, list) else [value]
     if not all(isinstance(entry, str | Path | dict | SourceConfig) for entry in entries):
         return value
     return [_named(str(entry)) if isinstance(entry, str | Path) else entry for entry in entries]

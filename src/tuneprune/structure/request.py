@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from jaxtyping import Float
 from pydantic import (
@@ -101,8 +101,8 @@ class Budget(BaseModel):
 
     @field_validator("protect", mode="before")
     @classmethod
-    def _several(cls, value: Any) -> Any:  # noqa: ANN401  (raw YAML)
-        entries = value if isinstance(value, list) else [value]
+    def _several(cls, value: object) -> object:
+        entries = cast("list[object]", value) if isinstance(value, list) else [value]
         if any(isinstance(entry, bool) for entry in entries):
             raise ValueError("write numbers of layers, kinds or names of groups, not a truth")
         return entries

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from tuneprune.errors import ConfigError
 from tuneprune.structure.chains import alignment
 from tuneprune.structure.request import Budget
-from tuneprune.structure.space import PruningSpace
+from tuneprune.structure.space import Kind, PruningSpace
 from tuneprune.structure.spaces import UNIT_NAMES
 
 Reach = Callable[[Budget], tuple[int, int]]
@@ -44,8 +44,10 @@ def _causes(space: PruningSpace, budget: Budget, low: int, added: int) -> Iterat
     dense, fixed, target = budget.dense(space), budget.fixed(space), budget.target(space)
     if budget.of in ("total", "bytes") and (fixed >= target or 2 * fixed > low):
         yield f"{fixed / dense:.1%} of all parameters are beyond this space{_largest_beyond(space)}."
-    stuck = [kind for kind in dict.fromkeys(group.kind for group in space.groups) if _is_single(space, kind)]
-    for kind in stuck:
+    kinds: list[Kind] = [group.kind for group in space.groups]
+    for kind in dict.fromkeys(kinds):
+        if not _is_single(space, kind):
+            continue
         if kind == "block":
             yield "The model has a single layer, which stays."
         else:
@@ -67,7 +69,7 @@ def _largest_beyond(space: PruningSpace) -> str:
     return f", {sizes[largest] / space.num_parameters:.1%} in `{largest}` alone"
 
 
-def _is_single(space: PruningSpace, kind: str) -> bool:
+def _is_single(space: PruningSpace, kind: Kind) -> bool:
     """Whether nothing of a kind can go, because at every place there is one unit only."""
     groups = [group for group in space.groups if group.kind == kind]
     return len(groups) == 1 and groups[0].size == 1 if kind == "block" else all(group.size == 1 for group in groups)

@@ -17,7 +17,7 @@ from tuneprune.structure.amounts import Share
 ALL_LINEAR = "all-linear"
 
 
-def _one_or_more(value: Any) -> Any:  # noqa: ANN401  (raw YAML)
+def _one_or_more(value: object) -> object:
     if not isinstance(value, str) or value == ALL_LINEAR:
         return value
     return [name.strip() for name in value.split(",")]

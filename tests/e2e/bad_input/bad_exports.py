@@ -42,7 +42,7 @@ ROWS = {
     "option without a value": export(["name:option=value", "`q8_0`"], ["gguf:q8_0"]),
     "unknown target": export(["`ggfu`", "Did you mean `gguf`?"], ["ggfu"]),
     "unknown target that resembles hf": export(["`hff`", "Did you mean `hf`?"], ["hff"]),
-    "targets that are no list": export(["`export`", "list"], "gguf"),
+    "targets that are no list": export(["`export`", "list"], {"gguf": True}),
     "the command on a folder that is no run": Row(
         ["not the folder of a run", "--out"], command="export {model} --to gguf"
     ),
