@@ -92,25 +92,30 @@ def size_text(space: PruningSpace, budget: Budget, table: LatencyTable | None, d
 
 
 def check_reach(costs: Costs, method: Method, config: PretrainedConfig) -> None:
-    """Refuse a budget that the space cannot meet on this model, with the spaces that can.
+    """Refuse a budget that the method, or any method on this space, cannot meet, with the spaces that can.
 
     Raises:
-        UnreachableBudget: with causes and cures.
+        TunePruneError: with causes and cures.
     """
     try:
+        method.check(costs.space, costs.budget)  # it may reach less than others, so its numbers come first
         check(costs.space, costs.budget)
     except UnreachableBudget as error:
-        raise UnreachableBudget(f"{error}{_reaching(costs.budget, method, config)}") from None
+        raise UnreachableBudget(f"{error}{_others(costs, method, config)}") from None
 
 
-def _reaching(budget: Budget, method: Method, config: PretrainedConfig) -> str:
-    """Which spaces reach a budget, in a sentence; empty where none does."""
-    if budget.of == "latency":
+def _others(costs: Costs, method: Method, config: PretrainedConfig) -> str:
+    """Which other spaces reach the budget, in a sentence; empty where none does."""
+    budget = costs.budget
+    if budget.of == "latency" or budget.is_exact:
         return ""
     architecture, found = families.describe_config(config), list[str]()
-    for name in SPACES:
+    for name in (name for name in SPACES if name != costs.space.name):
         try:
-            check(spaces.build(name, architecture, skeleton(config)), budget)
+            space = spaces.build(name, architecture, skeleton(config))
+            check(space, budget)
+            if name in method.spaces:
+                method.check(space, budget)
         except TunePruneError:
             continue
         able = ", ".join(known for known, kind in registry().items() if name in kind.spaces)

@@ -187,7 +187,6 @@ def check_shape(
     costs = costs_of(config.budget, hf_config, space, table)
     space, budget = costs.space, costs.budget
     check_reach(costs, config.method, hf_config)
-    config.method.check(space, budget)
     export.check(config.export, lambda: export.foresee(skeleton(hf_config), architecture, space, config.method, budget))
     return architecture, costs
 

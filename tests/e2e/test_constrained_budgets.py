@@ -161,6 +161,22 @@ def test_spaces_that_are_named_as_a_way_out_are_one(tmp_path, model_folder, tune
         assert tuneprune("validate", path, "--set", f"space={space}") == 0
 
 
+@pytest.mark.parametrize("method", ["llm_pruner", "cfsp", "flap", "magnitude"])
+def test_the_share_that_is_named_works_for_the_method(method, tmp_path, model_folder, tuneprune, capsys):
+    path = run_file(tmp_path, model_folder, {"keep": 0.1}, method={"name": method})
+    assert tuneprune("validate", path) == 2
+    said = capsys.readouterr().err.replace("budget.keep=0.1", "")
+    lowest = max(map(float, re.findall(r"(?:goes down to|keeps|budget.keep to) (0\.\d{4})", said)))
+    assert tuneprune("validate", path, "--set", f"budget.keep={lowest}") == 0
+
+
+def test_routers_are_counted_before_any_work(tmp_path, model_folder, tuneprune, capsys):
+    path = run_file(tmp_path, model_folder, {"keep": 0.3}, method={"name": "tomoe"}, space="head_dim")
+    assert tuneprune("validate", path) == 2
+    said = re.search(r"Raise budget.keep to ([\d.]+) or more", capsys.readouterr().err)
+    assert tuneprune("validate", path, "--set", f"budget.keep={said[1]}") == 0
+
+
 def test_comparisons_take_no_widths(tmp_path, model_folder, tuneprune, capsys):
     path = run_file(tmp_path, model_folder, {"widths": {"mlp_channel": 32}})
     assert tuneprune("compare", path, "--methods", "random", "--out", tmp_path / "out") == 2

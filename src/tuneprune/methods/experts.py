@@ -13,7 +13,7 @@ from torch.nn.functional import kl_div, one_hot
 from tuneprune.errors import ConfigError
 from tuneprune.methods.base import Batch, Runtime
 from tuneprune.methods.generator import KEY, budget_distance
-from tuneprune.structure.budget import Budget
+from tuneprune.structure.budget import Budget, check
 from tuneprune.structure.edits import Route
 from tuneprune.structure.masks import gumbel, gumbel_sigmoid, straight_through
 from tuneprune.structure.routing import router_logits
@@ -215,13 +215,17 @@ def shared_out(
     return best_units(outside.masked_fill(owned, math.inf), width)
 
 
-def refuse_without_mlps(space: PruningSpace, budget: Budget) -> None:
-    """Refuse budgets that keep every MLP whole.
+def check_routable(space: PruningSpace, budget: Budget, num_experts: int) -> None:
+    """Refuse budgets that keep every MLP whole, or that the routers exceed.
 
     Raises:
         ConfigError: says what to protect less.
+        UnreachableBudget: with the range of `keep` that can be reached.
     """
-    if {group.name for group in space.groups if group.kind == "mlp_channel"} <= budget.whole(space):
+    mlps = [group for group in space.groups if group.kind == "mlp_channel"]
+    hidden = next(space.shapes[piece.param][1] for piece in mlps[0].slices if piece.dim == 0)  # a matrix comes first
+    check(space, budget, len(mlps) * num_experts * hidden)
+    if {group.name for group in mlps} <= budget.whole(space):
         raise ConfigError(
             "budget.protect keeps every MLP whole, and method `tomoe` routes MLPs. Protect fewer, or choose another"
             " method."

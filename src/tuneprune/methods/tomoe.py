@@ -25,12 +25,12 @@ from tuneprune.methods.experts import (
     ExpertGenerator,
     SampledChoice,
     best_units,
+    check_routable,
     divergence,
     expert_width,
     mean_tokens,
     on_cpu,
     open_logits,
-    refuse_without_mlps,
     sampled_experts,
     shared_out,
     size_terms,
@@ -113,8 +113,8 @@ class Tomoe(Method):
             )
 
     def check(self, space: PruningSpace, budget: Budget) -> None:
-        """Refuse budgets that leave no MLP to route, by ConfigError."""
-        refuse_without_mlps(space, budget)
+        """Refuse budgets that leave no MLP to route, or that the routers exceed, by TunePruneError."""
+        check_routable(space, budget, self.experts)
 
     def begin(self, subject: Subject, budget: Budget) -> Search:
         """Start from experts that have almost everything; the budget has to hold the routers and the smallest model."""
