@@ -18,6 +18,7 @@ from tuneprune.peers import PeerLost, launched, together
 from tuneprune.terminal import (
     Commands,
     at_work,
+    check_interpreter,
     complain,
     print_sections,
     show_comparison,
@@ -263,6 +264,7 @@ def main() -> None:
     from tuneprune.signals import Stopped, leave, let_through, on_signals
 
     try:
+        check_interpreter()
         with on_signals(leave), together():
             app()
     except PeerLost as lost:

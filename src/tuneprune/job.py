@@ -36,7 +36,7 @@ from tuneprune.errors import ConfigError
 from tuneprune.identity import identify
 from tuneprune.loading import load_config, load_model, load_tokenizer, skeleton, stored_dtype
 from tuneprune.methods.store import ScoreStore
-from tuneprune.peers import meet
+from tuneprune.peers import check_launcher, meet
 from tuneprune.progress import Progress
 from tuneprune.report import load_scores
 from tuneprune.storage import write_text
@@ -254,6 +254,7 @@ def processes(config: RunConfig | RecoverConfig, out: Path) -> Accelerator:
     if config.deterministic and torch.cuda.is_available():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
         torch.use_deterministic_algorithms(True)
+    check_launcher()
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     accelerator = Accelerator(
         cpu=launched > 1 and not torch.accelerator.is_available(),  # or each would take itself for the only one

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
-from tuneprune.errors import TunePruneError
+from tuneprune.errors import ConfigError, TunePruneError
 from tuneprune.signals import Stopped, interrupt, on_signals
 
 BEAT = 0.5
@@ -25,6 +25,11 @@ GRACE = 5.0
 """Seconds that a process has to leave in order once another has gone."""
 STOPPED, FAILED, BUG = 75, 2, 1
 LOST = "is gone without a word, as when it is killed or memory runs out. Run again with --resume."
+
+
+ENGINES = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM")
+AWAITED = 15.0
+"""Seconds after which it is said that other processes have not appeared yet."""
 
 
 class PeerLost(BaseException):
@@ -109,7 +114,12 @@ class Peers:
     def _watch_others(self) -> None:
         beats: dict[int, int] = {}
         heard = dict.fromkeys(self.others, time.monotonic() + START.total_seconds() - SILENCE)
+        notice = time.monotonic() + AWAITED
         while self.gone is None and not self._leaving.wait(BEAT):
+            absent = [other for other in heard if not beats.get(other)]
+            if absent and time.monotonic() > notice:
+                notice = float("inf")
+                self._say_who_is_awaited(absent)
             try:
                 self.store.add(f"beat/{self.rank}", 1)
                 self.gone = self._look(beats, heard)
@@ -137,11 +147,29 @@ class Peers:
             if beat != beats.get(other, 0):
                 beats[other], heard[other] = beat, time.monotonic()
             elif time.monotonic() - heard[other] > SILENCE:
-                return self._lost(other)
+                return self._lost(other, was_here=other in beats)
         return None
 
-    def _lost(self, other: int) -> Farewell:
-        return Farewell(other, FAILED, f"Process {other} of {self.size} {LOST}")
+    def _say_who_is_awaited(self, absent: list[int]) -> None:
+        if self.rank != min({*range(self.size)} - {*absent}):
+            return
+        with suppress(OSError):
+            sys.stderr.write(
+                f"waiting for {len(absent)} of {self.size} processes (WORLD_SIZE={self.size}). Start them with"
+                " torchrun, or unset WORLD_SIZE to run alone.\n"
+            )
+            sys.stderr.flush()
+
+    def _lost(self, other: int, *, was_here: bool = True) -> Farewell:
+        if was_here:
+            return Farewell(other, FAILED, f"Process {other} of {self.size} {LOST}")
+        minutes = START.total_seconds() / 60
+        return Farewell(
+            other,
+            FAILED,
+            f"Process {other} of {self.size} did not appear within {minutes:g} minutes. Start all with torchrun, or"
+            " unset WORLD_SIZE to run alone.",
+        )
 
 
 _present: list[Peers] = []
@@ -163,6 +191,29 @@ def farewell(rank: int, error: BaseException | None) -> Farewell:
 def launched() -> int:
     """How many processes `accelerate launch` or torchrun started as one run, this one included."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "MASTER_PORT" in os.environ else 1
+
+
+def check_launcher() -> None:
+    """Refuse an environment that speaks of processes that nobody started, or of an engine that is not used here.
+
+    Raises:
+        ConfigError: names the variables.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if not size.isdecimal() or (int(size) > 1 and missing):
+        raise ConfigError(
+            f"The environment has WORLD_SIZE={size:.20}, but not what a launcher sets beside it"
+            f" ({', '.join(missing) or 'a number of processes'}). Unset WORLD_SIZE to run alone, or start the processes"
+            " with torchrun."
+        )
+    engines = [name for name in ENGINES if os.environ.get(name, "").lower() in ("1", "true", "yes")]
+    if engines:
+        raise ConfigError(
+            f"The environment has {engines[0]}={os.environ[engines[0]]}, which asks accelerate for an engine that"
+            " is not used here: every process holds the whole model. Unset it, or choose another configuration with"
+            " `accelerate config`."
+        )
 
 
 @contextmanager

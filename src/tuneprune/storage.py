@@ -20,6 +20,8 @@ from tuneprune.locks import taken
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SEALED = (errno.EROFS, errno.EACCES, errno.EPERM)
+UMASK = os.umask(0)  # it can only be read by setting it, which other threads would see later
+os.umask(UMASK)
 PARTIAL = re.compile(r"\..+\.(\d+)\.partial")
 
 
@@ -46,6 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
         make_folder(path.parent)
         try:
             yield partial
+            _permit(partial)
             flush(partial)
             partial.replace(path)
             flush(path.parent)
@@ -118,6 +121,12 @@ def make_folder(folder: Path) -> None:
         flush(made.parent)
 
 
+def _permit(path: Path) -> None:
+    """Give a file the permissions that the umask leaves; safetensors lets nobody but its owner read what it writes."""
+    if path.is_file():
+        path.chmod(0o666 & ~UMASK)
+
+
 def flush(path: Path) -> None:
     """Return when a file's bytes, or a folder's names, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -167,6 +176,7 @@ def _publish(partial: Path, folder: Path) -> None:
     old = _siblings(folder)[1]
     for path in [*partial.rglob("*"), partial]:
         if not path.is_symlink():
+            _permit(path)
             flush(path)
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

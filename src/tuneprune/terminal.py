@@ -1,5 +1,6 @@
 """What the commands print: tables, sections, lists."""
 
+import io
 import json
 import logging
 import os
@@ -52,6 +53,22 @@ def quieten() -> None:
     """Leave out warnings of libraries that a user can do nothing about; before they are imported, as some warn then."""
     for name in CHATTER:
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def check_interpreter() -> None:
+    """Let every text be printed, whatever the terminal's encoding, and refuse a Python that transformers cannot use.
+
+    Raises:
+        ConfigError: docstrings are left out, which transformers builds its classes with.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if sys.flags.optimize > 1:
+        raise ConfigError(
+            "Python runs without docstrings (-OO or PYTHONOPTIMIZE=2), which transformers needs. Use -O, or unset"
+            " PYTHONOPTIMIZE."
+        )
 
 
 def is_main_process() -> bool:
