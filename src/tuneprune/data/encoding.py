@@ -1,4 +1,4 @@
-"""Examples as token ids: BOS, prompt, completion, EOS, with labels on what is learned."""
+"""Examples as token ids: what the tokenizer puts in front, prompt, completion, EOS, with labels on what is learned."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,8 +19,12 @@ class Encoded:
 
     input_ids: list[int]
     labels: list[int]
+    num_given: int = 0
+    """Tokens at the start that are only read: what the tokenizer puts in front, and the prompt."""
     is_shortened: bool = False
     """Whether something was left out to fit the maximal length."""
+    is_cut: bool = False
+    """Whether the completion lost its end."""
 
 
 @dataclass
@@ -54,8 +58,9 @@ class EncodedExamples:
 def encode(
     example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int, completion_only: bool = True
 ) -> Encoded:
-    """BOS + prompt + completion + EOS, with labels on the completion, or on everything.
+    """The tokenizer's start + prompt + completion + EOS, with labels on the completion, or on everything.
 
+    The start is what the tokenizer itself puts before a text, such as BOS, or nothing; a chat template writes its own.
     Too long: the body gets shorter first, then the prompt loses its start. A completion is cut (and then has
     no EOS) only where it exceeds half of `max_length` and the prompt needs the other half. Plain text keeps
     its beginning.
@@ -64,26 +69,29 @@ def encode(
         max_length: tokens, special ones included.
         completion_only: take no loss on the prompt.
     """
-    start, completion = _start(tokenizer, max_length), _completion_ids(example, tokenizer)
-    prompt, room = [], max_length - len(start)
-    is_shortened = False
+    start, completion = _start(example, tokenizer, max_length), _completion_ids(example, tokenizer)
+    prompt, is_shortened = [], False
     if example.prompt:
-        prompt_room = max(room - len(completion), room // 2)
-        prompt, is_shortened = _prompt_ids(example, tokenizer, prompt_room)
-    prompt = _join_start(start, prompt, completion)
+        room = max_length - len(start)
+        prompt, is_shortened = _prompt_ids(example, tokenizer, start, max(room - len(completion), room // 2))
+    else:
+        completion = _without(start, completion)
+    prompt = start + prompt
     kept = completion[: max_length - len(prompt)]
     ignored = len(prompt) if completion_only and example.prompt else 0
     return Encoded(
         input_ids=prompt + kept,
         labels=[IGNORED] * ignored + (prompt + kept)[ignored:],
+        num_given=len(prompt),
         is_shortened=is_shortened or len(kept) < len(completion),
+        is_cut=len(kept) < len(completion),
     )
 
 
 def encode_choices(
     example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> tuple[list[int], list[list[int]]]:
-    """The prompt (BOS included) and every choice with its EOS, for scoring; all choices share one prompt.
+    """The prompt (with what the tokenizer puts in front) and every choice with its EOS, for scoring; all choices share one prompt.
 
     Raises:
         ConfigError: a choice alone fills the context.
@@ -97,37 +105,36 @@ def encode_choices(
 def encode_prompt(
     example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int, reserve: int
 ) -> tuple[list[int], bool]:
-    """BOS + prompt, shortened so that `reserve` tokens remain for what follows; and whether it was shortened.
+    """The tokenizer's start + prompt, shortened so that `reserve` tokens remain; and whether it was shortened.
 
     Raises:
         ConfigError: `reserve` leaves no room for a prompt.
     """
-    start = _start(tokenizer, max_length)
+    start = _start(example, tokenizer, max_length)
     room = max_length - len(start) - reserve
     if room < 1:
         raise ConfigError(
             f"{example.where}: {reserve} tokens of answer leave no room for a prompt in a context "
             f"of {max_length}. Lower max_new_tokens or take a model with a longer context."
         )
-    prompt, is_shortened = _prompt_ids(example, tokenizer, room)
-    return _join_start(start, prompt, []), is_shortened
+    prompt, is_shortened = _prompt_ids(example, tokenizer, start, room)
+    return start + prompt, is_shortened
 
 
 def windows(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Encoded]:
     """A plain text as consecutive documents without overlap.
 
-    BOS opens each of them; EOS closes the last, unless it would stand alone.
+    What the tokenizer puts in front opens each of them; EOS closes the last, unless it would stand alone.
 
     Training and perplexity both read texts through here.
     """
-    start, ids = _start(tokenizer, max_length), _completion_ids(example, tokenizer)
-    if start and ids[:1] == start:
-        ids = ids[1:]
+    start = _start(example, tokenizer, max_length)
+    ids = _without(start, _completion_ids(example, tokenizer))
     room = max_length - len(start)
     if len(ids) > room and len(ids) % room == 1:
         ids = ids[:-1]  # a window with nothing but EOS teaches and measures nothing
     parts = [start + ids[position : position + room] for position in range(0, len(ids), room)]
-    return [Encoded(input_ids=part, labels=list(part)) for part in parts]
+    return [Encoded(input_ids=part, labels=list(part), num_given=len(start)) for part in parts]
 
 
 def encode_all(
@@ -143,6 +150,7 @@ def encode_all(
     result = EncodedExamples()
     control, unknown = frozenset(control_tokens(tokenizer)), cast("int | None", tokenizer.unk_token_id)
     meaningless = control | {IGNORED, unknown}
+    num_front = max(1, len(added_in_front(tokenizer)))
     for index, example in enumerate(examples):
         if example.is_text:
             documents = windows(example, tokenizer, max_length)
@@ -155,7 +163,7 @@ def encode_all(
             continue
         result.num_split += len(documents) > 1
         result.num_shortened += documents[0].is_shortened
-        result.num_control += not example.is_templated and _holds(documents, control)
+        result.num_control += not example.is_templated and _holds(documents, control, num_front)
         result.documents += documents
         result.owners += [index] * len(documents)
     return result
@@ -166,9 +174,9 @@ def _read_back(tokenizer: PreTrainedTokenizerBase, tokens: set[int]) -> str:
     return str(tokenizer.decode(sorted(tokens))).replace("▁", " ").strip()
 
 
-def _holds(documents: list[Encoded], control: frozenset[int]) -> bool:
+def _holds(documents: list[Encoded], control: frozenset[int], num_front: int) -> bool:
     """Whether there is a control token elsewhere than at the start and the end, where they belong."""
-    return not all(control.isdisjoint(document.input_ids[1:-1]) for document in documents)
+    return not all(control.isdisjoint(document.input_ids[num_front:-1]) for document in documents)
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
@@ -192,16 +200,36 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def _start(tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[int]:
+def added_in_front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer itself puts before every text: BOS, several tokens, or nothing."""
+    whole, bare = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (True, False))
+    places = range(len(whole) - len(bare) + 1)
+    return whole[: next((place for place in places if whole[place : place + len(bare)] == bare), 0)]
+
+
+def _start(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[int]:
+    """The tokens in front that no shortening takes away; a chat template writes its own, or none."""
     if max_length < _SHORTEST:
         raise ConfigError(f"max_length is {max_length}, but has to be {_SHORTEST} tokens or more.")
-    return [tokenizer.bos_token_id] if isinstance(tokenizer.bos_token_id, int) else []
+    if example.is_templated:
+        first = _ids(tokenizer, example.prompt)[:1]
+        return first if first == [tokenizer.bos_token_id] else []
+    return added_in_front(tokenizer)
+
+
+def _without(start: list[int], ids: list[int]) -> list[int]:
+    """The tokens without a start that their text spells out itself, so that it does not come twice."""
+    return ids[len(start) :] if start and ids[: len(start)] == start else ids
 
 
 def _completion_ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The completion with one EOS (a chat template may have written it already)."""
     ids = _ids(tokenizer, example.completion)
-    if example.prompt and example.completion.startswith(" "):
+    if example.is_templated:
+        prompt, whole = (_ids(tokenizer, text) for text in (example.prompt, example.prompt + example.completion))
+        # As in the whole conversation, where SentencePiece puts no space of its own before the answer.
+        ids = whole[len(prompt) :] if whole[: len(prompt)] == prompt else ids
+    elif example.prompt and example.completion.startswith(" "):
         bare = _ids(tokenizer, example.completion[1:])
         # SentencePiece tokenizers put a space of their own before every text they are given.
         if bare and tokenizer.convert_ids_to_tokens(bare[:1])[0].startswith("▁"):
@@ -210,19 +238,15 @@ def _completion_ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> lis
     return [*ids, end] if isinstance(end, int) and ids[-1:] != [end] else ids
 
 
-def _join_start(start: list[int], prompt: list[int], completion: list[int]) -> list[int]:
-    """The prompt behind one BOS (a chat template may have written it already)."""
-    begins = (prompt or completion)[:1]
-    return prompt if begins == start else start + prompt
-
-
-def _prompt_ids(example: Example, tokenizer: PreTrainedTokenizerBase, room: int) -> tuple[list[int], bool]:
-    """The prompt in at most `room` tokens, and whether it was shortened: the body first, then the start."""
-    ids = _ids(tokenizer, example.prompt)
+def _prompt_ids(
+    example: Example, tokenizer: PreTrainedTokenizerBase, start: list[int], room: int
+) -> tuple[list[int], bool]:
+    """The prompt in at most `room` tokens behind `start`, and whether it was shortened: the body first, then its start."""
+    ids = _without(start, _ids(tokenizer, example.prompt))
     if len(ids) <= room:
         return ids, False
     if example.body:
-        ids = _with_shorter_body(example, tokenizer, room)
+        ids = _without(start, _with_shorter_body(example, tokenizer, room))
     return ids[len(ids) - min(room, len(ids)) :], True
 
 

@@ -2,7 +2,8 @@ import os
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers
+from toy_bytes import byte_level_tokenizer, in_front
 from transformers import PreTrainedTokenizerFast
 
 CHAT = (
@@ -12,24 +13,14 @@ CHAT = (
 )
 
 
-def byte_level_tokenizer(**names):
-    """One token a byte; ids can be counted by hand."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
-
-
 @pytest.fixture(scope="session")
 def tokenizer():
-    return byte_level_tokenizer(pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    return byte_level_tokenizer(1, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
 @pytest.fixture(scope="session")
 def chat_tokenizer():
-    tokenizer = byte_level_tokenizer(pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    tokenizer = byte_level_tokenizer(1, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
     tokenizer.chat_template = CHAT
     return tokenizer
 
@@ -47,6 +38,7 @@ def spaced_tokenizer():
     vocabulary = {token: index for index, token in enumerate(["<unk>", "<s>", "</s>", *characters])}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.post_processor = in_front(1)
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
 
 

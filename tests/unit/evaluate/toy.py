@@ -2,20 +2,13 @@
 
 import torch
 from tiny import tiny_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
-
-SPECIALS = ["<pad>", "<s>", "</s>"]
+from toy_bytes import byte_level_tokenizer
 
 
 def byte_tokenizer(*, bos=True):
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate(SPECIALS + alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    names = {"bos_token": "<s>"} if bos else {}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", **names)
+    if not bos:
+        return byte_level_tokenizer(pad_token="<pad>", eos_token="</s>")
+    return byte_level_tokenizer(1, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
 def toy_model(variant="llama", **changes):

@@ -1,0 +1,22 @@
+"""Tokenizers of one token a byte, which put in front of a text what a test says."""
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+
+def in_front(*ids):
+    """A post-processor that puts tokens before every text, as LLaMA's does with BOS."""
+    special = [(f"<{index}>", index) for index in ids]
+    return processors.TemplateProcessing(single=[*(name for name, _ in special), "$A"], special_tokens=special)
+
+
+def byte_level_tokenizer(*front, **names):
+    """One token a byte; ids can be counted by hand. `front`: the ids that it puts before every text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    if front:
+        backend.post_processor = in_front(*front)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
