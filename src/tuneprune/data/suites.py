@@ -11,7 +11,6 @@ from tuneprune.data.examples import Example
 from tuneprune.data.prompts import TASKS, Kind
 from tuneprune.data.sources import SourceConfig, Split, read_source
 from tuneprune.data.unusable import LeftOut
-from tuneprune.errors import DataError
 
 METRICS: Mapping[Kind, tuple[str, ...]] = {
     "perplexity": ("perplexity", "nats_per_byte"),
@@ -105,11 +104,6 @@ def load_task(spec: TaskSpec, tokenizer: PreTrainedTokenizerBase, left_out: Left
 
     Raises:
         ConfigError: an unknown source.
-        DataError: missing or unusable data, a perplexity task whose items are not plain text.
+        DataError: missing or unusable data.
     """
-    examples = read_source(spec.source_config(), tokenizer, "test", left_out)
-    if spec.kind == "perplexity" and not all(example.is_text for example in examples):
-        raise DataError(
-            f"{spec.name}: a perplexity task needs plain text, but its records have prompts. Give it another `kind`."
-        )
-    return examples
+    return read_source(spec.source_config(), tokenizer, "test", left_out)

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tuneprune.data.encoding import encode_choices, encode_prompt, padding_id, windows
+from tuneprune.data.encoding import encode_choices, encode_prompt, padding_id
 from tuneprune.evaluate.forward import (
     MAX_LOGITS,
     Scored,
@@ -18,6 +18,7 @@ from tuneprune.evaluate.forward import (
 )
 from tuneprune.evaluate.generation import decode_greedily
 from tuneprune.evaluate.metrics import accuracy, macro_f1, rouge
+from tuneprune.evaluate.perplexity import scored_documents
 from tuneprune.evaluate.tasks import LoadedTask
 
 Progress = Callable[[str, int, int], None]
@@ -39,7 +40,8 @@ def evaluate(
 
     - perplexity: `perplexity` per predicted token and `nats_per_byte` (cross-entropy per UTF-8 byte,
       comparable between tokenizers). Texts are read in windows of `max_length` without overlap, EOS included;
-      every token of a window but its first is predicted and all predicted tokens weigh the same.
+      every token of a window but its first is predicted. Of a prompt and a completion, the completion is predicted.
+      All predicted tokens weigh the same.
     - nli: `accuracy`; qa and multiple_choice: `macro_f1`, `accuracy`. The answer is the choice with the
       largest sum of log-probabilities over its tokens and EOS, the first one on ties. The sum is not divided
       by the length: it is the probability that the model, tuned on these strings, writes this and stops.
@@ -79,17 +81,9 @@ class _Runner:
         return metrics if task.kind == "nli" else {"macro_f1": macro_f1(answers, truths), **metrics}
 
     def _perplexity(self, task: LoadedTask) -> dict[str, float]:
-        documents, num_bytes = [], 0
-        for example in task.examples:
-            num_bytes += len(example.completion.encode())
-            for window in windows(example, self.tokenizer, self.context):
-                ids = tuple(window.input_ids)
-                if ids[0] != self.tokenizer.bos_token_id:  # a first token that is text is read but not predicted
-                    num_bytes -= len(str(self.tokenizer.decode(window.input_ids[:1])).encode())
-                if len(ids) > 1:
-                    documents.append(Scored(ids, 1))
+        documents, num_bytes = scored_documents(task.examples, self.tokenizer, self.context)
         loss = -math.fsum(self._score(task, documents, MAX_LOGITS // vocabulary_size(self.model)))
-        num_tokens = sum(len(document.ids) - 1 for document in documents)
+        num_tokens = sum(len(document.ids) - document.start for document in documents)
         return {"perplexity": _exp(loss / max(1, num_tokens)), "nats_per_byte": loss / max(1, num_bytes)}
 
     def _answers(self, task: LoadedTask) -> list[str]:

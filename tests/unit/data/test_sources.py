@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from tuneprune.data import DataConfig, SourceConfig, TaskSpec, load_task, read_source
+from tuneprune.data import DataConfig, SourceConfig, read_source
 from tuneprune.errors import ConfigError, DataError
 
 
@@ -206,12 +206,6 @@ def test_an_unreachable_hub_set_is_one_sentence(monkeypatch, tokenizer):
     monkeypatch.setattr(datasets, "get_dataset_split_names", refuse)
     with pytest.raises(DataError, match=r"owner/x: the hub data set cannot be loaded \(no network\)\. Check its name"):
         read_source(SourceConfig(source="owner/x"), tokenizer, "train")
-
-
-def test_a_perplexity_task_wants_plain_text(tmp_path, tokenizer):
-    path = write(tmp_path / "a.jsonl", {"prompt": "Q", "completion": "A"})
-    with pytest.raises(DataError, match="a perplexity task needs plain text"):
-        load_task(TaskSpec(path=path, kind="perplexity"), tokenizer)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a limit that struck inside of gc
