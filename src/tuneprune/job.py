@@ -161,7 +161,7 @@ def check(config: RunConfig, table: Path | None = None) -> Checked:
     check_trackers(config.tune.trackers)
     architecture, costs = check_shape(config, hf_config, table)
     tokenizer = load_tokenizer(config.model.base)
-    tasks = evaluate.load_tasks(config.evaluate, tokenizer)
+    tasks = evaluate.load_tasks(config.evaluate, tokenizer, config.data.system_role)
     check_answers(tasks, min(config.evaluate.max_length, hf_config.max_position_embeddings))
     test = [example for task in tasks for example in task.examples]
     data = load(config.data, tokenizer, config.tune.max_length, test, sum(task.num_blank for task in tasks))

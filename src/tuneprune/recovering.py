@@ -127,7 +127,7 @@ def prepare(config: RecoverConfig, out: Path, *, resume: bool, progress: Progres
     architecture, dtype = families.describe_config(hf_config), stored_dtype(hf_config)
     check_targets(config, architecture)
     tokenizer = load_tokenizer(config.model)
-    tasks = evaluate.load_tasks(config.evaluate, tokenizer)
+    tasks = evaluate.load_tasks(config.evaluate, tokenizer, config.data.system_role)
     check_answers(tasks, min(config.evaluate.max_length, hf_config.max_position_embeddings))
     test = [example for task in tasks for example in task.examples]
     data = load(config.data, tokenizer, config.tune.max_length, test, sum(task.num_blank for task in tasks))

@@ -1,12 +1,13 @@
 """Examples as token ids: what the tokenizer puts in front, prompt, completion, EOS, with labels on what is learned."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
-from tuneprune.data.examples import Example
+from tuneprune.data.examples import Example, Note
 from tuneprune.errors import ConfigError
 from tuneprune.structure.statistics import IGNORED
 
@@ -43,6 +44,8 @@ class EncodedExamples:
     """Examples left out, because the tokenizer knows nothing of what they would teach."""
     num_control: int = 0
     """Examples whose own texts hold control tokens, such as an end of text; messages may not hold any."""
+    noted: Counter[Note] = field(default_factory=Counter)
+    """Examples to which something was done on the way, by what it was."""
 
     @property
     def num_tokens(self) -> int:
@@ -91,7 +94,7 @@ def encode(
 def encode_choices(
     example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> tuple[list[int], list[list[int]]]:
-    """The prompt (with what the tokenizer puts in front) and every choice with its EOS, for scoring; all choices share one prompt.
+    """The prompt, behind what the tokenizer puts in front, and every choice with its EOS; all choices share one prompt.
 
     Raises:
         ConfigError: a choice alone fills the context.
@@ -164,6 +167,7 @@ def encode_all(
         result.num_split += len(documents) > 1
         result.num_shortened += documents[0].is_shortened
         result.num_control += not example.is_templated and _holds(documents, control, num_front)
+        result.noted.update(example.notes)
         result.documents += documents
         result.owners += [index] * len(documents)
     return result
@@ -241,7 +245,7 @@ def _completion_ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> lis
 def _prompt_ids(
     example: Example, tokenizer: PreTrainedTokenizerBase, start: list[int], room: int
 ) -> tuple[list[int], bool]:
-    """The prompt in at most `room` tokens behind `start`, and whether it was shortened: the body first, then its start."""
+    """The prompt behind `start` in at most `room` tokens, and whether it lost the rest: of the body first."""
     ids = _without(start, _ids(tokenizer, example.prompt))
     if len(ids) <= room:
         return ids, False

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+Note = Literal["system_folded", "developer_as_system", "later_turns", "fixed_date"]
+"""What may have been done to a record before it became an example."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -22,6 +25,7 @@ class Example:
 
     is_templated: bool = False
     """Whether a chat template wrote it, with control tokens of its own."""
+    notes: tuple[Note, ...] = ()
 
     @property
     def is_text(self) -> bool:

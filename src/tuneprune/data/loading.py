@@ -14,7 +14,7 @@ from tuneprune.data.examples import Example
 from tuneprune.data.overlap import OverlapReport, content_fingerprint, leaks, overlaps, repeats
 from tuneprune.data.sources import DataConfig, SourceConfig, Split, read_source
 from tuneprune.data.stream import Stream
-from tuneprune.data.summary import in_words
+from tuneprune.data.summary import NOTES, in_words
 from tuneprune.data.unusable import LARGEST_SHARE, LeftOut
 from tuneprune.errors import DataError
 
@@ -58,6 +58,7 @@ class Part:
             "split": self.encoded.num_split,
             "unknown": self.encoded.num_unknown,
             "control_tokens": self.encoded.num_control,
+            **{note: self.encoded.noted[note] for note in NOTES},
         }
 
 
@@ -112,6 +113,7 @@ class Data:
             "packing": self.config.packing,
             "completion_only": self.config.completion_only,
             "duplicates": self.config.duplicates,
+            "system_role": self.config.system_role,
         }
 
     def words(self) -> str:
@@ -175,7 +177,7 @@ def load(
 
 def _read(source: SourceConfig, tokenizer: PreTrainedTokenizerBase, split: Split, config: DataConfig) -> _Source:
     left_out = LeftOut(config.unusable == "drop", " Or set data.unusable: drop to leave such records out.")
-    examples = tuple(read_source(source, tokenizer, split, left_out))
+    examples = tuple(read_source(source, tokenizer, split, left_out, config.system_role))
     return _Source(source.label(split), source.weight, examples, left_out=left_out)
 
 

@@ -10,10 +10,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from transformers import PreTrainedTokenizerBase
 
 from tuneprune.data import clinic
+from tuneprune.data.chat_template import SystemRole
 from tuneprune.data.examples import Example
 from tuneprune.data.own_records import by_fields
 from tuneprune.data.prompts import TASKS, Kind, Record, Task, renamed, word_all, wording
 from tuneprune.data.records import Numbered, read_hub, read_path
+from tuneprune.data.summary import in_notes
 from tuneprune.data.unusable import LeftOut
 from tuneprune.errors import ConfigError, DataError, suggest
 
@@ -95,6 +97,9 @@ class DataConfig(BaseModel):
     duplicates: Literal["keep", "drop"] = Field(
         default="keep", description="what to do with examples that repeat an earlier one of their part"
     )
+    system_role: SystemRole = Field(
+        default="fold", description="put a system text that the chat template has no role for into the user's turn"
+    )
 
 
 def read_source(
@@ -102,11 +107,13 @@ def read_source(
     tokenizer: PreTrainedTokenizerBase,
     default_split: Split,
     left_out: LeftOut | None = None,
+    system_role: SystemRole = "fold",
 ) -> list[Example]:
     """The examples of one source.
 
     Args:
         left_out: counts the records that cannot be used, or refuses them; by default it refuses.
+        system_role: what becomes of a system text that the chat template has no role for.
 
     Raises:
         ConfigError: a name that is unknown, or messages without a chat template.
@@ -119,7 +126,7 @@ def read_source(
     if task is not None:
         word = task.word
     elif config.kind is None or config.kind == "perplexity":
-        word = by_fields(tokenizer)
+        word = by_fields(tokenizer, system_role)
     else:
         word = wording(config.kind, records)
 
@@ -129,6 +136,8 @@ def read_source(
     examples = word_all(read, records, label, left_out)
     if left_out.total:
         _LOGGER.warning("%s: left out: %s", label, left_out.words())
+    if noted := in_notes(examples):
+        _LOGGER.warning("%s: %s", label, noted)
     return examples
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers import PreTrainedTokenizerBase
 
+from tuneprune.data.chat_template import SystemRole
 from tuneprune.data.examples import Example
 from tuneprune.data.prompts import TASKS, Kind
 from tuneprune.data.sources import SourceConfig, Split, read_source
@@ -99,11 +100,16 @@ SUITES: Mapping[str, tuple[TaskSpec, ...]] = {
 }
 
 
-def load_task(spec: TaskSpec, tokenizer: PreTrainedTokenizerBase, left_out: LeftOut | None = None) -> list[Example]:
+def load_task(
+    spec: TaskSpec,
+    tokenizer: PreTrainedTokenizerBase,
+    left_out: LeftOut | None = None,
+    system_role: SystemRole = "fold",
+) -> list[Example]:
     """The items of a task, worded as in training; what cannot be used is refused, and what is blank left out.
 
     Raises:
         ConfigError: an unknown source.
         DataError: missing or unusable data.
     """
-    return read_source(spec.source_config(), tokenizer, "test", left_out)
+    return read_source(spec.source_config(), tokenizer, "test", left_out, system_role)

@@ -1,13 +1,23 @@
 """The data of a run in one line: how much there is, what was left out, and what was done to the rest."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from tuneprune.data.examples import Example, Note
+
+NOTES: Mapping[Note, str] = {
+    "system_folded": "with the system text in the user's turn, as the chat template has no role for it",
+    "developer_as_system": "with the developer's turn as a system turn",
+    "later_turns": "without the turns behind the last answer",
+    "fixed_date": "with 1 January 2025 for the day that the chat template asks for",
+}
+"""What may have been done to a record on the way, in words."""
 DONE = {
     "shortened": "shortened to max_length",
     "split": "split into windows",
     "control_tokens": "with control tokens in their text",
+    **NOTES,
 }
 """What may have been done to examples that are used, or be odd about them: the name in a record, and in words."""
 
@@ -33,6 +43,12 @@ def in_words(summary: Mapping[str, Any]) -> str:
     parts += [f"left out: {listed}"] if (listed := _listed(left_out)) else []
     parts += [listed] if (listed := _listed(done)) else []
     return "; ".join(parts)
+
+
+def in_notes(examples: Iterable[Example]) -> str:
+    """What was done to the records of one source on the way, with counts; empty where nothing was."""
+    counts = Counter(note for example in examples for note in example.notes)
+    return _listed({words: counts[note] for note, words in NOTES.items()})
 
 
 def _listed(counts: Mapping[str, int]) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers import PreTrainedTokenizerBase
 
+from tuneprune.data.chat_template import SystemRole
 from tuneprune.data.examples import Example
 from tuneprune.data.prompts import Kind
 from tuneprune.data.suites import SUITES, TaskSpec, load_task
@@ -88,17 +89,22 @@ def chances(tasks: Iterable[LoadedTask]) -> dict[str, float]:
     return found
 
 
-def load_tasks(config: EvaluateConfig, tokenizer: PreTrainedTokenizerBase) -> list[LoadedTask]:
+def load_tasks(
+    config: EvaluateConfig, tokenizer: PreTrainedTokenizerBase, system_role: SystemRole = "fold"
+) -> list[LoadedTask]:
     """Every task of `config` with its items.
+
+    Args:
+        system_role: what becomes of a system text that the chat template has no role for.
 
     Raises:
         ConfigError: an unknown source.
         DataError: missing, unusable or empty data.
     """
-    return [_loaded(spec, tokenizer) for spec in config.specs()]
+    return [_loaded(spec, tokenizer, system_role) for spec in config.specs()]
 
 
-def _loaded(spec: TaskSpec, tokenizer: PreTrainedTokenizerBase) -> LoadedTask:
+def _loaded(spec: TaskSpec, tokenizer: PreTrainedTokenizerBase, system_role: SystemRole) -> LoadedTask:
     left_out = LeftOut()
-    items = tuple(load_task(spec, tokenizer, left_out))
+    items = tuple(load_task(spec, tokenizer, left_out, system_role))
     return LoadedTask(spec.name, spec.kind, items, spec.max_new_tokens, left_out.total)

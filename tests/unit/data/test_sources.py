@@ -222,13 +222,13 @@ def test_an_unreachable_hub_set_is_one_sentence(monkeypatch, tokenizer):
         ("{{ messages[99].content.x.y }}", DataError, "refuses these messages"),
         ("{{ 1 / 0 }}", DataError, "refuses these messages"),
         ("{% include '/etc/passwd' %}", DataError, "refuses these messages"),
-        ("{% for", DataError, "refuses these messages"),
+        ("{% for", ConfigError, "chat template is broken"),
     ],
 )
 def test_a_template_of_a_stranger_reaches_nothing_and_comes_to_an_end(
     template, error, message, tmp_path, chat_tokenizer, monkeypatch
 ):
-    monkeypatch.setattr("tuneprune.data.own_records.PATIENCE_S", 0.2)
+    monkeypatch.setattr("tuneprune.data.chat_template.PATIENCE_S", 0.2)
     monkeypatch.setattr(chat_tokenizer, "chat_template", template)
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
     path = write(tmp_path / "chats.jsonl", {"messages": turns})

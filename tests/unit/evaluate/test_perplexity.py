@@ -9,7 +9,10 @@ from tuneprune.data import Example, TaskSpec
 from tuneprune.evaluate import EvaluateConfig, LoadedTask, evaluate, load_tasks
 
 EOS = 2
-CHAT = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<s>assistant: {% endif %}"
+CHAT = (
+    "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+)
 ASKED = (Example("What is a fever?", " A temperature above 38 °C."), Example("Cough?", " No."))
 TEXTS = (Example("", "The pulse is fast."), Example("", "Été à 40 °C; " * 12))
 

@@ -1,0 +1,222 @@
+"""Conversations worded by the chat template of a tokenizer: what it is asked for, and what it may not leave out."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Literal, NamedTuple, cast
+
+from jinja2 import TemplateSyntaxError
+from transformers import PreTrainedTokenizerBase
+
+from tuneprune.data.conversations import Conversation, Turn
+from tuneprune.data.examples import Note
+from tuneprune.data.rereadings import SYSTEM_ROLES, rereadings
+from tuneprune.data.unusable import UnusableRecord, columns, shown
+from tuneprune.errors import ConfigError, DataError, first_line, reading
+from tuneprune.limits import within
+
+SystemRole = Literal["fold", "refuse"]
+PATIENCE_S = 10.0
+"""Seconds for one record in a chat template, which may have loops without end."""
+TODAY, ANOTHER_DAY = datetime(2025, 1, 1), datetime(2024, 10, 31, 13, 30)
+"""The day that a template is told which asks for today's, so that a run can be repeated; and one to compare with."""
+_CLOCK = "strftime_now"
+_DIRECTIVES = "aAbBcdHIjmMpSUwWxXyY"
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+
+
+class Written(NamedTuple):
+    """A conversation as the template writes it."""
+
+    prompt: str
+    completion: str
+    notes: tuple[Note, ...] = ()
+
+
+def write(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, system_role: SystemRole) -> Written:
+    """Prompt and completion as the template writes them: the completion is its last turn.
+
+    Where the template does not take the conversation as it stands, or leaves out something of it, other ways to say the
+    same are tried, in the order of `rereadings`.
+
+    Raises:
+        ConfigError: no chat template, a broken or an endless one.
+        UnusableRecord: the template refuses the messages, or leaves out something of them.
+    """
+    template = _template(tokenizer, conversation.arguments)
+    endless = ConfigError(
+        f"the tokenizer's chat template takes more than {PATIENCE_S:g} s for one record. Use another tokenizer's, or"
+        " prompt and completion fields."
+    )
+    refusal, hint = None, ""
+    with within(PATIENCE_S, endless):
+        for notes, turns in rereadings(conversation.turns):
+            if system_role == "refuse" and "system_folded" in notes:
+                hint = " data.system_role: fold puts the system text into the user turn behind it."
+                continue
+            try:
+                written = _Writer(tokenizer, template, turns, conversation.arguments).written()
+            except UnusableRecord as error:
+                refusal = refusal or error
+            else:
+                return written._replace(notes=(*conversation.notes, *notes, *written.notes))
+    assert refusal is not None, "a conversation is read as it stands first"
+    raise UnusableRecord(refusal.reason, f"{refusal}{hint}")
+
+
+def _template(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) -> str:
+    """The template of a tokenizer, which may have several: one for tools, and one called default."""
+    templates = cast("str | dict[str, str] | None", tokenizer.chat_template)
+    if not templates:
+        raise ConfigError(
+            "the data holds messages, but the tokenizer has no chat template. "
+            "Use prompt and completion fields, or a model whose tokenizer has a template."
+        )
+    if isinstance(templates, str):
+        return templates
+    template = templates.get("tool_use" if "tools" in arguments else "default") or templates.get("default")
+    if template is None:
+        raise ConfigError(
+            f"the tokenizer has several chat templates ({columns(templates)}), and none of them is called `default`."
+            " Save the tokenizer with one, or use prompt and completion fields."
+        )
+    return template
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """The template at work on turns, the last of which is the answer."""
+
+    tokenizer: PreTrainedTokenizerBase
+    template: str
+    turns: list[Turn]
+    arguments: Mapping[str, Any]
+    today: datetime = TODAY
+
+    def written(self) -> Written:
+        """Prompt and completion, which hold all that the turns and the tools say.
+
+        Raises:
+            UnusableRecord: the template refuses them, or leaves out something.
+        """
+        found = self.split()
+        for what in (*self._left_out(found), *self._left_out_of_answer(found)):
+            raise UnusableRecord(
+                "with something that the chat template leaves out",
+                f"the tokenizer's chat template does not write {what}. Use a tokenizer whose template does, or take it"
+                " out of the record.",
+            )
+        is_dated = _CLOCK in self.template and not _ignores(found, replace(self, today=ANOTHER_DAY))
+        return found._replace(notes=("fixed_date",)) if is_dated else found
+
+    def split(self) -> Written:
+        """Prompt and completion: what a model is asked with, and what it is to write then."""
+        whole = self._render(self.turns).rstrip()
+        # Two tries: some templates open the assistant's turn in another way than they write it.
+        opened, closed = (self._render(self.turns[:-1], add_generation_prompt=is_opened) for is_opened in (True, False))
+        for prompt in (opened, closed):
+            if whole.startswith(prompt) and len(whole) > len(prompt):
+                return Written(prompt, whole[len(prompt) :])
+        # Some write the turns before otherwise once they are answered: then the answer is behind what opens its turn.
+        opening = opened[len(closed) :] if opened.startswith(closed) else ""
+        answer = self.turns[-1].get("content", "").strip()
+        at = whole.rfind(answer)
+        start = whole.rfind(opening, 0, at) + len(opening) if opening or answer else -1
+        if at < 0 or start < len(opening):
+            raise UnusableRecord(
+                "whose answer cannot be told from its prompt",
+                "the tokenizer's chat template writes the turns before the answer otherwise once they are answered, so"
+                " the answer cannot be told from its prompt. Use another tokenizer's, or prompt and completion fields.",
+            )
+        if not opening and not opened[-1:].isspace():
+            start = len(whole[:at].rstrip())
+        return Written(opened, whole[start:])
+
+    def _render(self, turns: list[Turn], **options: bool) -> str:
+        """What the template makes of turns. It runs in a sandbox of jinja's: nothing of Python but plain values."""
+        template = _with_date(self.template, self.today) if _CLOCK in self.template else self.template
+        broken = "the tokenizer's chat template is broken"
+        try:
+            with reading("the tokenizer's chat template refuses these messages", DataError, "Change them as it asks."):
+                try:
+                    return str(
+                        self.tokenizer.apply_chat_template(
+                            turns, chat_template=template, tokenize=False, **options, **self.arguments
+                        )
+                    )
+                except TemplateSyntaxError as error:
+                    raise ConfigError(
+                        f"{broken} ({first_line(error)}). Use another tokenizer's, or prompt and completion fields."
+                    ) from error
+        except DataError as error:
+            raise UnusableRecord("refused by the chat template", str(error)) from error
+
+    def _left_out(self, found: Written) -> Iterator[str]:
+        """What the template does not look at: changing it changes nothing."""
+        text = _squeezed(found.prompt + found.completion)
+        for position, turn in enumerate(self.turns):
+            content = turn.get("content", "")
+            is_there = turn["role"] not in SYSTEM_ROLES and _squeezed(content) in text
+            if (
+                content.strip()
+                and not is_there
+                and _ignores(found, replace(self, turns=self._with(position, content + " x")))
+            ):
+                yield f"the turn of the role `{turn['role']}`"
+            for number, call in enumerate(turn.get("tool_calls", ())):
+                if _ignores(found, replace(self, turns=self._with_renamed_call(position, number))):
+                    yield f"the call of the tool {shown(call['function']['name'])}"
+                if _is_written_as_python(call["function"].get("arguments"), found):
+                    yield f"the arguments of the tool {shown(call['function']['name'])} as JSON"
+        for name in ("tools", "documents"):
+            others = {key: value for key, value in self.arguments.items() if key != name}
+            if len(others) < len(self.arguments) and _ignores(found, replace(self, arguments=others)):
+                yield f"`{name}`"
+
+    def _left_out_of_answer(self, found: Written) -> Iterator[str]:
+        """What of the answer is not in the completion, such as the thinking that some templates cut away."""
+        answer, text = self.turns[-1], _squeezed(found.completion)
+        if _squeezed(answer.get("content", "")) not in text:
+            yield "the whole last answer (some leave out its thinking)"
+        for name in _REASONING:
+            if _squeezed(str(answer.get(name, ""))) not in text:
+                yield f"the field `{name}` of the last answer"
+
+    def _with(self, position: int, content: str) -> list[Turn]:
+        changed = self.turns[position] | {"content": content}
+        return [*self.turns[:position], changed, *self.turns[position + 1 :]]
+
+    def _with_renamed_call(self, position: int, number: int) -> list[Turn]:
+        calls = list(self.turns[position]["tool_calls"])
+        function = calls[number]["function"]
+        calls[number] = calls[number] | {"function": function | {"name": function["name"] + "_x"}}
+        return [*self.turns[:position], self.turns[position] | {"tool_calls": calls}, *self.turns[position + 1 :]]
+
+
+def _ignores(found: Written, changed: _Writer) -> bool:
+    """Whether the template writes the same although something was changed."""
+    try:
+        return changed.split() == found
+    except UnusableRecord:
+        return False
+
+
+def _is_written_as_python(arguments: object, found: Written) -> bool:
+    """Whether a template puts an object down as Python would print it, as those do which expect JSON in a text."""
+    if not isinstance(arguments, Mapping) or not arguments:
+        return False
+    return str(dict(arguments)) in found.prompt + found.completion
+
+
+def _with_date(template: str, today: datetime) -> str:
+    """The template with a clock that stands still."""
+    values = {f"%{letter}": today.strftime(f"%{letter}") for letter in _DIRECTIVES}
+    values |= {f"%-{name[1]}": value.lstrip("0") or "0" for name, value in values.items() if value.isdecimal()}
+    replaced = "".join(f"|replace('{name}', '{value}')" for name, value in values.items())
+    # Jinja takes the line end behind the macro away, so the template begins at a line of its own, as it did.
+    return f"{{% macro {_CLOCK}(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}\n{template}"
+
+
+def _squeezed(text: str) -> str:
+    """Text without white space, which templates trim."""
+    return "".join(text.split())

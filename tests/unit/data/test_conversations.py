@@ -1,0 +1,344 @@
+"""Conversations as people have them, in templates as models have them: all is written, or something is said."""
+
+import copy
+import json
+import logging
+
+import pytest
+import toy_templates as templates
+
+from tuneprune.data import DataConfig, SourceConfig, encode, load, read_source
+from tuneprune.data.unusable import LeftOut
+from tuneprune.errors import ConfigError, DataError
+
+SYSTEM, USER, ANSWER = ("system", "You are a nurse."), ("user", "What is a fever?"), ("assistant", "Above 38.")
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+CALL = {
+    "id": "call00001",
+    "type": "function",
+    "function": {"name": "weather", "arguments": {"city": "Köln", "days": 2}},
+}
+ASSISTANT = "<s>assistant\n"
+
+
+def turns(*pairs, **more):
+    return [{"role": role, "content": content} | more for role, content in pairs]
+
+
+@pytest.fixture
+def read(tmp_path, tokenizer):
+    """Reads one record with a template; gives the example."""
+
+    def read(record, template=templates.CHATML, **options):
+        chat = copy.deepcopy(tokenizer)
+        chat.chat_template = template
+        path = tmp_path / "a.jsonl"
+        path.write_text(json.dumps(record), encoding="utf8")
+        (example,) = read_source(SourceConfig(path=path), chat, "train", **options)
+        ids = encode(example, chat, 10_000).input_ids
+        assert chat.decode(ids) == example.prompt + example.completion
+        return example
+
+    return read
+
+
+def test_a_system_text_goes_into_the_first_user_turn_where_the_template_refuses_the_role(read, caplog):
+    example = read({"messages": turns(SYSTEM, USER, ANSWER, USER, ANSWER)}, templates.NO_SYSTEM)
+    assert example.prompt == (
+        "<s>user\nYou are a nurse.\n\nWhat is a fever?</s>\n<s>assistant\nAbove 38.</s>\n"
+        f"<s>user\nWhat is a fever?</s>\n{ASSISTANT}"
+    )
+    assert example.completion == "Above 38.</s>"
+    assert example.notes == ("system_folded",)
+    assert "1 with the system text in the user's turn, as the chat template has no role for it" in caplog.text
+
+
+def test_so_it_does_where_the_template_leaves_it_out_in_silence(read):
+    folded = read({"messages": turns(SYSTEM, USER, ANSWER)}, templates.DROPS_OTHER_ROLES)
+    assert folded.prompt == f"<s>user\nYou are a nurse.\n\nWhat is a fever?</s>\n{ASSISTANT}"
+    # Whether it is there is not told by its words, which the user may say as well.
+    said = read({"messages": turns(("system", "fever"), USER, ANSWER)}, templates.DROPS_OTHER_ROLES)
+    assert said.prompt == f"<s>user\nfever\n\nWhat is a fever?</s>\n{ASSISTANT}"
+
+
+def test_a_template_with_a_system_role_is_left_alone(read):
+    example = read({"messages": turns(SYSTEM, USER, ANSWER)})
+    assert example.prompt == f"<s>system\nYou are a nurse.</s>\n<s>user\nWhat is a fever?</s>\n{ASSISTANT}"
+    assert example.notes == ()
+
+
+@pytest.mark.parametrize("template", [templates.NO_SYSTEM, templates.DROPS_OTHER_ROLES])
+def test_folding_can_be_refused(read, template):
+    with pytest.raises(DataError, match=r"chat template .*ystem.* data\.system_role: fold puts the system text"):
+        read({"messages": turns(SYSTEM, USER, ANSWER)}, template, system_role="refuse")
+    assert read({"messages": turns(USER, ANSWER)}, template, system_role="refuse").notes == ()
+
+
+def test_what_the_template_asks_for_beside_the_system_role_is_its_own_reason(read):
+    with pytest.raises(DataError, match="refuses these messages: System role not supported"):
+        read({"messages": turns(SYSTEM, ANSWER, USER, ANSWER)}, templates.NO_SYSTEM)
+    with pytest.raises(DataError, match="refuses these messages: Conversation roles must alternate"):
+        read({"messages": turns(USER, USER, ANSWER)}, templates.NO_SYSTEM)
+    with pytest.raises(DataError, match="refuses these messages: Conversation roles must alternate"):
+        read({"messages": turns(ANSWER, USER, ANSWER)}, templates.NO_SYSTEM)
+
+
+def test_an_empty_system_text_leaves_nothing_behind(read):
+    example = read({"messages": turns(("system", ""), USER, ANSWER)}, templates.NO_SYSTEM)
+    assert example.prompt == f"<s>user\nWhat is a fever?</s>\n{ASSISTANT}"
+
+
+def test_folded_turns_are_counted_in_the_summary_and_the_option_is_recorded(tmp_path, tokenizer):
+    chat = copy.deepcopy(tokenizer)
+    chat.chat_template = templates.NO_SYSTEM
+    path = tmp_path / "a.jsonl"
+    records = ({"messages": turns(SYSTEM, ("user", f"Question {number}"), ANSWER)} for number in range(40))
+    path.write_text("\n".join(map(json.dumps, records)))
+    data = load(DataConfig(train=[SourceConfig(path=path)]), chat, 128)
+    summary = data.summary()
+    assert summary["train"]["system_folded"] + summary["calibration"]["system_folded"] == 40
+    assert summary["system_role"] == "fold"
+    assert "40 with the system text in the user's turn" in data.words()
+    with pytest.raises(DataError, match=r"a\.jsonl:1: .*System role not supported"):
+        load(DataConfig(train=[SourceConfig(path=path)], system_role="refuse"), chat, 128)
+
+
+def test_a_developer_is_a_system_where_the_template_knows_no_developer(read):
+    conversation = {"messages": turns(("developer", "You are a nurse."), USER, ANSWER)}
+    known = read(conversation)
+    assert known.prompt.startswith("<s>developer\nYou are a nurse.")
+    assert known.notes == ()
+    example = read(conversation, templates.SYSTEM_ONLY)
+    assert example.prompt.startswith("<s>system\nYou are a nurse.</s>")
+    assert example.notes == ("developer_as_system",)
+    assert read(conversation, templates.NO_SYSTEM).notes == ("system_folded",)
+
+
+def test_a_turn_that_the_template_leaves_out_is_refused_and_can_be_dropped(read):
+    record = {"messages": turns(USER, ("tool", "38.5"), ANSWER)}
+    with pytest.raises(DataError, match=r"does not write the turn of the role `tool`\. Use a tokenizer whose template"):
+        read(record, templates.DROPS_OTHER_ROLES)
+    assert "<s>tool\n38.5</s>" in read(record).prompt
+
+
+@pytest.mark.parametrize("are_text", [False, True])
+def test_tools_reach_the_template_as_a_list_or_as_json(read, are_text):
+    tools = json.dumps([TOOL]) if are_text else [TOOL]
+    example = read({"messages": turns(USER, ANSWER), "tools": tools}, templates.TOOLS)
+    assert example.prompt.startswith(f"<s>tools\n{json.dumps(TOOL)}\n</s>\n<s>user")
+    for none in (None, [], "[]", ""):
+        assert read({"messages": turns(USER, ANSWER), "tools": none}, templates.TOOLS).prompt.startswith("<s>user")
+
+
+def test_tools_that_the_template_leaves_out_are_refused(read):
+    with pytest.raises(DataError, match="chat template does not write `tools`"):
+        read({"messages": turns(USER, ANSWER), "tools": [TOOL]})
+    with pytest.raises(DataError, match="`tools` has to be a list of objects, got 'weather'"):
+        read({"messages": turns(USER, ANSWER), "tools": "weather"}, templates.TOOLS)
+
+
+CONTENTS = {"null": {"content": None}, "missing": {}, "blank": {"content": ""}}
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("template", ["TOOLS", "ARGUMENTS_AS_TEXT", "ARGUMENTS_PRINTED"])
+@pytest.mark.parametrize("are_text", [False, True])
+def test_an_answer_that_only_calls_a_tool_is_an_answer(read, content, template, are_text):
+    arguments = json.dumps(CALL["function"]["arguments"]) if are_text else CALL["function"]["arguments"]
+    call = CALL | {"function": {"name": "weather", "arguments": arguments}}
+    answer = {"role": "assistant", "tool_calls": [call]} | CONTENTS[content]
+    example = read({"messages": [*turns(USER), answer], "tools": [TOOL]}, getattr(templates, template))
+    assert example.completion == (
+        '<tool_call>{"name": "weather", "arguments": {"city": "Köln", "days": 2}}</tool_call></s>'
+    )
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        [{"name": "weather", "arguments": {"city": "Köln", "days": 2}}],
+        json.dumps([CALL]),
+    ],
+    ids=["flat", "as JSON"],
+)
+def test_tool_calls_are_read_in_other_spellings(read, calls):
+    answer = {"role": "assistant", "content": None, "tool_calls": calls}
+    assert '"arguments": {"city": "Köln"' in read({"messages": [*turns(USER), answer]}, templates.TOOLS).completion
+
+
+def test_earlier_tool_calls_and_their_results_are_part_of_the_prompt(read):
+    call = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    result = {"role": "tool", "name": "weather", "tool_call_id": "call00001", "content": '{"sky": "blue"}'}
+    example = read({"messages": [*turns(USER), call, result, *turns(ANSWER)]}, templates.TOOLS)
+    assert '<tool_call>{"name": "weather"' in example.prompt
+    assert '<s>tool weather\n{"sky": "blue"}</s>' in example.prompt
+    assert example.completion == "Above 38.</s>"
+
+
+def test_tool_calls_that_the_template_leaves_out_are_refused(read):
+    other = CALL | {"function": {"name": "weather", "arguments": {"city": "Bonn"}}}
+    answer = {"role": "assistant", "content": "Let me see.", "tool_calls": [CALL, other]}
+    record = {"messages": [*turns(USER), answer]}
+    with pytest.raises(DataError, match="does not write the call of the tool 'weather'"):
+        read(record)
+    with pytest.raises(DataError, match="does not write the call of the tool 'weather'"):
+        read(record, templates.FIRST_CALL_ONLY)
+    assert read(record, templates.TOOLS).completion.count("<tool_call>") == 2
+
+
+def test_arguments_of_the_template_come_with_the_record(read):
+    record = {"messages": turns(USER, ANSWER)}
+    assert read(record, templates.THINKING).completion == "<think>\n\n</think>\n\nAbove 38.</s>"
+    for further in ({"enable_thinking": False}, {"chat_template_kwargs": {"enable_thinking": False}}):
+        example = read(record | further, templates.THINKING)
+        assert example.prompt.endswith("<think>\n\n</think>\n\n")
+        assert example.completion == "Above 38.</s>"
+    documents = [{"title": "Fever", "text": "A high temperature."}]
+    example = read(record | {"documents": documents}, templates.DOCUMENTS)
+    assert example.prompt.startswith("<s>Fever: A high temperature.</s>")
+    with pytest.raises(DataError, match="does not write `documents`"):
+        read(record | {"documents": documents})
+
+
+@pytest.mark.parametrize("name", ["tokenize", "chat_template", "add_generation_prompt", "messages"])
+def test_a_record_cannot_change_how_the_template_is_called(read, name):
+    with pytest.raises(DataError, match="`chat_template_kwargs` has to be an object of arguments"):
+        read({"messages": turns(USER, ANSWER), "chat_template_kwargs": {name: "x"}})
+
+
+def test_text_parts_are_joined_and_other_parts_refused(read):
+    parts = [{"type": "text", "text": "What is"}, {"type": "text", "text": "a fever?", "image_url": None}]
+    example = read({"messages": [{"role": "user", "content": parts}, *turns(ANSWER)]})
+    assert example.prompt == f"<s>user\nWhat is\na fever?</s>\n{ASSISTANT}"
+    for part in ({"type": "image_url", "image_url": {"url": "x"}}, {"type": "audio", "text": "x"}, {"text": None}, 3):
+        with pytest.raises(DataError, match=r"has a part that is not text .*, and only texts are learned"):
+            read({"messages": [{"role": "user", "content": [*parts, part]}, *turns(ANSWER)]})
+
+
+@pytest.mark.parametrize("completion", [turns(ANSWER), "Above 38."], ids=["messages", "a text"])
+def test_prompt_and_completion_may_be_messages(read, completion):
+    example = read({"prompt": turns(SYSTEM, USER), "completion": completion})
+    assert example == read({"messages": turns(SYSTEM, USER, ANSWER)})
+
+
+def test_prompts_and_completions_of_other_shapes_are_refused(read):
+    with pytest.raises(DataError, match="field `completion` has to be a text"):
+        read({"prompt": "What is a fever?", "completion": turns(ANSWER)})
+    with pytest.raises(DataError, match="needs an answer"):
+        read({"prompt": turns(USER), "completion": turns(("user", "Above 38."))})
+    with pytest.raises(DataError, match="`prompt` has to be a list of objects"):
+        read({"prompt": ["What?"], "completion": "Above 38."})
+
+
+def test_thinking_of_earlier_turns_goes_as_the_template_has_it_and_that_of_the_answer_stays(read):
+    thought = ("assistant", "<think>\nhot?\n</think>\n\nAbove 38.")
+    example = read({"messages": turns(USER, thought, USER, thought)}, templates.THINKING)
+    assert example.prompt.count("hot?") == 0
+    assert example.completion == "<think>\nhot?\n</think>\n\nAbove 38.</s>"
+
+
+def test_a_template_that_cuts_the_thinking_of_the_answer_is_not_used_on_it(read):
+    with pytest.raises(DataError, match=r"does not write the whole last answer .some leave out its thinking."):
+        read({"messages": turns(USER, ("assistant", "<think>hot?</think>Above 38."))}, templates.THINKING_CUT)
+    answer = {"role": "assistant", "content": "Above 38.", "reasoning_content": "hot?"}
+    with pytest.raises(DataError, match="does not write the field `reasoning_content` of the last answer"):
+        read({"messages": [*turns(USER), answer]})
+    # Without thinking the template opens the turn otherwise than it writes it.
+    plain = read({"messages": turns(USER, ANSWER)}, templates.THINKING_CUT)
+    assert (plain.prompt, plain.completion) == ("<s>user\nWhat is a fever?</s>\n", "<s>assistant\nAbove 38.</s>")
+
+
+def test_turns_that_are_written_otherwise_once_answered_are_read_as_they_are_asked(read):
+    example = read({"messages": turns(SYSTEM, USER, ANSWER)}, templates.SYSTEM_IN_LAST_TURN)
+    assert example.prompt == "<s>[INST] You are a nurse.\n\nWhat is a fever?[/INST]"
+    assert example.completion == " Above 38.</s>"
+    rewrites = templates.CHATML.replace("{{ m.content }}", "{{ m.content }}{% if loop.last %}!{% endif %}")
+    other = read({"messages": turns(USER, ANSWER)}, rewrites)
+    assert other.prompt == f"<s>user\nWhat is a fever?!</s>\n{ASSISTANT}"
+    assert other.completion == "Above 38.!</s>"
+
+
+def test_a_template_that_asks_for_the_day_is_told_the_same_one_every_day(read, caplog):
+    example = read({"messages": turns(USER, ANSWER)}, templates.DATED)
+    assert example.prompt == f"<s>Today is 01 Jan 2025, 1/01.</s>\n<s>user\nWhat is a fever?</s>\n{ASSISTANT}"
+    assert example.notes == ("fixed_date",)
+    assert "1 with 1 January 2025 for the day that the chat template asks for" in caplog.text
+
+
+def test_marks_of_generated_text_change_nothing(read):
+    example = read({"messages": turns(USER, ANSWER, USER, ANSWER)}, templates.GENERATION)
+    assert example == read({"messages": turns(USER, ANSWER, USER, ANSWER)})
+
+
+def test_of_several_templates_the_fitting_one_is_used(read):
+    several = {"default": templates.CHATML, "tool_use": templates.TOOLS}
+    assert read({"messages": turns(USER, ANSWER)}, several).prompt.startswith("<s>user")
+    assert read({"messages": turns(USER, ANSWER), "tools": [TOOL]}, several).prompt.startswith("<s>tools")
+    with pytest.raises(ConfigError, match=r"several chat templates \(rag\), and none of them is called `default`"):
+        read({"messages": turns(USER, ANSWER)}, {"rag": templates.CHATML})
+
+
+def test_a_template_in_a_file_of_its_own_is_used(read, tmp_path, tokenizer):
+    from transformers import AutoTokenizer
+
+    chat = copy.deepcopy(tokenizer)
+    chat.chat_template = templates.CHATML
+    chat.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "chat_template.jinja").exists()
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    record = {"messages": turns(USER, ANSWER)}
+    assert read(record, loaded.chat_template) == read(record)
+
+
+def test_control_tokens_are_refused_wherever_a_template_may_write_them(read):
+    bad = {"role": "assistant", "tool_calls": [{"function": {"name": "weather", "arguments": {"city": "a</s>"}}}]}
+    for record in (
+        {"messages": [*turns(USER), bad]},
+        {"messages": turns(("user", "a</s>"), ANSWER)},
+        {"messages": turns(("user</s>", "a"), ANSWER)},
+        {"messages": turns(USER, ANSWER), "tools": [{"name": "</s>"}]},
+    ):
+        with pytest.raises(DataError, match="a message holds the control token '</s>'"):
+            read(record, templates.TOOLS)
+
+
+def test_answers_of_weight_0_are_not_learned(read):
+    weighted = turns(USER, ANSWER, USER, ANSWER)
+    weighted[1] |= {"weight": 1}
+    weighted[3] |= {"weight": 0, "content": "No idea."}
+    example = read({"messages": weighted})
+    assert (example.completion, example.notes) == ("Above 38.</s>", ("later_turns",))
+    assert "No idea." not in example.prompt
+    weighted[1] |= {"weight": 0}
+    with pytest.raises(DataError, match=r"needs an answer .* not of weight 0"):
+        read({"messages": weighted})
+
+
+def test_turns_behind_the_last_answer_are_left_out_and_counted(read, caplog):
+    with caplog.at_level(logging.WARNING):
+        example = read({"messages": turns(USER, ANSWER, ("user", "Thanks"))})
+    assert example.notes == ("later_turns",)
+    assert "1 without the turns behind the last answer" in caplog.text
+
+
+def test_spaces_around_texts_are_the_templates_to_keep(read):
+    record = {"messages": turns(("user", "  hi "), ("assistant", " ho  "))}
+    assert read(record).completion == " ho  </s>"
+    assert read(record, templates.NO_SYSTEM).completion == "ho</s>"
+
+
+def test_unusable_conversations_are_left_out_by_reason(tmp_path, tokenizer):
+    chat = copy.deepcopy(tokenizer)
+    chat.chat_template = templates.NO_SYSTEM
+    good = {"messages": turns(USER, ANSWER)}
+    image = {"messages": [{"role": "user", "content": [{"type": "image"}]}, *turns(ANSWER)]}
+    records = [good, image, good, good | {"tools": [TOOL]}, good, {"messages": turns(USER, USER, ANSWER)}, good]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)))
+    left_out = LeftOut(drops=True)
+    assert len(read_source(SourceConfig(path=path), chat, "train", left_out)) == 4
+    assert left_out.counts == {
+        "with a part that is not text": 1,
+        "with something that the chat template leaves out": 1,
+        "refused by the chat template": 1,
+    }
