@@ -19,6 +19,13 @@ def test_a_base_that_was_quantised_once(tmp_path, model_folder, tuneprune):
     assert tuneprune("inspect", folder) == 0
 
 
+def test_prompts_and_completions_in_a_perplexity_task(tmp_path, model_folder, tuneprune):
+    path = tmp_path / "asked.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b"}\n{"text": "c"}\n')
+    task = {"kind": "perplexity", "path": str(path)}
+    assert tuneprune("validate", tiny_runs.write_run(tmp_path, model_folder, evaluate={"tasks": [task]})) == 0
+
+
 def test_anchors_stand_for_what_they_name(tmp_path, model_folder, tuneprune):
     run_file = tiny_runs.write_run(tmp_path, model_folder)
     content = yaml.safe_load(run_file.read_text())

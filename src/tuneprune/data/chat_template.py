@@ -1,6 +1,7 @@
 """Conversations worded by the chat template of a tokenizer: what it is asked for, and what it may not leave out."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, cast
@@ -21,7 +22,7 @@ PATIENCE_S = 10.0
 TODAY, ANOTHER_DAY = datetime(2025, 1, 1), datetime(2024, 10, 31, 13, 30)
 """The day that a template is told which asks for today's, so that a run can be repeated; and one to compare with."""
 _CLOCK = "strftime_now"
-_DIRECTIVES = "aAbBcdHIjmMpSUwWxXyY"
+_DIRECTIVES = "aAbBcdfHIjmMpSUwWxXyY"
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -101,11 +102,7 @@ class _Writer:
         """
         found = self.split()
         for what in (*self._left_out(found), *self._left_out_of_answer(found)):
-            raise UnusableRecord(
-                "with something that the chat template leaves out",
-                f"the tokenizer's chat template does not write {what}. Use a tokenizer whose template does, or take it"
-                " out of the record.",
-            )
+            raise _left_out(what)
         is_dated = _CLOCK in self.template and not _ignores(found, replace(self, today=ANOTHER_DAY))
         return found._replace(notes=("fixed_date",)) if is_dated else found
 
@@ -122,7 +119,9 @@ class _Writer:
         answer = self.turns[-1].get("content", "").strip()
         at = whole.rfind(answer)
         start = whole.rfind(opening, 0, at) + len(opening) if opening or answer else -1
-        if at < 0 or start < len(opening):
+        if at < 0:
+            raise _left_out("the whole last answer")
+        if start < len(opening):
             raise UnusableRecord(
                 "whose answer cannot be told from its prompt",
                 "the tokenizer's chat template writes the turns before the answer otherwise once they are answered, so"
@@ -135,19 +134,13 @@ class _Writer:
     def _render(self, turns: list[Turn], **options: bool) -> str:
         """What the template makes of turns. It runs in a sandbox of jinja's: nothing of Python but plain values."""
         template = _with_date(self.template, self.today) if _CLOCK in self.template else self.template
-        broken = "the tokenizer's chat template is broken"
+        options |= {"tokenize": False}
+        refusal = "the tokenizer's chat template refuses these messages"
         try:
-            with reading("the tokenizer's chat template refuses these messages", DataError, "Change them as it asks."):
-                try:
-                    return str(
-                        self.tokenizer.apply_chat_template(
-                            turns, chat_template=template, tokenize=False, **options, **self.arguments
-                        )
-                    )
-                except TemplateSyntaxError as error:
-                    raise ConfigError(
-                        f"{broken} ({first_line(error)}). Use another tokenizer's, or prompt and completion fields."
-                    ) from error
+            with reading(refusal, DataError, "Change them as it asks, or use another tokenizer's."), _whole_templates():
+                return str(
+                    self.tokenizer.apply_chat_template(turns, chat_template=template, **options, **self.arguments)
+                )
         except DataError as error:
             raise UnusableRecord("refused by the chat template", str(error)) from error
 
@@ -191,6 +184,26 @@ class _Writer:
         function = calls[number]["function"]
         calls[number] = calls[number] | {"function": function | {"name": function["name"] + "_x"}}
         return [*self.turns[:position], self.turns[position] | {"tool_calls": calls}, *self.turns[position + 1 :]]
+
+
+@contextmanager
+def _whole_templates() -> Iterator[None]:
+    """A template that is broken is so for every record."""
+    try:
+        yield
+    except TemplateSyntaxError as error:
+        raise ConfigError(
+            f"the tokenizer's chat template is broken ({first_line(error)}). Use another tokenizer's, or prompt and"
+            " completion fields."
+        ) from error
+
+
+def _left_out(what: str) -> UnusableRecord:
+    return UnusableRecord(
+        "with something that the chat template leaves out",
+        f"the tokenizer's chat template does not write {what}. Use a tokenizer whose template does, or take it out of"
+        " the record.",
+    )
 
 
 def _ignores(found: Written, changed: _Writer) -> bool:

@@ -39,12 +39,12 @@ def conversation(record: Record) -> Conversation | None:
     if record.get("messages") is not None:
         turns = _turns("messages", record["messages"])
     elif isinstance(prompt, list) and isinstance(completion, str):
-        turns = [*_turns("prompt", prompt), {"role": "assistant", "content": completion}]
+        turns = [*_asked(prompt), {"role": "assistant", "content": completion}]
     elif isinstance(prompt, list) and completion is not None:
-        turns = [*_turns("prompt", prompt), *_turns("completion", completion)]
+        turns = [*_asked(prompt), *_turns("completion", completion)]
     else:
         return None
-    learned = [turn["role"] == "assistant" and turn.pop("weight", 1) != 0 for turn in turns]
+    learned = [turn["role"] == "assistant" and _is_learned(turn) for turn in turns]
     last = len(turns) - learned[::-1].index(True) if any(learned) else 0
     if last < 2:
         raise UnusableRecord(
@@ -69,6 +69,25 @@ def _turns(field: str, messages: object) -> list[Turn]:
     return [_turn(turn) for turn in messages]
 
 
+def _asked(prompt: object) -> list[Turn]:
+    turns = _turns("prompt", prompt)
+    if turns and turns[-1]["role"] == "assistant":
+        raise UnusableRecord(
+            "with an answer at the end of the prompt",
+            "`prompt` ends with a turn of the assistant, and nothing tells whether `completion` goes on with it or is"
+            " another. Write the conversation as `messages`.",
+        )
+    return turns
+
+
+def _is_learned(turn: Turn) -> bool:
+    """Whether an answer is to be learned: some data sets give those a weight of 0 that are not."""
+    weight = turn.pop("weight", 1)
+    if weight not in (0, 1):
+        raise UnusableRecord(_WRONG_TYPE, f"the `weight` of a message has to be 0 or 1, got {shown(weight)}. Fix it.")
+    return bool(weight)
+
+
 def _is_turn(turn: object) -> bool:
     return (
         isinstance(turn, Mapping)
@@ -82,6 +101,8 @@ def _turn(found: Mapping[str, Any]) -> Turn:
     turn = {str(name): value for name, value in found.items() if value is not None}
     if isinstance(turn.get("content"), list):
         turn["content"] = "\n".join(map(_text_of_part, turn["content"]))
+    if isinstance(turn.get("function_call"), Mapping):  # what OpenAI's data had before tool calls
+        turn["tool_calls"] = [turn.pop("function_call")]
     calls = _parsed(turn.pop("tool_calls", None)) or []
     if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
         raise UnusableRecord(_WRONG_TYPE, f"`tool_calls` has to be a list of objects, got {shown(calls)}. Fix it.")

@@ -108,7 +108,6 @@ ROWS = {
     "broken test item, though training drops": Row(
         ["test.jsonl:2", "not valid JSON"], all_of(task(GOOD + "no\n"), DROP)
     ),
-    "prompts in a perplexity task": Row(["plain text", "`kind`"], task('{"prompt": "a", "completion": "b"}\n')),
     "messages without chat template": Row(["chat template"], training(MESSAGES)),
     "calibration overlaps test": Row(["calibration", "test", "data.test_overlap"], calibration_is_test),
     "training overlaps test": Row(["train", "test", "data.test_overlap"], training_holds_test),

@@ -158,11 +158,13 @@ def test_an_answer_that_only_calls_a_tool_is_an_answer(read, content, template, 
     [
         [{"name": "weather", "arguments": {"city": "Köln", "days": 2}}],
         json.dumps([CALL]),
+        None,
     ],
-    ids=["flat", "as JSON"],
+    ids=["flat", "as JSON", "a function call"],
 )
 def test_tool_calls_are_read_in_other_spellings(read, calls):
-    answer = {"role": "assistant", "content": None, "tool_calls": calls}
+    call = {"tool_calls": calls} if calls else {"function_call": CALL["function"]}
+    answer = {"role": "assistant", "content": None} | call
     assert '"arguments": {"city": "Köln"' in read({"messages": [*turns(USER), answer]}, templates.TOOLS).completion
 
 
@@ -226,6 +228,8 @@ def test_prompts_and_completions_of_other_shapes_are_refused(read):
         read({"prompt": "What is a fever?", "completion": turns(ANSWER)})
     with pytest.raises(DataError, match="needs an answer"):
         read({"prompt": turns(USER), "completion": turns(("user", "Above 38."))})
+    with pytest.raises(DataError, match="`prompt` ends with a turn of the assistant"):
+        read({"prompt": turns(USER, ANSWER), "completion": " Or so."})
     with pytest.raises(DataError, match="`prompt` has to be a list of objects"):
         read({"prompt": ["What?"], "completion": "Above 38."})
 
@@ -263,6 +267,12 @@ def test_a_template_that_asks_for_the_day_is_told_the_same_one_every_day(read, c
     assert example.prompt == f"<s>Today is 01 Jan 2025, 1/01.</s>\n<s>user\nWhat is a fever?</s>\n{ASSISTANT}"
     assert example.notes == ("fixed_date",)
     assert "1 with 1 January 2025 for the day that the chat template asks for" in caplog.text
+
+
+def test_a_template_that_does_not_write_the_answer_is_not_used(read):
+    for template in ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", "hello"):
+        with pytest.raises(DataError, match="does not write the whole last answer"):
+            read({"messages": turns(USER, ANSWER)}, template)
 
 
 def test_marks_of_generated_text_change_nothing(read):
@@ -312,6 +322,12 @@ def test_answers_of_weight_0_are_not_learned(read):
     weighted[1] |= {"weight": 0}
     with pytest.raises(DataError, match=r"needs an answer .* not of weight 0"):
         read({"messages": weighted})
+
+
+def test_other_weights_are_refused(read):
+    for weight in (0.5, "1", [1]):
+        with pytest.raises(DataError, match="`weight` of a message has to be 0 or 1, got"):
+            read({"messages": [*turns(USER), *turns(ANSWER, weight=weight)]})
 
 
 def test_turns_behind_the_last_answer_are_left_out_and_counted(read, caplog):
