@@ -54,8 +54,10 @@ class Busy:
 
     def end(self):
         """Its exit status and what else it said."""
-        out, err = self.process.communicate(timeout=20)
-        return self.process.returncode, out + err
+        with self.process:
+            status = self.process.wait(20)
+            # not `communicate`, which would not see what reading a line has buffered
+            return status, self.process.stdout.read() + self.process.stderr.read()
 
 
 def test_second_signal_ends_a_call_that_python_does_not_see():
