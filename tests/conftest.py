@@ -10,6 +10,7 @@ os.environ |= {
 import pytest
 import tiny_runs
 import torch
+from precision import FullPrecision
 from pytest_socket import socket_allow_hosts
 from transformers.utils import logging
 
@@ -31,3 +32,10 @@ def _offline():
 def model_folder(tmp_path_factory):
     """A tiny LLaMA of random weights with a tokenizer of 64 words, as a Hugging Face folder."""
     return tiny_runs.save_model(tmp_path_factory.mktemp("base") / "llama", max_position_embeddings=128)
+
+
+@pytest.fixture
+def full_precision():
+    """Models of double precision compute in it throughout, where Hugging Face's parts take float32."""
+    with FullPrecision():
+        yield

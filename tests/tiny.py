@@ -36,10 +36,7 @@ from transformers import (
     Starcoder2Config,
     Starcoder2ForCausalLM,
 )
-from transformers.models.mistral.modeling_mistral import MistralRMSNorm
-from transformers.models.seed_oss.modeling_seed_oss import SeedOssRMSNorm
 
-from tuneprune import families
 from tuneprune.structure.edits import Route
 from tuneprune.structure.plan import Plan
 
@@ -143,8 +140,6 @@ NO_NARROW_HEADS = {"gpt_neox"}
 """Families whose stock class has one head size for every head count, so that fewer heads need the shipped file."""
 NO_NARROW_STREAM = {"gemma2", "gemma3"}
 """Families whose stock class derives something else from the width of the residual stream."""
-ROUNDED = {("qwen3", "head_dim"), ("gemma3", "head_dim"), ("olmo2", "width"), ("olmo2", "head_dim")}
-"""Where a norm loses features. Hugging Face's RMSNorm computes in float32, so these agree to its rounding only."""
 UNGATED = {"starcoder2", "phi", "gpt_neox", *MIXTURES}
 """Families whose layers have no gated MLP; only those can be routed."""
 CASES = [(variant, space) for variant in VARIANTS for space in SPACES if (variant, space) not in REFUSED]
@@ -186,19 +181,6 @@ def probe_ids(rows: int = 2, length: int = 12) -> torch.Tensor:
     return (torch.arange(rows * length).view(rows, length) * 7) % 60 + 3
 
 
-def exact_norms(model: PreTrainedModel, monkeypatch) -> None:
-    """Let the model's RMSNorms compute in its own precision; Hugging Face's compute in float32."""
-    offset = families.describe(model).norms.offset
-
-    def forward(norm, states):
-        epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
-        return (norm.weight + offset) * states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + epsilon)
-
-    kinds = {type(module) for module in model.modules() if type(module).__name__.endswith("RMSNorm")}
-    for kind in kinds | {MistralRMSNorm, SeedOssRMSNorm}:  # which host what others have no place for
-        monkeypatch.setattr(kind, "forward", forward)
-
-
 @torch.no_grad()
 def logits(model: PreTrainedModel, **inputs) -> torch.Tensor:
     return model(input_ids=probe_ids(), use_cache=False, **inputs).logits
@@ -235,6 +217,6 @@ def routed_plan(space, architecture, *, top_k: int = 1, num_experts: int = 4, se
         experts = torch.zeros(num_experts, group.size, dtype=torch.bool)
         experts[:, edit.units] = torch.rand(num_experts, len(edit.units), generator=draw) < 0.5
         experts[0, edit.units[:1]] = experts[:, edit.units[-1:]] = True  # no expert is empty
-        router = torch.randn(num_experts, architecture.hidden, generator=draw)
+        router = torch.randn(num_experts, architecture.hidden, generator=draw).double()
         edits.append(Route(group.name, experts, {"weight": router}, top_k))
     return Plan(tuple(edits), plan.space)

@@ -6,6 +6,7 @@ import pytest
 import tiny_runs
 import torch
 from launched import Two
+from precision import TUNED
 from recorded import record
 from safetensors.torch import load_file, save_file
 
@@ -75,7 +76,7 @@ def outcome(folder, model, server, method, space):
     if title(method) in UNLIKE_ONE:
         return ALIKE
     is_same = alike(theirs[0]["masks"], weights["masks"], rtol=0, atol=0)
-    is_close = alike(theirs[0]["weights"], weights["weights"], rtol=1e-5, atol=1e-5)
+    is_close = alike(theirs[0]["weights"], weights["weights"], **TUNED)
     return LIKE_ONE if is_same and is_close else "ended with other weights than one process"
 
 

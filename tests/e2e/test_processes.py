@@ -9,6 +9,7 @@ import pytest
 import tiny_runs
 import torch
 from launched import Two, environment, free_port
+from precision import TUNED
 
 from tuneprune.structure.plan import Plan
 
@@ -39,7 +40,7 @@ def test_two_processes_equal_one(tmp_path, model_folder, server, method, space):
         for name, mask in alone["masks"].items():
             assert torch.equal(mask, found["masks"][name])
         for name, weight in alone["weights"].items():
-            torch.testing.assert_close(found["weights"][name], weight, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(found["weights"][name], weight, **TUNED)
     for name, weight in together[0]["weights"].items():
         assert torch.equal(weight, together[1]["weights"][name])
     assert "report:" in two.said()[0]

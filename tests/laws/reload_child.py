@@ -11,9 +11,11 @@ import warnings
 from pathlib import Path
 
 sys.modules["tuneprune"] = None  # importing it raises from here on
+sys.path.append(str(Path(__file__).parents[1]))
 
 import torch  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
+from precision import EXACT, FullPrecision  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, logging  # noqa: E402
 
@@ -32,6 +34,12 @@ def load(folder, auto=AutoModelForCausalLM, **settings):
 @torch.no_grad()
 def logits(model, ids):
     return model(input_ids=ids, use_cache=False).logits
+
+
+def exact_logits(model, ids):
+    """In the model's own precision, float64 too."""
+    with FullPrecision():
+        return logits(model, ids)
 
 
 def difference(found, expected):
@@ -73,7 +81,7 @@ def checkpoints_alike(model, ids):
     recomputed = gradients(model, ids)
     hook.remove()
     getattr(model, "activation_checkpointing_disable", model.gradient_checkpointing_disable)()
-    return len(calls) == 2 and plain.abs().max() > 0 and torch.allclose(plain, recomputed, rtol=1e-6)
+    return len(calls) == 2 and plain.abs().max() > 0 and torch.allclose(recomputed, plain, **EXACT)
 
 
 def learns_with_lora(folder, ids):
@@ -138,7 +146,7 @@ def examine(job):
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dtype": str(model.dtype),
         "rope": model.config.rope_parameters,
-        "difference": difference(logits(model, ids), expected["logits"]),
+        "difference": difference(exact_logits(model, ids), expected["logits"]),
     }
     if job["ragged"]:
         found["refusal"] = refused_without_trust(folder)

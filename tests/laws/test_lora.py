@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from tiny import CASES, exact_norms, logits, random_masks, tiny_model
+from precision import EXACT
+from tiny import CASES, logits, random_masks, tiny_model
 
 from tuneprune import families
 from tuneprune.compress import compress
@@ -15,13 +16,14 @@ from tuneprune.structure.weights import group_norms, lora_entries, lora_norms, s
 from tuneprune.train.config import LoraOptions
 from tuneprune.train.lora import inject_lora, merge_lora
 
+pytestmark = pytest.mark.usefixtures("full_precision")
+
 
 @pytest.fixture(params=CASES, ids="-".join)
-def tuned(request, monkeypatch):
+def tuned(request):
     """A model with random LoRA on all linears of its blocks, its architecture, and a space with random masks."""
     variant, name = request.param
     model = tiny_model(variant)
-    exact_norms(model, monkeypatch)
     architecture = families.describe(model)
     space = spaces.build(name, architecture, model)
     inject_lora(model, architecture, LoraOptions(rank=3, alpha=6, dropout=0.1), seed=0)
@@ -45,7 +47,7 @@ def test_merging_changes_no_output_and_leaves_no_adapter(tuned):
     model, architecture, _, _ = tuned
     expected = logits(model)
     merge_lora(model, architecture)
-    torch.testing.assert_close(logits(model), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(logits(model), expected, **EXACT)
     assert model.state_dict().keys() == type(model)(model.config).state_dict().keys()
     assert families.describe(model) == architecture
 
@@ -54,9 +56,9 @@ def test_masked_lora_equals_merged_and_compressed(tuned):
     model, architecture, space, masks = tuned
     expected = masked_logits(model, space, masks)
     merge_lora(model, architecture)
-    torch.testing.assert_close(masked_logits(model, space, masks), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(masked_logits(model, space, masks), expected, **EXACT)
     small = compress(model, architecture, space, Plan.from_masks(masks, space))
-    torch.testing.assert_close(logits(small), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(logits(small), expected, **EXACT)
 
 
 def test_open_lora_differs_from_masked_until_it_is_projected(tuned):
@@ -67,12 +69,11 @@ def test_open_lora_differs_from_masked_until_it_is_projected(tuned):
     # a norm leaves none open, and experts have none
     assert ((masked_logits(model, space, masks, "open") - expected).abs().max() > 1e-4) == is_open
     project(model, space, masks)
-    close = {"rtol": 1e-9, "atol": 1e-9}
-    torch.testing.assert_close(masked_logits(model, space, masks), expected, **close)  # the cut loses nothing
-    torch.testing.assert_close(masked_logits(model, space, masks, "open"), expected, **close)
+    torch.testing.assert_close(masked_logits(model, space, masks), expected, **EXACT)  # the cut loses nothing
+    torch.testing.assert_close(masked_logits(model, space, masks, "open"), expected, **EXACT)
     merge_lora(model, architecture)
     small = compress(model, architecture, space, Plan.from_masks(masks, space))
-    torch.testing.assert_close(logits(small), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(logits(small), expected, **EXACT)
 
 
 def test_open_equals_masked_while_training_too(tuned):
@@ -83,7 +84,7 @@ def test_open_equals_masked_while_training_too(tuned):
     for mode in ("masked", "open"):
         torch.manual_seed(11)  # the same dropout
         found.append(masked_logits(model, space, masks, mode))
-    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found[1], found[0], **EXACT)
 
 
 def test_keeping_everything_is_the_identity_with_lora_in_every_mode(tuned):

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from matrix import cell
+from precision import EXACT, FLOAT32_LOGITS, FullPrecision
 from safetensors.torch import load_file, save_file
 from tiny import (
     CASES,
     DENSE,
     NO_NARROW_HEADS,
     NO_NARROW_STREAM,
-    ROUNDED,
     SPACES,
     UNGATED,
     VARIANTS,
@@ -37,20 +37,17 @@ from tuneprune.structure.routing import simulated
 logging.disable_progress_bar()
 ROOT = Path(__file__).parents[2]
 MODELS = Path(os.environ.get("TUNEPRUNE_MODELS", ROOT.parent / "shared" / "models"))
-TOY = [(*case, uniform) for case in CASES for uniform in (False, True)]
-STOCK = ("width", "experts")
-FULL = [case for case in TOY if not case[2] or case[1] in STOCK]  # the others differ in widths only, or not at all
-REAL = [
-    (checkpoint, space, uniform)
-    for checkpoint in ("stories260K", "babyllama-char361-1M")
-    for space, uniform in (
-        ("width", False),
-        ("width", True),
-        ("head_dim", False),
-        ("disp", False),
-        ("residual", False),
-        ("depth", False),
-    )
+USED = [("llama", "width", True), ("phi3", "head_dim", False), ("gemma2", "disp", False), ("mixtral", "experts", False)]
+"""Cases of which every use is tried in the quick suite."""
+STOCK = ("width", "experts", "residual")
+"""Spaces in which equal widths make another class than unequal ones, of most families."""
+TOY = [(*case, uniform) for case in CASES for uniform in (False, True) if not uniform or case[1] in STOCK]
+MORE = [(*case, uniform) for case in CASES for uniform in (False, True) if (*case, uniform) not in USED]
+REAL = [(name, "residual", False) for name in ("stories260K", "babyllama-char361-1M")]
+MORE_REAL = [
+    (name, *case)
+    for name in ("stories260K", "babyllama-char361-1M")
+    for case in (("width", False), ("width", True), ("head_dim", False), ("disp", False), ("depth", False))
 ]
 USES = (
     "dynamic_cache",
@@ -76,12 +73,22 @@ def export_pruned(model, tokenizer, ids, space_name, uniform, folder):
 
 def export_plan(model, tokenizer, ids, architecture, space, plan, folder):
     """Prune by a plan, export, and leave what the simulation on the dense model said beside the folder."""
-    with torch.no_grad(), simulated(model, space, plan):
+    with FullPrecision(), torch.no_grad(), simulated(model, space, plan):
         expected = model(input_ids=ids, use_cache=False).logits
-    small = compress(model, architecture, space, plan)
+    parameters = space.count(plan.widths(space)) + plan.added(space)
+    return leave(compress(model, architecture, space, plan), tokenizer, ids, expected, folder, parameters)
+
+
+def leave(small, tokenizer, ids, expected, folder, parameters):
+    """The exported folder, with what its model has to say beside it."""
     loader = export.write(small, tokenizer, folder)
     save_file({"input_ids": ids, "logits": expected}, folder.with_suffix(".expected"))
-    return {"parameters": space.count(plan.widths(space)) + plan.added(space), "loader": loader}
+    return {"folder": folder, "parameters": parameters, "loader": loader}
+
+
+def job(facts, *, full):
+    """What the child is to do with a folder; in `full` it tries every use."""
+    return {"folder": str(facts["folder"]), "ragged": facts["loader"].needs_remote_code, "full": full}
 
 
 def run_child(jobs, scratch):
@@ -94,55 +101,69 @@ def run_child(jobs, scratch):
     return json.loads((scratch / "results.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def toys(tmp_path_factory):
-    """Every toy export with what was written and what the child found, by variant, space and uniformity."""
-    scratch = tmp_path_factory.mktemp("toys")
+def examined(cases, scratch, used):
+    """Toy exports with what was written and what the child found, by case; of the `used` ones every use."""
     written = {}
-    for case in TOY:
+    for case in cases:
         variant, space_name, uniform = case
-        folder = scratch / "-".join(map(str, case))
-        written[case] = {"folder": folder} | export_pruned(
-            tiny_model(variant), tiny_tokenizer(), probe_ids(), space_name, uniform, folder
+        written[case] = export_pruned(
+            tiny_model(variant), tiny_tokenizer(), probe_ids(), space_name, uniform, scratch / name_of(case)
         )
-    jobs = [
-        {
-            "folder": str(facts["folder"]),
-            "ragged": facts["loader"].needs_remote_code,
-            "full": case in FULL,
-        }
-        for case, facts in written.items()
-    ]
-    found = run_child(jobs, scratch)
+    found = run_child([job(facts, full=case in used) for case, facts in written.items()], scratch)
     return {case: facts | {"found": found[str(facts["folder"])]} for case, facts in written.items()}
 
 
-@pytest.fixture(params=TOY, ids=lambda case: "-".join(map(str, case)))
-def toy(request, toys):
-    facts = toys[request.param]
-    assert "crash" not in facts["found"], facts["found"]["crash"]
-    return request.param, facts
+def name_of(case):
+    return "-".join(map(str, case))
 
 
-def test_reloaded_equals_masked(toy):
-    (variant, space_name, _), facts = toy
-    # Hugging Face's RMSNorm computes in float32, so one over fewer dims agrees to float32 rounding only.
-    tolerance = 2e-6 if space_name == "residual" or (variant, space_name) in ROUNDED else 1e-10
-    found = facts["found"]
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
+    return examined(TOY, tmp_path_factory.mktemp("toys"), USED)
+
+
+@pytest.fixture(scope="module")
+def more_toys(tmp_path_factory):
+    return examined(MORE, tmp_path_factory.mktemp("more"), MORE)
+
+
+@pytest.mark.parametrize("case", TOY, ids=name_of)
+def test_reloaded_equals_masked_and_is_what_the_loader_says(toys, case):
+    check_toy(case, toys[case])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", MORE, ids=name_of)
+def test_every_other_toy_reloads_and_works(more_toys, case):
+    check_toy(case, more_toys[case])
+    check_uses(more_toys[case]["found"], case[0])
+
+
+def check_toy(case, facts):
+    check_reloaded(facts["found"], facts["parameters"])
+    check_loader(case, facts)
+    check_rope(case[0], facts)
+
+
+def check_reloaded(found, parameters):
+    assert "crash" not in found, found["crash"]
     assert found["dtype"] == "torch.float64"
-    assert found["difference"] < tolerance
-    assert found.get("eager", 0) < 1e-5  # in float32
-    assert found["parameters"] == facts["parameters"]
+    assert found["difference"] < EXACT["rtol"]
+    assert found.get("eager", 0) < FLOAT32_LOGITS  # in float32
+    assert found["parameters"] == parameters
     assert found["warnings"] == []
 
 
-@pytest.mark.parametrize("case", FULL, ids=lambda case: "-".join(map(str, case)))
-def test_every_use_of_a_model_works(toys, case):
-    variant, facts = case[0], toys[case]
-    assert {use: facts["found"].get(use) for use in USES} == dict.fromkeys(USES, True)
+def check_uses(found, variant):
+    assert {use: found.get(use) for use in USES} == dict.fromkeys(USES, True)
     if variant != "qwen2":  # Hugging Face gives every qwen2 a byte-level tokenizer, which the toy one is not
-        assert facts["found"]["tokenizer"] == tiny_tokenizer()("the cat")["input_ids"]
-    assert facts["found"]["generation_config"] == 2
+        assert found["tokenizer"] == tiny_tokenizer()("the cat")["input_ids"]
+    assert found["generation_config"] == 2
+
+
+@pytest.mark.parametrize("case", USED, ids=name_of)
+def test_every_use_of_a_model_works(toys, case):
+    check_uses(toys[case]["found"], case[0])
 
 
 def is_stock(variant, space_name, uniform):
@@ -154,8 +175,7 @@ def is_stock(variant, space_name, uniform):
     )
 
 
-def test_loader_says_what_it_takes(toy):
-    case, facts = toy
+def check_loader(case, facts):
     loader, found = facts["loader"], facts["found"]
     assert loader.class_name == found["class"]
     assert loader.needs_remote_code == (not is_stock(*case))
@@ -169,8 +189,8 @@ def test_loader_says_what_it_takes(toy):
     cell("hf", variant, space_name, "uniform" if uniform else "ragged", "run", why)
 
 
-def test_rope_survives_under_both_names(toy):
-    (variant, _, _), facts = toy
+def check_rope(variant, facts):
+    """It survives under both names."""
     config = json.loads((facts["folder"] / "config.json").read_text())
     rope = config["rope_parameters"]
     assert config["rope_theta"] == rope.get("full_attention", rope)["rope_theta"]
@@ -184,83 +204,71 @@ def test_tied_embeddings_are_stored_once(toys):
         assert "lm_head.weight" not in load_file(folder / "model.safetensors")
 
 
-def test_routed_models_reload_and_work_like_others(tmp_path):
-    jobs, parameters = [], {}
-    for variant in DENSE:
-        if variant in UNGATED:
-            continue
-        model, folder = tiny_model(variant), tmp_path / variant
+QUICK = ("llama", "phi3")
+ROUTED = [variant for variant in DENSE if variant not in UNGATED]
+ROTATED = [variant for variant in VARIANTS if families.describe(tiny_model(variant)).is_rotatable]
+
+
+def quick_and_slow(variants):
+    """Two tests: one process for two families, and a slow one for all others."""
+    others = tuple(variant for variant in variants if variant not in QUICK)
+    return pytest.mark.parametrize("variants", [QUICK, pytest.param(others, marks=pytest.mark.slow)], ids="-".join)
+
+
+@quick_and_slow(ROUTED)
+def test_routed_models_reload_and_work_like_others(tmp_path, variants):
+    written = {}
+    for variant in variants:
+        model = tiny_model(variant)
         architecture = families.describe(model)
         space = spaces.build("head_dim", architecture, model)
         plan = routed_plan(space, architecture)
-        facts = export_plan(model, tiny_tokenizer(), probe_ids(), architecture, space, plan, folder)
-        parameters[str(folder)] = facts["parameters"]
-        jobs.append({"folder": str(folder), "ragged": True, "full": True})
-    for folder, found in run_child(jobs, tmp_path).items():
-        assert "crash" not in found, found["crash"]
-        assert found["difference"] < (1e-5 if (Path(folder).name, "head_dim") in ROUNDED else 1e-10), folder
-        assert found["parameters"] == parameters[folder]
-        assert found["warnings"] == []
-        assert {use: found.get(use) for use in USES} == dict.fromkeys(USES, True), folder
+        written[variant] = export_plan(
+            model, tiny_tokenizer(), probe_ids(), architecture, space, plan, tmp_path / variant
+        )
+    check_uses_of_all(written, tmp_path)
 
 
-@pytest.fixture(scope="module")
-def rotated(tmp_path_factory):
-    """Models with a basis for every norm, exported, with what the child found, by variant."""
-    scratch, found = tmp_path_factory.mktemp("rotated"), {}
-    for variant in VARIANTS:
+@quick_and_slow(ROTATED)
+def test_rotated_models_reload_and_work(tmp_path, variants):
+    written = {}
+    for variant in variants:
         model = tiny_model(variant)
         architecture = families.describe(model)
-        if not architecture.is_rotatable:
-            continue
         space = spaces.build("residual", architecture, model)
         torch.manual_seed(0)
         bases = [torch.linalg.qr(torch.randn(32, 32, dtype=torch.float64))[0] for _ in architecture.sites()]
         rotations = [Rotate(site.norm, basis) for site, basis in zip(architecture.sites(), bases, strict=True)]
         plan = Plan((*rotations, *Plan.from_masks(random_masks(space), space).edits), space.fingerprint)
         small = compress(model, architecture, space, plan)
-        folder = scratch / variant
-        loader = export.write(small, tiny_tokenizer(), folder)
-        with torch.no_grad():
+        with FullPrecision(), torch.no_grad():
             expected = small(input_ids=probe_ids(), use_cache=False).logits
-        save_file({"input_ids": probe_ids(), "logits": expected}, folder.with_suffix(".expected"))
-        found[variant] = {"loader": loader, "parameters": space.count(plan.widths(space)) + plan.added(space)}
-    jobs = [{"folder": str(scratch / variant), "ragged": True, "full": True} for variant in found]
-    heard = run_child(jobs, scratch)
-    return {variant: facts | {"found": heard[str(scratch / variant)]} for variant, facts in found.items()}
+        parameters = space.count(plan.widths(space)) + plan.added(space)
+        written[variant] = leave(small, tiny_tokenizer(), probe_ids(), expected, tmp_path / variant, parameters)
+    check_uses_of_all(written, tmp_path)
 
 
-def test_rotated_models_reload_and_work(rotated):
-    for variant, facts in rotated.items():
-        found = facts["found"]
-        assert "crash" not in found, f"{variant}: {found['crash']}"
-        assert facts["loader"].needs_remote_code
-        assert found["difference"] < 1e-10, variant
-        assert found["parameters"] == facts["parameters"], variant
-        assert {use: found.get(use) for use in USES} == dict.fromkeys(USES, True), variant
-        assert found["warnings"] == [], variant
+def check_uses_of_all(written, scratch):
+    """Folders by variant, each with code of its own."""
+    assert all(facts["loader"].needs_remote_code for facts in written.values())
+    found = run_child([job(facts, full=True) for facts in written.values()], scratch)
+    for variant, facts in written.items():
+        check_reloaded(found[str(facts["folder"])], facts["parameters"])
+        check_uses(found[str(facts["folder"])], variant)
 
 
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    """The exports of real checkpoints in float32, with what the child found."""
+@pytest.mark.parametrize("cases", [REAL, pytest.param(MORE_REAL, marks=pytest.mark.slow)], ids=["some", "others"])
+def test_real_checkpoints_reload_within_float32_rounding(tmp_path, cases):
     if not MODELS.is_dir():
         pytest.skip(f"no real checkpoints at {MODELS}; set TUNEPRUNE_MODELS to test them")
-    scratch = tmp_path_factory.mktemp("checkpoints")
     jobs = []
-    for checkpoint, space_name, uniform in REAL:
+    for case in cases:
+        checkpoint, space_name, uniform = case
         model = AutoModelForCausalLM.from_pretrained(MODELS / checkpoint).eval()
         tokenizer = AutoTokenizer.from_pretrained(MODELS / checkpoint)
         ids = torch.tensor(tokenizer("Once upon a time there was a girl who had a red ball." * 2)["input_ids"])[None]
-        folder = scratch / f"{checkpoint}-{space_name}-{uniform}"
-        facts = export_pruned(model, tokenizer, ids, space_name, uniform, folder)
-        jobs.append({"folder": str(folder), "ragged": facts["loader"].needs_remote_code, "full": False})
-    return run_child(jobs, scratch), scratch
-
-
-@pytest.mark.parametrize("case", REAL, ids=lambda case: "-".join(map(str, case)))
-def test_real_checkpoints_reload_within_float32_rounding(checkpoints, case):
-    found, scratch = checkpoints
-    facts = found[str(scratch / "-".join(map(str, case)))]
-    assert "crash" not in facts, facts["crash"]
-    assert facts["difference"] <= 1e-5
+        facts = export_pruned(model, tokenizer, ids, space_name, uniform, tmp_path / name_of(case))
+        jobs.append(job(facts, full=False))
+    for folder, facts in run_child(jobs, tmp_path).items():
+        assert "crash" not in facts, facts["crash"]
+        assert facts["difference"] <= FLOAT32_LOGITS, folder

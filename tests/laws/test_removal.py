@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from tiny import CASES, DENSE, MIXTURES, NO_NARROW_HEADS, REFUSED, exact_norms, logits, random_masks, tiny_model
+from precision import EXACT
+from tiny import CASES, DENSE, MIXTURES, NO_NARROW_HEADS, REFUSED, logits, random_masks, tiny_model
 from transformers import AutoModelForCausalLM
 
 from tuneprune import families
@@ -15,6 +16,8 @@ from tuneprune.structure.budget import count_parameters
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.plan import Plan
 
+pytestmark = pytest.mark.usefixtures("full_precision")
+
 
 @pytest.fixture(params=CASES, ids="-".join)
 def case(request):
@@ -23,10 +26,8 @@ def case(request):
 
 
 @pytest.fixture
-def model(case, monkeypatch):
-    model = tiny_model(case[0])
-    exact_norms(model, monkeypatch)
-    return model
+def model(case):
+    return tiny_model(case[0])
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_masked_equals_compressed(model, space_name, uniform):
     dense = logits(model)
     assert (expected - dense).abs().max() > 1e-3  # the removal does something
     small = compress(model, architecture, space, Plan.from_masks(masks, space))
-    torch.testing.assert_close(logits(small), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(logits(small), expected, **EXACT)
 
 
 @pytest.mark.parametrize("uniform", [False, True])
@@ -101,7 +102,7 @@ def test_a_stock_class_that_derives_the_head_size_keeps_its_heads_and_loses_chan
         expected = logits(model)
     small = compress(model, architecture, space, Plan.from_masks(masks, space))
     assert not hasattr(small.config, "pruned")
-    torch.testing.assert_close(logits(small), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(logits(small), expected, **EXACT)
 
 
 @pytest.mark.parametrize(("variant", "space_name"), sorted(REFUSED))
@@ -127,9 +128,8 @@ def test_as_many_experts_everywhere_are_the_stock_class(variant):
 
 
 @pytest.mark.parametrize("ragged", [False, True])
-def test_fewer_experts_than_a_token_goes_to_are_all_asked(monkeypatch, ragged):
+def test_fewer_experts_than_a_token_goes_to_are_all_asked(ragged):
     model = tiny_model("qwen3_moe")
-    exact_norms(model, monkeypatch)
     architecture, space = parts(model, "experts")
     masks = {group.name: (torch.arange(8) == 3 + ragged * group.layer).float() for group in space.groups}
     if ragged:
@@ -138,7 +138,7 @@ def test_fewer_experts_than_a_token_goes_to_are_all_asked(monkeypatch, ragged):
         expected = logits(model)
     small = compress(model, architecture, space, Plan.from_masks(masks, space))
     assert hasattr(small.config, "pruned") == ragged
-    torch.testing.assert_close(logits(small), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(logits(small), expected, **EXACT)
 
 
 @pytest.mark.parametrize("use_cache", [True, False])

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from tiny import VARIANTS, exact_norms, logits, random_masks, tiny_model
+from precision import EXACT
+from tiny import VARIANTS, logits, random_masks, tiny_model
 
 from tuneprune import families
 from tuneprune.compress import compress, cut, rewrite
@@ -12,14 +13,14 @@ from tuneprune.structure.edits import EVERYWHERE, Keep, Rotate
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.plan import Plan
 
+pytestmark = pytest.mark.usefixtures("full_precision")
+
 ROTATED = [variant for variant in VARIANTS if families.describe(tiny_model(variant)).is_rotatable]
 
 
 @pytest.fixture(params=ROTATED)
-def model(request, monkeypatch):
-    model = tiny_model(request.param)
-    exact_norms(model, monkeypatch)
-    return model
+def model(request):
+    return tiny_model(request.param)
 
 
 def random_basis(size, seed):
@@ -37,7 +38,7 @@ def test_one_basis_everywhere_changes_nothing(model):
     expected, before = logits(model), [p.clone() for p in model.parameters()]
     plan = Plan((Rotate(EVERYWHERE, random_basis(architecture.hidden, 0)),), space.fingerprint)
     rotated = rewrite(model, architecture, space, plan)
-    torch.testing.assert_close(logits(rotated), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(logits(rotated), expected, **EXACT)
     assert any((p - old).abs().max() > 0.1 for p, old in zip(rotated.parameters(), before, strict=False))
     assert sum(p.numel() for p in rotated.parameters()) == space.num_parameters + plan.added(space)
     assert (plan.added(space) > 0) == architecture.tied  # the head becomes a tensor of its own
@@ -50,7 +51,7 @@ def test_a_rotated_model_of_the_dense_shape_is_a_stock_model(model):
     small = compress(model, architecture, space, plan)
     assert not hasattr(small.config, "pruned")
     assert not small.config.tie_word_embeddings
-    torch.testing.assert_close(logits(small), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(logits(small), expected, **EXACT)
 
 
 def test_bases_of_another_size_or_at_some_norms_only_are_refused(model):
@@ -83,7 +84,7 @@ def test_a_basis_for_every_norm_changes_nothing(model):
     expected = logits(model)
     plan = rotated_everywhere(architecture, space, space.ones())
     small = compress(model, architecture, space, plan)
-    torch.testing.assert_close(logits(small), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(logits(small), expected, **EXACT)
     assert sum(p.numel() for p in small.parameters()) == space.num_parameters + plan.added(space)
 
 
@@ -101,7 +102,7 @@ def test_rotated_and_masked_equals_rotated_and_cut(model, is_global):
         expected = logits(model)
     assert (expected - dense).abs().max() > 1e-3
     small = cut(model, architecture, space, plan)
-    torch.testing.assert_close(logits(small), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(logits(small), expected, **EXACT)
     counted = space.count(plan.widths(space)) + plan.added(space)
     assert sum(p.numel() for p in small.parameters()) == counted
     assert hasattr(small.config, "pruned") == (not is_global or families.describe_config(small.config).hidden == 32)

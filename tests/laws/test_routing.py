@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from tiny import CASES, DENSE, ROUNDED, UNGATED, logits, probe_ids, routed_plan, tiny_model
+from precision import EXACT
+from tiny import CASES, DENSE, UNGATED, logits, probe_ids, routed_plan, tiny_model
 
 from tuneprune import families
 from tuneprune.compress import compress
@@ -12,6 +13,8 @@ from tuneprune.compress.modeling_pruned import RoutedMlp
 from tuneprune.structure import spaces
 from tuneprune.structure.edits import Route
 from tuneprune.structure.routing import simulated, token_mask, top_experts
+
+pytestmark = pytest.mark.usefixtures("full_precision")
 
 ROUTED = [
     (variant, space, top_k)
@@ -36,30 +39,29 @@ def case(request):
     with simulated(model, space, plan):
         expected = logits(model)
     small = compress(copy.deepcopy(model), architecture, space, plan)
-    close = 1e-5 if (variant, space_name) in ROUNDED else 1e-9
-    return model, space, plan, expected, small, {"rtol": close, "atol": close}
+    return model, space, plan, expected, small
 
 
 def test_simulated_equals_grouped_execution(case):
-    model, _, _, expected, small, close = case
+    model, _, _, expected, small = case
     assert (expected - logits(model)).abs().max() > 1e-3
-    torch.testing.assert_close(logits(small), expected, **close)
+    torch.testing.assert_close(logits(small), expected, **EXACT)
 
 
 def test_masked_execution_equals_grouped_execution(case, monkeypatch):
-    _, _, _, expected, small, close = case
+    _, _, _, expected, small = case
     monkeypatch.setattr(RoutedMlp, "tokens_worth_grouping", 1000)
-    torch.testing.assert_close(logits(small), expected, **close)
+    torch.testing.assert_close(logits(small), expected, **EXACT)
     monkeypatch.setattr(RoutedMlp, "tokens_worth_grouping", 0)
     masked = small(input_ids=probe_ids(), use_cache=False).logits  # autograd watches
-    torch.testing.assert_close(masked.detach(), expected, **close)
+    torch.testing.assert_close(masked.detach(), expected, **EXACT)
     masked.logsumexp(-1).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in small.parameters())
     assert all(mlp.router.grad.abs().max() > 0 for mlp in small.modules() if isinstance(mlp, RoutedMlp))
 
 
 def test_counts_the_union_and_the_routers(case):
-    _, space, plan, _, small, _ = case
+    _, space, plan, _, small = case
     assert sum(p.numel() for p in small.parameters()) == space.count(plan.widths(space)) + plan.added(space)
 
 
@@ -94,7 +96,7 @@ def test_a_hooked_projection_is_not_passed_by():
     small = compress(model, architecture, space, routed_plan(space, architecture))
     plain, calls = logits(small), []
     small.model.layers[0].mlp.down_proj.register_forward_pre_hook(lambda *_: calls.append(1))
-    torch.testing.assert_close(logits(small), plain, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(logits(small), plain, **EXACT)
     assert calls
 
 

@@ -3,6 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from precision import EXACT, FLOAT32, within
 from tiny import tiny_model
 
 from tuneprune.data import Encoded, Stream
@@ -156,10 +157,10 @@ def test_what_cannot_be_streamed(encoded, changes, error, message):
         stream(encoded, **changes)
 
 
-# Eager attention takes its softmax in fp32.
-@pytest.mark.parametrize(("attention", "tolerance"), [("sdpa", 1e-12), ("eager", 1e-6)])
+@pytest.mark.usefixtures("full_precision")
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("variant", ["llama", "mistral", "qwen2", "qwen3", "phi3"])
-def test_a_packed_document_is_computed_as_if_alone(variant, attention, tolerance):
+def test_a_packed_document_is_computed_as_if_alone(variant, attention):
     model = tiny_model(variant, dtype=torch.float64).eval()
     model.set_attn_implementation(attention)
     random = np.random.default_rng(1)
@@ -176,7 +177,7 @@ def test_a_packed_document_is_computed_as_if_alone(variant, attention, tolerance
             starts = [i for i, position in enumerate(positions) if position == 0]
             for start, end in zip(starts, [*starts[1:], len(positions)], strict=True):
                 alone = model(batch["input_ids"][row : row + 1, start:end], use_cache=False).logits
-                assert torch.allclose(packed[row, start:end], alone[0], rtol=0, atol=tolerance)
+                torch.testing.assert_close(packed[row, start:end], alone[0], **EXACT)
 
 
 def test_loss_of_a_packed_batch_is_the_mean_over_documents_alone():
@@ -191,4 +192,4 @@ def test_loss_of_a_packed_batch_is_the_mean_over_documents_alone():
     for packing in (True, False):
         source = stream(encoded, packing=packing)
         source = stream(encoded, packing=packing, batch_size=len(source))
-        assert torch.allclose(model(**source.next(), use_cache=False).loss, mean, atol=1e-12)
+        torch.testing.assert_close(model(**source.next(), use_cache=False).loss, mean, **within(FLOAT32))

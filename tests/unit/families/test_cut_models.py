@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
+from precision import EXACT
 from tiny import (
     CASES,
     DENSE,
     NO_NARROW_HEADS,
     NO_NARROW_STREAM,
     VARIANTS,
-    exact_norms,
     logits,
     random_masks,
     tiny_model,
@@ -66,7 +66,7 @@ def test_a_head_count_llama_refuses_is_hosted_by_mistral_with_the_same_logits(ch
     small = compress(model, architecture, space, Plan.from_masks(masks, space))
     assert type(small) is MistralForCausalLM
     assert small.config.num_attention_heads == 3
-    torch.testing.assert_close(logits(small), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(logits(small), expected, **EXACT)
 
 
 @pytest.mark.parametrize(
@@ -80,9 +80,8 @@ def test_a_head_count_llama_refuses_is_hosted_by_mistral_with_the_same_logits(ch
         ("phi3", {"resid_pdrop": 0.1}, "phi3"),
     ],
 )
-def test_fewer_heads_are_hosted_where_other_readers_take_a_head_size(variant, changes, host, monkeypatch):
+def test_fewer_heads_are_hosted_where_other_readers_take_a_head_size(variant, changes, host, full_precision):
     model = tiny_model(variant, **changes)
-    exact_norms(model, monkeypatch)
     architecture = families.describe(model)
     space = spaces.build("width", architecture, model)
     masks = random_masks(space, uniform=True)
@@ -96,7 +95,7 @@ def test_fewer_heads_are_hosted_where_other_readers_take_a_head_size(variant, ch
     small = compress(model, architecture, space, Plan.from_masks(masks, space))
     assert small.config.model_type == host
     assert (small.config.num_attention_heads, small.config.head_dim) == (2, 8)
-    torch.testing.assert_close(logits(small), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(logits(small), expected, **EXACT)
 
 
 def test_a_llama_with_biases_has_no_such_host():

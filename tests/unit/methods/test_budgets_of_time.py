@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from precision import FLOAT32
 from tiny_tuning import ATP, setting
 from toy_latency import timed
 from toy_spaces import tiny_space
@@ -61,7 +62,7 @@ def test_the_distance_to_a_time_is_the_log_ratio_over_what_decisions_change():
     left = 2 * 2.0 + 2 * 2.4  # ms: two of four KV groups, 24 of 48 channels, in each of two layers
     expected = math.log(left) - math.log(0.5 * 22.6 - 5)
     distance = budget_distance(space, half, budget.target(space), budget)
-    assert distance.item() == pytest.approx(expected, rel=1e-6)
+    assert distance.item() == pytest.approx(expected, rel=FLOAT32)
     distance.backward()
     assert all((mask.grad > 0).all() for mask in half.values())
 

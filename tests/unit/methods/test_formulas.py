@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from precision import FLOAT32
 from tiny_tuning import setting
 
 from tuneprune.methods.generator import FreeGenerator, TransformerGenerator, budget_distance
@@ -57,7 +58,7 @@ def fill_unit(made, unit, up=(3.0, 4.0), down=12.0):
 def test_gumbel_sigmoid_by_hand():
     logits, noise = torch.tensor([0.2, -5.0]), torch.tensor([0.1, 0.5])
     found = gumbel_sigmoid(logits, noise, base=3.0, temperature=0.4)
-    assert found.tolist() == pytest.approx([1 / (1 + math.exp(-3.3 / 0.4)), 1 / (1 + math.exp(1.5 / 0.4))], rel=1e-5)
+    assert found.tolist() == pytest.approx([1 / (1 + math.exp(-3.3 / 0.4)), 1 / (1 + math.exp(1.5 / 0.4))], rel=FLOAT32)
 
 
 def test_sampling_starts_from_the_whole_model():
@@ -74,8 +75,8 @@ def test_budget_distance_is_the_log_ratio_over_the_prunable_part(made):
     left = space.parameters_left(half).item() - fixed
     target = fixed + space.num_prunable // 4
     expected = abs(math.log(left) - math.log(space.num_prunable // 4))
-    assert budget_distance(space, half, target).item() == pytest.approx(expected, rel=1e-6)
-    assert budget_distance(space, space.ones(), space.num_parameters).item() == pytest.approx(0, abs=1e-6)
+    assert budget_distance(space, half, target).item() == pytest.approx(expected, rel=FLOAT32)
+    assert budget_distance(space, space.ones(), space.num_parameters).item() == pytest.approx(0, abs=FLOAT32)
 
 
 def test_budget_distance_pushes_towards_the_target_from_both_sides(made):
@@ -91,7 +92,7 @@ def test_group_lasso_by_hand(made):
     fill_unit(made, 5, up=(0.0, 8.0), down=6.0)  # 10
     masks = removing(made.space, group, 2, 5)
     lasso = group_lasso(made.model, made.space, masks, epsilon=0.0)
-    assert lasso.item() == pytest.approx(23 / len(made.space.groups), rel=1e-5)
+    assert lasso.item() == pytest.approx(23 / len(made.space.groups), rel=FLOAT32)
     assert group_lasso(made.model, made.space, made.space.ones()).item() == 0
 
 
@@ -100,7 +101,9 @@ def test_group_lasso_pulls_on_removed_units_only(made):
     fill_unit(made, 3)
     group_lasso(made.model, made.space, removing(made.space, group, 2)).backward()
     gradient = lora_factors(made.model, mlp_group(made.space)[1]).up.grad
-    assert gradient[2].tolist() == pytest.approx([3 / 13 / len(made.space.groups), 4 / 13 / len(made.space.groups)])
+    assert gradient[2].tolist() == pytest.approx(
+        [3 / 13 / len(made.space.groups), 4 / 13 / len(made.space.groups)], rel=FLOAT32
+    )
     assert gradient[3].count_nonzero() == 0
     assert all(torch.isfinite(p.grad).all() for p in made.model.parameters() if p.grad is not None)
 
@@ -112,9 +115,9 @@ def test_proximal_step_is_the_closed_form(made):
     masks = removing(made.space, group, 2, 5)  # all removals lie in this group, so its share is 1
     proximal_step(made.model, made.space, masks, strength=2.0)
     norms = lora_norms(made.model, group)
-    assert norms[2].item() == pytest.approx(11.0, rel=1e-5)  # (13 - 2) / 13 of everything
+    assert norms[2].item() == pytest.approx(11.0, rel=FLOAT32)  # (13 - 2) / 13 of everything
     assert norms[5].item() == 0  # 1 < 2
-    assert norms[7].item() == pytest.approx(13.0, rel=1e-6)  # kept
+    assert norms[7].item() == pytest.approx(13.0, rel=FLOAT32)  # kept
 
 
 def test_proximal_step_is_shared_by_the_groups_removals(made):
@@ -123,7 +126,7 @@ def test_proximal_step_is_shared_by_the_groups_removals(made):
     masks = removing(made.space, group, 2)
     masks[other.name][:3] = 0  # three of four removals are elsewhere
     proximal_step(made.model, made.space, masks, strength=4.0)
-    assert lora_norms(made.model, group)[2].item() == pytest.approx(12.0, rel=1e-5)
+    assert lora_norms(made.model, group)[2].item() == pytest.approx(12.0, rel=FLOAT32)
 
 
 def test_proximal_strength_rises_from_zero_to_the_whole_weight():
@@ -140,7 +143,7 @@ def test_linear_decay_is_a_straight_line_to_exactly_zero(made):
     for step in range(4):
         linear_decay(made.model, made.space, masks, step, 4)
         seen.append(lora_norms(made.model, group)[2].item())
-    assert seen[:3] == pytest.approx([13 * 3 / 4, 13 * 2 / 4, 13 / 4], rel=1e-5)
+    assert seen[:3] == pytest.approx([13 * 3 / 4, 13 * 2 / 4, 13 / 4], rel=FLOAT32)
     assert seen[3] == 0
     assert lora_norms(made.model, group)[3].item() == pytest.approx(13)
     fill_unit(made, 2)
@@ -177,7 +180,7 @@ def test_transformer_generator_starts_near_zero_and_follows_its_seed(made):
 
 def test_generator_inputs_are_orthogonal_and_frozen(made):
     generator = TransformerGenerator(made.space, size=8, blocks=1, heads=2, random=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(generator.inputs @ generator.inputs.T, torch.eye(2), atol=1e-6, rtol=0)
+    torch.testing.assert_close(generator.inputs @ generator.inputs.T, torch.eye(2), atol=FLOAT32, rtol=0)
     assert "inputs" not in dict(generator.named_parameters())
 
 
@@ -192,7 +195,7 @@ def test_magnitude_by_hand(tmp_path):
     group, gate = mlp_group(made.space)
     layer = made.model.get_submodule(gate.removesuffix(".gate_proj"))
     pieces = [layer.gate_proj.weight[7], layer.up_proj.weight[7], layer.down_proj.weight[:, 7]]
-    assert magnitude(made.subject)[group.name][7].item() == pytest.approx(torch.cat(pieces).norm().item(), rel=1e-5)
+    assert magnitude(made.subject)[group.name][7].item() == pytest.approx(torch.cat(pieces).norm().item(), rel=FLOAT32)
 
 
 def test_taylor_is_the_squared_change_of_the_loss(tmp_path):
