@@ -13,6 +13,7 @@ import torch
 from precision import FullPrecision
 from pytest_socket import socket_allow_hosts
 from transformers.utils import logging
+from warm import WarmProcesses
 
 torch.set_num_threads(1)
 logging.disable_progress_bar()
@@ -32,6 +33,13 @@ def _offline():
 def model_folder(tmp_path_factory):
     """A tiny LLaMA of random weights with a tokenizer of 64 words, as a Hugging Face folder."""
     return tiny_runs.save_model(tmp_path_factory.mktemp("base") / "llama", max_position_embeddings=128)
+
+
+@pytest.fixture(scope="session")
+def warm_processes(tmp_path_factory):
+    warm = WarmProcesses(tmp_path_factory.mktemp("warm"))
+    yield warm
+    warm.close()
 
 
 @pytest.fixture

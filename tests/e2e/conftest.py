@@ -10,8 +10,17 @@ import pytest
 import tiny_runs
 
 from tuneprune import cli
+from tuneprune.export import fresh
 
 REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _warm_proofs(warm_processes):
+    """An import takes longer than the rest of a proof; unit/export/test_proof.py has really fresh processes."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(fresh, "run_tied", warm_processes.run)
+        yield
 
 
 @pytest.fixture
