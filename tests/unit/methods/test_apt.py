@@ -4,7 +4,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tiny_tuning import assert_equal, hooks_of, setting, trainable
+from precision import FLOAT32
+from tiny_tuning import assert_equal, hooks_of, setting
 
 from tuneprune import methods
 from tuneprune.errors import ConfigError, TunePruneError
@@ -92,7 +93,7 @@ def test_falling_by_hand():
     for _ in range(10):
         soft = fallen(soft, hard, 10)
         seen.append(soft[1].item())
-    assert seen == pytest.approx([1 - step / 10 for step in range(1, 11)], abs=1e-6)
+    assert seen == pytest.approx([1 - step / 10 for step in range(1, 11)], abs=FLOAT32)
     assert soft.tolist() == [1, 0, 0]
 
 
@@ -130,33 +131,6 @@ def test_skipped_step_is_not_observed(tmp_path):
     )
     assert made.tuner.run(search).skipped_steps == 1
     assert all(torch.isfinite(value).all() for value in search._salience.values())
-
-
-@pytest.mark.parametrize("stop", [4, 7])
-def test_state_dict_continues_identically(tmp_path, stop):
-    class Interrupt(Exception):
-        pass
-
-    def start(folder):
-        made = setting(tmp_path / folder, steps=12, checkpoint_every=stop)
-        return made, begin(made, every=2, fall_share=0.3)
-
-    whole, whole_search = start("whole")
-    whole.tuner.run(whole_search, fingerprint="f")
-    cut, cut_search = start("cut")
-
-    def interrupt(metrics):
-        if metrics["step"] == stop + 1:
-            raise Interrupt
-
-    cut.tuner.observe = interrupt
-    with pytest.raises(Interrupt):
-        cut.tuner.run(cut_search, fingerprint="f")
-    again, again_search = start("cut")
-    again.tuner.run(again_search, fingerprint="f", resume=True)
-    assert_equal(whole_search._salience, again_search._salience)
-    assert_equal(dict(whole_search.masks()), dict(again_search.masks()))
-    assert_equal(trainable(whole.model), trainable(again.model))
 
 
 def test_nothing_seen_is_an_error(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_tuning import assert_equal, hooks_of, setting, trainable
+from tiny_tuning import assert_equal, hooks_of, setting
 
 from tuneprune.methods.compensate import gated_inputs
 from tuneprune.methods.regularise import lora_residue
@@ -220,36 +220,6 @@ def test_lora_aware_off_masks_lora_too(tmp_path):
         moved[lora_aware] = values[search.masks()[attention.name] == 0].abs().max().item()
     assert moved[False] == 0
     assert moved[True] > 0
-
-
-@pytest.mark.parametrize(("decisions", "compensate"), [("sampled", False), ("on_budget", False), ("on_budget", True)])
-@pytest.mark.parametrize("stop", [2, 5])
-def test_state_dict_continues_identically(tmp_path, decisions, compensate, stop):
-    def begin(folder):
-        made = setting(tmp_path / folder, steps=8, checkpoint_every=stop)
-        options = {"decisions": decisions, "compensate": compensate, "control_share": 0.5}
-        return made, made.begin(generator_learning_rate=0.3, **options)
-
-    whole, whole_search = begin("whole")
-    whole.tuner.run(whole_search, fingerprint="f")
-
-    class Interrupt(Exception):
-        pass
-
-    def interrupt(metrics):
-        if metrics["step"] == stop + 1:
-            raise Interrupt
-
-    cut, cut_search = begin("cut")
-    cut.tuner.observe = interrupt
-    with pytest.raises(Interrupt):
-        cut.tuner.run(cut_search, fingerprint="f")
-    again, again_search = begin("cut")
-    again.tuner.run(again_search, fingerprint="f", resume=True)
-    assert_equal(trainable(whole.model), trainable(again.model))
-    assert_equal(whole_search.generator.state_dict(), again_search.generator.state_dict())
-    assert same(whole_search.plan().masks(whole.space), again_search.plan().masks(again.space))
-    assert_equal(dict(whole.model.named_parameters()), dict(again.model.named_parameters()))
 
 
 def test_seed_decides(tmp_path):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from precision import FLOAT32
 from tiny_tuning import assert_equal, hooks_of, setting, trainable
 
 from tuneprune import methods
@@ -68,13 +69,13 @@ def test_masks_and_budget_term_by_hand(tmp_path):
     kept = made.space.count(dict.fromkeys(fixed, 5)) - (made.space.num_parameters - made.space.num_prunable)
     expected = 2 * abs(math.log(kept) - math.log(made.space.num_prunable / 2))
     penalty = search.penalty()
-    assert penalty.item() == pytest.approx(expected, rel=1e-5)
+    assert penalty.item() == pytest.approx(expected, rel=FLOAT32)
     penalty.backward()
     assert all((logits.grad < 0).all() for logits in fixed.values())  # too little is kept: every logit is pulled up
     soft = search._soft()
     for value in soft.values():
-        assert value[0].item() == pytest.approx(1 / (1 + math.exp(-(1 + 0.2 + 3) / 0.4)))
-        assert value[-1].item() == pytest.approx(1 / (1 + math.exp((6 - 0.2 - 3) / 0.4)))
+        assert value[0].item() == pytest.approx(1 / (1 + math.exp(-(1 + 0.2 + 3) / 0.4)), rel=FLOAT32)
+        assert value[-1].item() == pytest.approx(1 / (1 + math.exp((6 - 0.2 - 3) / 0.4)), rel=FLOAT32)
 
 
 def test_hypernetwork_learns_first_then_lora_under_the_fixed_decision(tmp_path):
@@ -123,30 +124,3 @@ def test_micro_batches_share_a_sample(tmp_path, micro_batch_size):
         made.tuner.run(searches[-1])
     states = [search.hypernetwork.state_dict() for search in searches]
     assert_equal(*states, rtol=1e-3, atol=2e-4)
-
-
-@pytest.mark.parametrize("stop", [2, 5])
-def test_state_dict_continues_identically(tmp_path, stop):
-    class Interrupt(Exception):
-        pass
-
-    def start(folder):
-        made = made_with_disp(tmp_path / folder, steps=8, checkpoint_every=stop, dropout=0.2)
-        return made, begin(made)
-
-    whole, whole_search = start("whole")
-    whole.tuner.run(whole_search, fingerprint="f")
-    cut, cut_search = start("cut")
-
-    def interrupt(metrics):
-        if metrics["step"] == stop + 1:
-            raise Interrupt
-
-    cut.tuner.observe = interrupt
-    with pytest.raises(Interrupt):
-        cut.tuner.run(cut_search, fingerprint="f")
-    again, again_search = start("cut")
-    again.tuner.run(again_search, fingerprint="f", resume=True)
-    assert_equal(whole_search.hypernetwork.state_dict(), again_search.hypernetwork.state_dict())
-    assert_equal(dict(whole_search.masks()), dict(again_search.masks()))
-    assert_equal(trainable(whole.model), trainable(again.model))

@@ -1,18 +1,14 @@
 """What holds for every registered method; a new one is covered the moment its file exists."""
 
-import importlib
-import pkgutil
-
 import pytest
 import torch
+from sweeps import quick_where
 from tiny_tuning import ATP, hooks_of, setting
 
 from tuneprune import methods
 from tuneprune.errors import ConfigError
-from tuneprune.methods.base import Decided, Method, Search
 from tuneprune.structure.budget import Budget, count_parameters
 from tuneprune.structure.edits import tensors_of
-from tuneprune.structure.spaces import SPACES
 from tuneprune.structure.weights import lora_entries, lora_norms
 
 EVERY = [(name, space) for name, method in methods.registry().items() for space in method.spaces]
@@ -35,14 +31,31 @@ def options(name):
     return ATP if name == "atp" else {"name": name, **small.get(name, {})}
 
 
+RESUMED = [
+    *((name, space, {}) for name, space in EVERY if not methods.registry()[name].one_shot),
+    ("atp", "width", {"decisions": "sampled", "compensate": False, "generator_learning_rate": 0.3}),
+    ("atp", "width", {"compensate": True, "control_share": 0.5}),
+    ("apt", "width", {"every": 2, "fall_share": 0.3}),
+    ("hesso", "width", {"corrective": True, "end_share": 0.8, "periods": 2}),
+    ("loraprune", "width", {"every": 1, "revisable": True}),
+    ("pat", "residual", {"milestone_share": 0.5}),
+]
+"""Every method that decides while it tunes, and some of their options."""
+
+
 def decided(plan):
     """What a plan says, as plain lists."""
     return [{name: tensor.tolist() for name, tensor in tensors_of(edit).items()} for edit in plan.edits]
 
 
-@pytest.mark.parametrize(("name", "space_name"), EVERY)
-@pytest.mark.parametrize("variant", ["llama", "phi3"])
-def test_ends_in_a_plan_within_the_budget_and_leaves_nothing_behind(tmp_path, name, space_name, variant):
+@pytest.mark.parametrize(
+    ("variant", "name", "space_name"),
+    quick_where(
+        lambda variant, name, space: (variant == "phi3") == (space == methods.registry()[name].spaces[0]),
+        ((variant, *case) for variant in ("llama", "phi3") for case in EVERY),
+    ),
+)
+def test_ends_in_a_plan_within_the_budget_and_leaves_nothing_behind(tmp_path, variant, name, space_name):
     for index, budget in enumerate(BUDGETS):
         method = methods.build(options(name))
         made = setting(tmp_path / str(index), variant=variant, space_name=space_name, lora=not method.one_shot, steps=3)
@@ -66,7 +79,9 @@ def test_ends_in_a_plan_within_the_budget_and_leaves_nothing_behind(tmp_path, na
                 assert (lora_norms(made.model, group)[masks[group.name] == 0] == 0).all()
 
 
-@pytest.mark.parametrize(("name", "space_name"), EVERY)
+@pytest.mark.parametrize(
+    ("name", "space_name"), quick_where(lambda name, space: space == methods.registry()[name].spaces[-1], EVERY)
+)
 def test_same_seed_same_plan(tmp_path, name, space_name):
     plans = []
     for attempt in range(2):
@@ -77,6 +92,54 @@ def test_same_seed_same_plan(tmp_path, name, space_name):
             made.tuner.run(search)
         plans.append(decided(search.plan()))
     assert plans[0] == plans[1]
+
+
+class Interrupt(Exception):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("stop", [2, 5])
+@pytest.mark.parametrize(
+    ("name", "space_name", "more"),
+    quick_where(lambda name, space, more: more or space == methods.registry()[name].spaces[0], RESUMED),
+    ids=lambda value: value if isinstance(value, str) else ",".join(value),
+)
+def test_resumed_equals_uninterrupted(tmp_path, name, space_name, more, stop):
+    def run(folder, *, until=None, resume=False):
+        """What a search of 8 steps ends with, or a checkpoint after every `stop` steps where it is interrupted."""
+        made = setting(tmp_path / folder, space_name=space_name, steps=8, checkpoint_every=stop, dropout=0.2)
+
+        def watch(metrics):
+            if metrics["step"] == until:
+                raise Interrupt
+
+        made.tuner.observe = watch
+        search = methods.build(options(name) | more).begin(made.subject, Budget(keep=0.7))
+        made.tuner.run(search, fingerprint="f", resume=resume)
+        state = search.state_dict()
+        return {"plan": decided(search.plan()), "state": state, "weights": dict(made.model.named_parameters())}
+
+    whole = run("whole")
+    with pytest.raises(Interrupt):
+        run("parts", until=stop + 1)
+    assert_same(run("parts", resume=True), whole)
+
+
+def assert_same(found, expected, name=""):
+    """Nested states, the tensors in them to the bit."""
+    assert type(found) is type(expected), name
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected), name
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys(), name
+        for key, value in expected.items():
+            assert_same(found[key], value, f"{name}.{key}")
+    elif isinstance(expected, list | tuple):
+        assert len(found) == len(expected), name
+        for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+            assert_same(one, other, f"{name}.{index}")
+    else:
+        assert found == expected, name
 
 
 def test_random_follows_its_seed(tmp_path):
@@ -100,29 +163,8 @@ def test_magnitude_keeps_the_largest(tmp_path):
     assert masks[group.name][10:30].all()
 
 
-def test_one_method_a_file_with_a_paper():
-    files = {
-        module.name
-        for module in pkgutil.iter_modules(methods.__path__)
-        if any(
-            isinstance(value, type)
-            and issubclass(value, Method)
-            and value.__module__ == f"tuneprune.methods.{module.name}"
-            for value in vars(importlib.import_module(f"tuneprune.methods.{module.name}")).values()
-        )
-    }
-    assert files - {"base"} == set(methods.registry())
-    assert all(method.paper.startswith("https://") for method in methods.registry().values())
+def test_every_method_is_described():
     assert all(method.__doc__ for method in methods.registry().values())
-    assert all(set(method.spaces) <= set(SPACES) for method in methods.registry().values())
-
-
-def test_inheritance_is_one_deep():
-    for base in (Method, Search):
-        assert all(
-            not child.__subclasses__() for child in base.__subclasses__() if child.__module__.startswith("tunep")
-        )
-    assert issubclass(Decided, Search)
 
 
 def test_a_preset_is_its_method_under_another_name_and_set_otherwise():

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny_tuning import assert_equal, hooks_of, setting, trainable
+from tiny_tuning import assert_equal, hooks_of, setting
 
 from tuneprune import methods
 from tuneprune.errors import ConfigError, UnsupportedModel
@@ -179,32 +179,6 @@ def test_corrective_cycle_expels_what_proves_indispensable(tmp_path, monkeypatch
     assert 3 < len(probed) <= 30  # what took its place was probed as well
     cycles = [masks for _, masks in probed[::3]]
     assert all(sum(masks[name] for masks in cycles).max() <= 1 for name in first)  # nobody twice
-
-
-@pytest.mark.parametrize("corrective", [False, True])
-def test_state_dict_continues_identically(tmp_path, corrective):
-    class Interrupt(Exception):
-        pass
-
-    def start(folder):
-        made = setting(tmp_path / folder, steps=10, checkpoint_every=4)
-        return made, begin(made, end_share=0.8, periods=2, corrective=corrective)
-
-    whole, whole_search = start("whole")
-    whole.tuner.run(whole_search, fingerprint="f")
-    cut, cut_search = start("cut")
-
-    def interrupt(metrics):
-        if metrics["step"] == 6:
-            raise Interrupt
-
-    cut.tuner.observe = interrupt
-    with pytest.raises(Interrupt):
-        cut.tuner.run(cut_search, fingerprint="f")
-    again, again_search = start("cut")
-    again.tuner.run(again_search, fingerprint="f", resume=True)
-    assert_equal(dict(whole_search.masks()), dict(again_search.masks()))
-    assert_equal(trainable(whole.model), trainable(again.model))
 
 
 @pytest.mark.parametrize("space_name", ["width", "head_dim", "disp"])

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tiny_tuning import assert_equal, setting, trainable
+from tiny_tuning import assert_equal, setting
 from toy_spaces import tiny_space
 
 from tuneprune import methods
@@ -169,33 +169,6 @@ def test_revisable_units_come_back(tmp_path):
         back[revisable] = any((late[name] > early[name]).any() for early, late in pairwise(seen) for name in late)
         assert search.plan().provenance["lora_residue"]["before_projection"] == 0
     assert back == {True: True, False: False}
-
-
-@pytest.mark.parametrize("revisable", [False, True])
-def test_state_dict_continues_identically(tmp_path, revisable):
-    class Interrupt(Exception):
-        pass
-
-    def start(folder):
-        made = setting(tmp_path / folder, steps=8, checkpoint_every=4)
-        return made, begin(made, every=1, revisable=revisable)
-
-    whole, whole_search = start("whole")
-    whole.tuner.run(whole_search, fingerprint="f")
-    cut, cut_search = start("cut")
-
-    def interrupt(metrics):
-        if metrics["step"] == 6:
-            raise Interrupt
-
-    cut.tuner.observe = interrupt
-    with pytest.raises(Interrupt):
-        cut.tuner.run(cut_search, fingerprint="f")
-    again, again_search = start("cut")
-    again.tuner.run(again_search, fingerprint="f", resume=True)
-    assert_equal(whole_search._importance, again_search._importance)
-    assert_equal(dict(whole_search.masks()), dict(again_search.masks()))
-    assert_equal(trainable(whole.model), trainable(again.model))
 
 
 def test_nothing_seen_is_an_error(tmp_path):

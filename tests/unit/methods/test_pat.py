@@ -5,8 +5,9 @@ import math
 
 import pytest
 import torch
-from tiny import cast_exactly, exact_norms, logits
-from tiny_tuning import assert_equal, hooks_of, setting, trainable
+from precision import EXACT, FLOAT32
+from tiny import cast_exactly, logits
+from tiny_tuning import hooks_of, setting
 
 from tuneprune import methods
 from tuneprune.compress import compress
@@ -34,8 +35,8 @@ def test_schedule_starts_with_ones_and_ends_with_a_step():
 
 def test_margin_pulls_both_sides_to_a_half():
     # positive: 0.5 is there, 0.1 misses by 0.4; the other: -0.2 misses by 0.3
-    assert margin(torch.tensor([0.5, 0.1, -0.2])).item() == pytest.approx(0.16 / 2 + 0.09)
-    assert margin(torch.tensor([0.0, -0.5])).item() == pytest.approx(0.25 / 2)
+    assert margin(torch.tensor([0.5, 0.1, -0.2])).item() == pytest.approx(0.16 / 2 + 0.09, rel=FLOAT32)
+    assert margin(torch.tensor([0.0, -0.5])).item() == pytest.approx(0.25 / 2, rel=FLOAT32)
 
 
 def test_operator_is_the_identity_at_first_and_then_what_its_factors_say():
@@ -53,10 +54,9 @@ def test_operator_is_the_identity_at_first_and_then_what_its_factors_say():
 
 
 @pytest.mark.parametrize("variant", ["llama", "llama3", "llama_mha_biased", "qwen3", "phi3", "gemma2", "olmo2"])
-def test_the_merged_model_is_the_stack_of_modules(tmp_path, variant, monkeypatch):
+def test_the_merged_model_is_the_stack_of_modules(tmp_path, variant, full_precision):
     made = setting(tmp_path, variant=variant, space_name="residual", dropout=0.1)
     cast_exactly(made.model, torch.float64).eval()
-    exact_norms(made.model, monkeypatch)
     search = begin(made, rank_share=0.1)
     torch.manual_seed(3)
     factors = [p for operator in search.operators.values() for p in operator.parameters()]
@@ -72,12 +72,11 @@ def test_the_merged_model_is_the_stack_of_modules(tmp_path, variant, monkeypatch
     plan = search.plan()
     assert search.plan() is plan  # folded once
     assert hooks_of(made.model) == 0
-    close = {"rtol": 1e-9, "atol": 1e-9}
     with Gates(made.model, made.space)(plan.masks(made.space)):
-        torch.testing.assert_close(logits(made.model), expected, **close)
+        torch.testing.assert_close(logits(made.model), expected, **EXACT)
     merge_lora(made.model, made.architecture)
     small = compress(made.model, made.architecture, made.space, plan)
-    torch.testing.assert_close(logits(small), expected, **close)
+    torch.testing.assert_close(logits(small), expected, **EXACT)
     assert not plan.added(made.space)
 
 
@@ -131,7 +130,7 @@ def test_the_penalty_pulls_towards_the_budget(tmp_path):
         (gradient,) = torch.autograd.grad(search.penalty(), search.logits)
         assert (gradient.sign() == sign).all()
     target = Budget(keep=0.7).target(made.space)
-    assert search.penalty().item() == pytest.approx(10 * (made.space.num_parameters - target) / target)
+    assert search.penalty().item() == pytest.approx(10 * (made.space.num_parameters - target) / target, rel=FLOAT32)
 
 
 def test_orthogonality_is_asked_of_all_operators(tmp_path):
@@ -143,46 +142,8 @@ def test_orthogonality_is_asked_of_all_operators(tmp_path):
     losses = [operator.identity_loss().item() for operator in operators]
     assert len(set(losses)) == 5
     penalty = search.penalty()
-    assert penalty.item() == pytest.approx(2 * sum(losses) / 5)
+    assert penalty.item() == pytest.approx(2 * sum(losses) / 5, rel=FLOAT32)
     penalty.backward()
     for operator in operators:
         assert operator.down.grad.abs().sum() > 0
         assert operator.up.grad.abs().sum() > 0
-
-
-def test_resumed_equals_uninterrupted(tmp_path):
-    finished = []
-    for folder, stops in (("whole", ()), ("parts", (3, 7))):
-        for stop in (*stops, 12):
-            made = setting(tmp_path / folder, space_name="residual", steps=12, checkpoint_every=1)
-            search = begin(made, milestone_share=0.5)
-            if stop < 12:
-                interrupt(search, made.tuner, stop)
-            else:
-                made.tuner.run(search, fingerprint="f", resume=True)
-        plan = search.plan()
-        finished.append((plan.masks(made.space), trainable(made.model), search.state_dict()))
-    (masks, weights, state), (other_masks, other_weights, other_state) = finished
-    assert_equal(masks, other_masks)
-    assert_equal(weights, other_weights)
-    assert torch.equal(state["logits"], other_state["logits"])
-    for site, operator in state["operators"].items():
-        assert_equal(operator, other_state["operators"][site])
-
-
-def interrupt(search, tuner, stop):
-    """Run until step `stop` is about to begin."""
-
-    class StoppedHere(Exception):
-        pass
-
-    before_step = search.before_step
-
-    def watch(step):
-        if step == stop:
-            raise StoppedHere
-        return before_step(step)
-
-    search.before_step = watch
-    with pytest.raises(StoppedHere):
-        tuner.run(search, fingerprint="f", resume=True)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from precision import FLOAT32
 from tiny import logits
 from tiny_tuning import assert_equal, hooks_of, setting, trainable
 
@@ -41,8 +42,8 @@ def kept(made, plan):
 
 
 def test_log_distance_is_log_of_the_larger_over_the_smaller():
-    assert log_distance(torch.tensor(4.0), 2.0).item() == pytest.approx(math.log(2))
-    assert log_distance(torch.tensor(1.0), 2.0).item() == pytest.approx(math.log(2))
+    assert log_distance(torch.tensor(4.0), 2.0).item() == pytest.approx(math.log(2), rel=FLOAT32)
+    assert log_distance(torch.tensor(1.0), 2.0).item() == pytest.approx(math.log(2), rel=FLOAT32)
 
 
 def test_load_balance_is_one_for_equal_loads_and_the_number_of_experts_for_one_that_takes_all():
@@ -52,16 +53,18 @@ def test_load_balance_is_one_for_equal_loads_and_the_number_of_experts_for_one_t
     assert load_balance(one, one).item() == pytest.approx(4.0)
     # two tokens of three on the first: 2 * (2/3 * 0.6 + 1/3 * 0.4)
     chosen = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    assert load_balance(torch.tensor([[0.6, 0.4]]).expand(3, 2), chosen).item() == pytest.approx(2 * 1.6 / 3)
+    assert load_balance(torch.tensor([[0.6, 0.4]]).expand(3, 2), chosen).item() == pytest.approx(
+        2 * 1.6 / 3, rel=FLOAT32
+    )
 
 
 def test_divergence_sums_over_tokens_with_a_label():
     even, uneven = torch.tensor([0.0, 0.0]), torch.tensor([math.log(3.0), 0.0])  # (1/2, 1/2) and (3/4, 1/4)
     teacher, student = even.expand(1, 3, 2), uneven.expand(1, 3, 2)
     one = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
-    assert divergence(teacher, student, torch.tensor([[-100, 1, 0]])).item() == pytest.approx(2 * one)
-    assert divergence(teacher, student, torch.tensor([[-100, -100, 0]])).item() == pytest.approx(one)
-    assert divergence(student, student, torch.tensor([[-100, 1, 0]])).item() == pytest.approx(0.0, abs=1e-7)
+    assert divergence(teacher, student, torch.tensor([[-100, 1, 0]])).item() == pytest.approx(2 * one, rel=FLOAT32)
+    assert divergence(teacher, student, torch.tensor([[-100, -100, 0]])).item() == pytest.approx(one, rel=FLOAT32)
+    assert divergence(student, student, torch.tensor([[-100, 1, 0]])).item() == pytest.approx(0.0, abs=FLOAT32)
 
 
 def test_union_is_exact_and_shares_its_gradient():
@@ -78,11 +81,17 @@ def test_size_terms():
     masks = {"mlp": torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])}
     # union 2 of 4 channels: 20 of 40 parameters; target 70 leaves 10 of them; the widest expert has all of the union
     budget_term, union_term = size_terms(space, masks, ["mlp"], target=70, expert_share=0.5)
-    assert (budget_term.item(), union_term.item()) == (pytest.approx(math.log(2)), pytest.approx(math.log(2)))
+    assert (budget_term.item(), union_term.item()) == (
+        pytest.approx(math.log(2), rel=FLOAT32),
+        pytest.approx(math.log(2), rel=FLOAT32),
+    )
     masks = {"mlp": torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])}
     # the widest expert has 1 of 4 channels, 10 parameters; half of the channels are in any
     budget_term, union_term = size_terms(space, masks, ["mlp"], target=70, expert_share=None)
-    assert (budget_term.item(), union_term.item()) == (pytest.approx(0.0, abs=1e-7), pytest.approx(math.log(2)))
+    assert (budget_term.item(), union_term.item()) == (
+        pytest.approx(0.0, abs=FLOAT32),
+        pytest.approx(math.log(2), rel=FLOAT32),
+    )
 
 
 def test_best_units_takes_the_first_of_equals():
@@ -198,7 +207,7 @@ def test_first_search_step_on_the_whole_model_diverges_from_nothing(tmp_path):
     made = setting(tmp_path, space_name="head_dim", steps=2)
     search = begin(made, base=50.0, prior="none")
     metrics = search.before_step(0)
-    assert metrics["calibration_loss"] == pytest.approx(0.0, abs=1e-6)
+    assert metrics["calibration_loss"] == pytest.approx(0.0, abs=FLOAT32)
     assert metrics["active_share"] == pytest.approx(1 + search.added / made.space.num_parameters)
 
 
@@ -217,35 +226,6 @@ def test_trained_under_the_plan_equals_merged_and_compressed(tmp_path, variant):
     torch.testing.assert_close(merged, tuned, rtol=1e-4, atol=1e-4)
     small = compress(made.model, made.architecture, made.space, plan)
     torch.testing.assert_close(logits(small), merged, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("stop", [2, 5])
-def test_resumed_search_ends_like_an_uninterrupted_one(tmp_path, stop):
-    whole = setting(tmp_path / "whole", space_name="head_dim", steps=8, checkpoint_every=1)
-    search = begin(whole)
-    whole.tuner.run(search)
-    expected = search.plan()
-
-    class Stop(Exception):
-        pass
-
-    def interrupt(metrics):
-        if metrics["step"] == stop + 1:
-            raise Stop
-
-    first = setting(tmp_path / "parts", space_name="head_dim", steps=8, checkpoint_every=1)
-    first.tuner.observe = interrupt
-    with pytest.raises(Stop):
-        first.tuner.run(begin(first))
-    second = setting(tmp_path / "parts", space_name="head_dim", steps=8, checkpoint_every=1)
-    search = begin(second)
-    second.tuner.run(search, resume=True)
-    found = search.plan()
-    assert_equal(trainable(whole.model), trainable(second.model))
-    assert found.provenance == expected.provenance
-    for one, other in zip(expected.of_kind(Route), found.of_kind(Route), strict=True):
-        assert torch.equal(one.experts, other.experts)
-        assert torch.equal(one.router["weight"], other.router["weight"])
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path):
