@@ -5,11 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 EXTRAS := dev
-CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+CORES := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+# A file stays on one worker, whose fixtures it shares; long files come first, as they are collected.
+WORKERS := -n $(CORES) --dist loadfile --no-loadscope-reorder
 QUICKSTART := out/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-exports faults check format clean
+.PHONY: help setup quickstart test test-all test-exports faults check format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -27,17 +29,20 @@ quickstart: setup ## tune and prune the embedded model, and compare with magnitu
 	rm -rf $(QUICKSTART)
 	$(BIN)/tuneprune compare runs/quickstart.yaml --methods atp,magnitude --out $(QUICKSTART)
 
-test: setup ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses $(CORES)
+test: setup ## run the tests, those marked slow excepted
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS)
+
+test-all: setup ## run the tests, slow ones too
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not campaign" $(WORKERS)
 
 # In an environment of its own: some of these packages change how slowly and how loudly others are imported.
 test-exports: ## run the tests of all export targets, with their runtimes, and write the table in docs/exports.md
 	$(MAKE) --no-print-directory BIN=.venv-exports/bin READY=.venv-exports/.ready VENV=.venv-exports EXTRAS=dev,exports setup
-	OMP_NUM_THREADS=1 .venv-exports/bin/python benchmarks/export_matrix.py -- -n auto --maxprocesses $(CORES)
+	OMP_NUM_THREADS=1 .venv-exports/bin/python benchmarks/export_matrix.py -- -n $(CORES)
 
 # One thread each: a busy machine must not change the last bits of anything.
 faults: setup ## kill, damage and mistreat runs for some minutes, and write the table in docs/reliability.md
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faults.py -- -n auto --maxprocesses $(CORES)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faults.py -- -n $(CORES)
 	$(BIN)/python benchmarks/fuzz.py
 
 check: setup ## lint, formatting, types, import layers

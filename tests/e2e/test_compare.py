@@ -33,10 +33,10 @@ def serial(run_file, server):
     return out
 
 
-def results(out):
-    """What every run decided and scored, as bytes and text."""
+def results(out, keep=""):
+    """What every run, or every one of a budget, decided and scored, as bytes and text."""
     found = {}
-    for path in sorted(out.glob("*/record.json")):
+    for path in sorted(out.glob(f"*{keep}*/record.json")):
         record = RunRecord.load(path)
         plan = (path.parent / "plan" / "plan.safetensors").read_bytes()
         found[path.parent.name] = (plan, record.scores.model_dump_json(), record.relative_performance.mean)
@@ -91,18 +91,18 @@ def test_what_a_comparison_leaves(serial):
 
 def test_parallel_is_serial(serial, run_file, server):
     out, log = run_file.parent / "parallel", run_file.parent / "log-parallel"
-    assert server.run(*arguments(run_file, out, "--jobs", 2), log=log) == 0, log.read_text()
-    assert results(out) == results(serial)
+    assert server.run(*arguments(run_file, out, "--jobs", 2, keep="0.6"), log=log) == 0, log.read_text()
+    assert results(out) == results(serial, "keep0.6")
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)])
 def test_stopped_comparison_goes_on_with_more(serial, run_file, server, tmp_path, number, status):
     out, log = tmp_path / "out", tmp_path / "log"
-    few = arguments(run_file, out, keep="0.8", seeds="0")
-    assert server.run_until(out / "magnitude-keep0.8-seed0" / "plan", number, *few, log=log) == status
+    few = arguments(run_file, out, keep="0.6", seeds="0")
+    assert server.run_until(out / "magnitude-keep0.6-seed0" / "plan", number, *few, log=log) == status
     assert len(list(out.glob("*/record.json"))) < 2
-    assert server.run(*arguments(run_file, out, "--resume", "--jobs", 2), log=log) == 0, log.read_text()
-    assert results(out) == results(serial)
+    assert server.run(*arguments(run_file, out, "--resume", keep="0.6"), log=log) == 0, log.read_text()
+    assert results(out) == results(serial, "keep0.6")
 
 
 def test_failed_cell_leaves_the_others_alone(serial, run_file, server, tmp_path):
@@ -111,19 +111,19 @@ def test_failed_cell_leaves_the_others_alone(serial, run_file, server, tmp_path)
     assert server.run(*arguments(run_file, out, methods="magnitude", **small), log=log) == 0, log.read_text()
     in_the_way = out / "random-space=disp-keep0.6-seed0"
     in_the_way.write_text("not a folder")
-    both = arguments(run_file, out, "--resume", "--jobs", 2)
+    both = arguments(run_file, out, "--resume", keep="0.6")
     log.unlink()
-    assert server.run(*both, log=log) == 2
+    assert server.run(*both, "--jobs", 2, log=log) == 2
     assert "1 run of the comparison failed" in log.read_text()
     assert f"{in_the_way.name}: --out" in log.read_text()
     assert "Traceback" not in log.read_text()
     comparison = ComparisonRecord.load(out / "comparison.json")
-    assert {cell.name for cell in comparison.cells} == CELLS - {in_the_way.name}
+    assert {cell.name for cell in comparison.cells} == {c for c in CELLS if "keep0.6" in c} - {in_the_way.name}
     assert set(comparison.failed) == {in_the_way.name}
     assert "1 of 2 seeds" in (out / "table.md").read_text()
     in_the_way.unlink()
     assert server.run(*both, log=log) == 0, log.read_text()
-    assert results(out) == results(serial)
+    assert results(out) == results(serial, "keep0.6")
 
 
 def test_other_base_is_refused_and_finished_work_is_not_repeated(serial, run_file, server, tmp_path):

@@ -64,6 +64,15 @@ def test_run_file_is_one():
     assert content.keys() >= needed
 
 
+def test_commands_and_their_options_exist(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    for line in (line for mark in ("commands", "exports", "stages") for line in shell_lines(block(mark))):
+        program, command, *arguments = shlex.split(line)
+        if program == "tuneprune":
+            known = invoke(command, "--help")
+            assert [one for one in arguments if one.startswith("--") and one not in known] == [], line
+
+
 @pytest.mark.slow
 def test_commands_work_in_their_order(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
