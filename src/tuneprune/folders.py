@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils.hub import cached_file
@@ -186,6 +187,24 @@ def check_numbers(config: Mapping[str, Any], model: str, key: str) -> None:
             raise ConfigError(
                 f"{key}: config.json of {model} says {name}={value:.4g}, where 1 to {limit} can be. Download the model"
                 " again."
+            )
+
+
+def check_precision(config: Mapping[str, Any], model: str, key: str) -> None:
+    """Refuse a precision that PyTorch does not know, such as `auto`, on which transformers fails.
+
+    Args:
+        config: what config.json says.
+
+    Raises:
+        ConfigError: says that it may be left out.
+    """
+    for name in ("dtype", "torch_dtype"):
+        said = config.get(name)
+        if isinstance(said, str) and not isinstance(getattr(torch, said.removeprefix("torch."), None), torch.dtype):
+            raise ConfigError(
+                f"{key}: config.json of {model} says {name}={said!r:.40}, which is not a precision. Take the entry out:"
+                " that of the weight files counts."
             )
 
 

@@ -16,14 +16,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from tuneprune import folders
+from tuneprune import corrections, folders
 from tuneprune.adapters import merge, merged_config
 from tuneprune.errors import ConfigError, UnsupportedModel, reading
 from tuneprune.export import Shape
 from tuneprune.families import refuse_unknown
 from tuneprune.structure.finite import all_finite
 
-SAFELY: dict[str, bool] = {"trust_remote_code": False, "use_safetensors": True}
+SAFELY: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
 """What transformers is told wherever it loads weights that anybody may have made."""
 WEIGHT_NAMES = (".weight", ".qweight", ".weight_packed")
 
@@ -66,7 +66,9 @@ def load_any_config(model: str) -> PretrainedConfig:
     with reading(f"model: the config of {model} describes no model"):
         Shape.of(config)
         if not hasattr(config, "pruned"):
-            check_room(model, config)
+            empty = skeleton(config)
+            check_room(model, empty)
+            corrections.follow_files(model, config, empty)
     return config
 
 
@@ -84,18 +86,24 @@ def read_config(model: str, *, any_family: bool = False, trust_remote_code: bool
     with reading(f"model: cannot read the config of {model}"):
         raw, _ = PretrainedConfig.get_config_dict(model)
         folders.check_numbers(raw, model, "model")
+        folders.check_precision(raw, model, "model")
         if not any_family:
             refuse_unknown(str(raw.get("model_type")))
-        return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    corrections.replace_missing(model, config)
+    return config
 
 
-def check_room(model: str, config: PretrainedConfig) -> None:
+def check_room(model: str, empty: PreTrainedModel) -> None:
     """Refuse a config of a model that the weight files beside it cannot hold.
+
+    Args:
+        empty: the model of the config, without memory behind its weights.
 
     Raises:
         ConfigError: says how many parameters both have.
     """
-    folders.check_sizes(sum(parameter.numel() for parameter in skeleton(config).parameters()), model, "model")
+    folders.check_sizes(sum(parameter.numel() for parameter in empty.parameters()), model, "model")
 
 
 def quantisation(config: PretrainedConfig) -> str:
@@ -152,11 +160,14 @@ def load_model(model: str, adapter: str | None, device: torch.device) -> PreTrai
         ConfigError: weights or an adapter that cannot be read or hold bad numbers, or an adapter of another base.
         UnsupportedModel: a model that cannot be cut.
     """
-    config = load_config(model, adapter)
-    dtype = torch.float32 if device.type == "cpu" else (config.dtype or torch.float32)
+    config = load_config(model)
+    if adapter is not None:
+        load_config(model, adapter)  # for its checks
+    dtype = torch.float32 if device.type == "cpu" else stored_dtype(config)
     folders.check_index(model, "model")
     with reading(f"model: cannot load {adapter or model}"):
-        both: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, output_loading_info=True, **SAFELY)
+        options = SAFELY | {"config": config, "dtype": dtype, "output_loading_info": True}
+        both: Any = AutoModelForCausalLM.from_pretrained(model, **options)
         loaded, info = both
         if info["missing_keys"]:
             missing = sorted(info["missing_keys"])
@@ -164,11 +175,26 @@ def load_model(model: str, adapter: str | None, device: torch.device) -> PreTrai
                 f"model: the weights of {model} are incomplete: {len(missing)} are missing, such as {missing[0]}."
                 " Download the model again."
             )
+        _refuse_news(model, config)
         if adapter is not None:
             loaded = merge(loaded, adapter)
     refuse_bad_weights(loaded, adapter or model)
     loaded.config.use_cache = True
     return loaded.to(device).eval()  # pyright: ignore[reportArgumentType]  (transformers hides its self)
+
+
+def _refuse_news(model: str, known: PretrainedConfig) -> None:
+    """Refuse to go on where files that were downloaded just now contradict what was planned by the config alone.
+
+    Raises:
+        ConfigError: says what to do: they are here now, and count from the start the next time.
+    """
+    config = load_any_config(model)
+    if (config.tie_word_embeddings, stored_dtype(config)) != (known.tie_word_embeddings, stored_dtype(known)):
+        raise ConfigError(
+            f"model: the weights of {model} were downloaded just now, and their precision, or whether head and"
+            " embeddings are one tensor, is not as its config.json says. Start again: what the files hold counts then."
+        )
 
 
 def refuse_bad_weights(model: PreTrainedModel, name: str) -> None:

@@ -1,7 +1,15 @@
 """What a run says while it works; the command line shows it, a library user may ignore it."""
 
+import logging
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
+
+
+@cache
+def remark(sentence: str) -> None:
+    """Say once, as a warning of the logger `tuneprune`, what was found and corrected where no progress is at hand."""
+    logging.getLogger("tuneprune").warning(sentence)
 
 
 class Progress:

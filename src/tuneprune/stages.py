@@ -99,9 +99,9 @@ def _any_model(
     folders.check_index(model, "model")
     with reading(f"cannot load {model}"):
         if not is_foreign:
-            check_room(model, config)
-        options = SAFELY | {"trust_remote_code": trust_remote_code}
-        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, **options)
+            check_room(model, skeleton(config))
+        options = SAFELY | {"trust_remote_code": trust_remote_code, "config": config, "dtype": dtype}
+        loaded = AutoModelForCausalLM.from_pretrained(model, **options)
     device: Any = "cuda" if torch.cuda.is_available() else "cpu"
     return loaded.to(device).eval()
 

@@ -49,10 +49,25 @@ class Commands(TyperGroup):
             sys.exit(status)
 
 
+class Remarks(logging.Handler):
+    """Shows what this program logs as lines of the terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line, in one process."""
+        if is_main_process():
+            typer.echo(f"! {printable(record.getMessage())}", err=True)
+
+
 def quieten() -> None:
-    """Leave out warnings of libraries that a user can do nothing about; before they are imported, as some warn then."""
+    """Leave out warnings of libraries that a user can do nothing about; before they are imported, as some warn then.
+
+    What this program itself logs is shown.
+    """
     for name in CHATTER:
         logging.getLogger(name).setLevel(logging.ERROR)
+    own = logging.getLogger("tuneprune")
+    if not any(isinstance(handler, Remarks) for handler in own.handlers):
+        own.addHandler(Remarks())
 
 
 def check_interpreter() -> None:

@@ -1,8 +1,11 @@
 """The safetensors files of a model, read a few rows at a time."""
 
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -12,6 +15,9 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 from tuneprune import folders
 from tuneprune.compress.conversion import Conversion, Pattern
 from tuneprune.errors import TunePruneError
+
+EQUAL_RUN = 2**22
+"""Numbers of two tensors that are compared at once."""
 
 
 class Checkpoint:
@@ -28,28 +34,34 @@ class Checkpoint:
             SafetensorError: a damaged file.
         """
         self._files: dict[str, Path] = {}
+        self._types: dict[str, str] = {}
+        self._sizes: dict[str, int] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         for file in files:
             with safe_open(file, framework="pt") as stored:
                 for key in stored.keys():  # noqa: SIM118  (no mapping)
-                    self._files[key] = file
-                    shapes[key] = tuple(stored.get_slice(key).get_shape())
+                    view = stored.get_slice(key)
+                    self._files[key], self._types[key] = file, str(view.get_dtype())
+                    shapes[key] = tuple(view.get_shape())
+                    self._sizes[key] = prod(shapes[key])
         self._conversion = Conversion(model)
+        self._held = self._conversion.sources(self._files)
         self._sources = {
-            name: sources
-            for name, sources in self._conversion.sources(self._files).items()
-            if self._are_readable(name, sources, shapes)
+            name: sources for name, sources in self._held.items() if self._are_readable(name, sources, shapes)
         }
 
     @classmethod
-    def find(cls, model_id: str, model: PreTrainedModel) -> "Checkpoint | None":
-        """The files of a folder or hub id, downloaded if need be; None where none are readable safetensors.
+    def find(cls, model_id: str, model: PreTrainedModel, *, local_files_only: bool = False) -> "Checkpoint | None":
+        """The files of a folder or hub id; None where none are readable safetensors.
+
+        Args:
+            local_files_only: whether to leave those of a hub id alone that were not downloaded yet.
 
         Raises:
             ConfigError: an index of files that leads out of its folder.
         """
         try:
-            return cls(_files(model_id), model)
+            return cls(_files(model_id, local_files_only=local_files_only), model)
         except TunePruneError:
             raise
         except (OSError, ValueError, KeyError, SafetensorError):
@@ -58,6 +70,30 @@ class Checkpoint:
     def __contains__(self, name: object) -> bool:
         """Whether the tensor is there in the shape that the model has, and can be read by rows."""
         return name in self._sources
+
+    def holds(self, name: str) -> bool:
+        """Whether the files have something of that name, in whatever shape."""
+        return name in self._held
+
+    def types(self) -> dict[str, int]:
+        """How many numbers of the model are stored in each type, such as `BF16`."""
+        counts: dict[str, int] = {}
+        keys = {key for sources in self._held.values() for stored in sources.values() for key in stored}
+        for key in keys:
+            counts[self._types[key]] = counts.get(self._types[key], 0) + self._sizes[key]
+        return counts
+
+    def are_equal(self, name: str, other: str) -> bool:
+        """Whether two tensors, in the shapes that the model has, hold the same numbers; read in runs of rows."""
+        if name not in self or other not in self:
+            return False
+        length, width = self._conversion.shapes[name][0], prod(self._conversion.shapes[name][1:])
+        step = max(1, EQUAL_RUN // max(1, width))
+        starts = range(0, length, step)
+        return all(
+            torch.equal(*(self.rows(which, start, start + step).double() for which in (name, other)))
+            for start in starts
+        )
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """The tensor's rows from `start` to `stop`, in the stored precision."""
@@ -80,16 +116,17 @@ class Checkpoint:
         return self._conversion.joins_by_row(name, found)
 
 
-def _files(model_id: str) -> list[Path]:
+def _files(model_id: str, *, local_files_only: bool) -> list[Path]:
     """The weight files, one or those that an index names.
 
     Raises:
         OSError: there are none.
     """
+    where: Any = {"local_files_only": local_files_only}
     try:
-        file = cached_file(model_id, SAFE_WEIGHTS_NAME)
+        file = cached_file(model_id, SAFE_WEIGHTS_NAME, **where)
         return [Path(str(file))]
     except OSError:
-        index = cached_file(model_id, SAFE_WEIGHTS_INDEX_NAME)
+        index = cached_file(model_id, SAFE_WEIGHTS_INDEX_NAME, **where)
         folders.check_index(model_id, "model")
-        return [Path(file) for file in get_checkpoint_shard_files(model_id, index)[0]]
+        return [Path(file) for file in get_checkpoint_shard_files(model_id, index, **where)[0]]
