@@ -36,6 +36,7 @@ def merge(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     from peft import PeftModel
 
     with _quietly():
+        _resize(adapter, model, _stored(adapter))
         return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 
@@ -46,16 +47,16 @@ def _fitted(adapter: str, skeleton: PreTrainedModel, options: Any) -> Pretrained
         ConfigError: names what does not fit.
     """
     from peft import get_peft_model, get_peft_model_state_dict
-    from peft.utils import load_peft_weights
 
     try:
-        stored = {name: tuple(tensor.shape) for name, tensor in load_peft_weights(adapter, device="cpu").items()}
+        stored = _stored(adapter)
         _refuse_rank(adapter, options, stored)
+        _resize(adapter, skeleton, stored)
         with within(PATIENCE_S, _other_base(adapter, options, "its target_modules match for minutes")):
             wrapped = get_peft_model(skeleton, options)
         _refuse_shared(adapter, skeleton, wrapped, options)
         wanted = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
-        found = _difference(stored, _shapes(wanted), _shapes(dict(skeleton.named_parameters()), "base_model.model."))
+        found = _difference(stored, _shapes(wanted), _shapes(dict(wrapped.named_parameters(remove_duplicate=False))))
         if found:
             raise _other_base(adapter, options, found)
         merged: Any = wrapped.merge_and_unload()
@@ -66,6 +67,50 @@ def _fitted(adapter: str, skeleton: PreTrainedModel, options: Any) -> Pretrained
     if merged.get_input_embeddings().weight is not merged.get_output_embeddings().weight:
         merged.config.tie_word_embeddings = False
     return merged.config
+
+
+def _stored(adapter: str) -> Shapes:
+    """The shapes of an adapter's weights by name, without the copies that peft keeps of embeddings trained in whole."""
+    from peft.utils import load_peft_weights
+
+    shapes = _shapes(load_peft_weights(adapter, device="cpu"))
+    copies = (".modules_to_save.weight", ".original_module.weight")
+    return {
+        name: shape
+        for name, shape in shapes.items()
+        if not any(name.endswith(copy) and f"{name.removesuffix(copy)}.weight" in shapes for copy in copies)
+    }
+
+
+def _resize(adapter: str, model: PreTrainedModel, stored: Shapes) -> None:
+    """Give the model as many embeddings as an adapter holds that was trained with another vocabulary, in place.
+
+    Raises:
+        ConfigError: it holds only a part of them.
+    """
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = [name for name, module in model.named_modules() if module in ends]
+    rows = {name: _rows(stored, name) for name in names}
+    old, found = ends[0].weight.shape[0], {count for count in rows.values() if count}
+    if found <= {old}:
+        return
+    if len(found) > 1 or (None in rows.values() and not model.config.tie_word_embeddings):
+        listed = ", ".join(f"{name}: {count or 'none'}" for name, count in rows.items())
+        raise ConfigError(
+            f"model.adapter: {adapter} was trained with another vocabulary than the {old} tokens of its base, but does"
+            f" not hold both the embeddings and the head of it ({listed}). Save it with save_embedding_layers=True, or"
+            " merge it with peft where it was trained and name the result."
+        )
+    model.resize_token_embeddings(found.pop(), mean_resizing=False)
+
+
+def _rows(stored: Shapes, name: str) -> int | None:
+    """How many rows of a module's weight an adapter holds; None where it does not hold it in whole."""
+    for ending in ("weight", "base_layer.weight"):
+        shape = stored.get(f"base_model.model.{name}.{ending}")
+        if shape is not None:
+            return shape[0]
+    return None
 
 
 def _shapes(tensors: Mapping[str, Tensor], prefix: str = "") -> Shapes:

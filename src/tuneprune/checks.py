@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from tuneprune import evaluate
 from tuneprune.compress.compensate import KINDS as COMPENSATED
 from tuneprune.config import RecoverConfig, RunConfig
-from tuneprune.data import Data, Example
+from tuneprune.data import Data
 from tuneprune.errors import ConfigError
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.space import PruningSpace
@@ -71,8 +71,10 @@ def check_answers(tasks: list[evaluate.LoadedTask], context: int) -> None:
             )
 
 
-def check_tokens(tokenizer: PreTrainedTokenizerBase, data: Data, test: list[Example], vocabulary: int) -> None:
-    """Refuse a tokenizer that does not fit the model or the text.
+def check_tokens(
+    tokenizer: PreTrainedTokenizerBase, data: Data, tasks: list[evaluate.LoadedTask], vocabulary: int
+) -> None:
+    """Refuse a tokenizer that does not fit the model, the training data or the test items.
 
     Raises:
         ConfigError: a token that the model has no embedding for, or a text without tokens.
@@ -80,16 +82,49 @@ def check_tokens(tokenizer: PreTrainedTokenizerBase, data: Data, test: list[Exam
     documents = [*data.train, *data.calibration]
     largest = max(max(document.input_ids, default=0) for document in documents)
     if largest >= vocabulary:
-        raise ConfigError(
-            f"model: the tokenizer gives token {largest}, but the model has only {vocabulary} embeddings."
-            " Use the tokenizer that belongs to the model."
-        )
+        raise _beyond(tokenizer, largest, vocabulary, "the data")
+    check_test_tokens(tokenizer, tasks, vocabulary)
+
+
+def check_test_tokens(
+    tokenizer: PreTrainedTokenizerBase, tasks: list[evaluate.LoadedTask], vocabulary: int | None
+) -> None:
+    """Refuse a tokenizer that does not fit the model or the test items.
+
+    Args:
+        vocabulary: how many embeddings there are; None where nobody knows.
+
+    Raises:
+        ConfigError: a token that the model has no embedding for, or a text without tokens.
+    """
+    test = [example for task in tasks for example in task.examples]
     sample = test[0].prompt + test[0].completion
-    if not tokenizer(sample, add_special_tokens=False, verbose=False)["input_ids"]:
+    if not _ids(tokenizer, sample):
         raise ConfigError(
             f"model: the tokenizer ({type(tokenizer).__name__}) finds no token in the text {sample[:40]!r}."
             " Use the tokenizer that belongs to the model."
         )
+    if vocabulary is None or max(tokenizer.get_vocab().values()) < vocabulary:
+        return
+    ends = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if isinstance(token, int)]
+    for example in test:
+        texts = (example.prompt, example.completion, *example.choices)
+        largest = max([*ends, *(token for text in texts for token in _ids(tokenizer, text))])
+        if largest >= vocabulary:
+            raise _beyond(tokenizer, largest, vocabulary, "a test item")
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _beyond(tokenizer: PreTrainedTokenizerBase, token: int, vocabulary: int, where: str) -> ConfigError:
+    named = tokenizer.convert_ids_to_tokens(token)
+    return ConfigError(
+        f"model: in {where} the tokenizer gives token {token} (`{named}`), but the model has only {vocabulary}"
+        " embeddings. Use the tokenizer that belongs to the model; or, if tokens were added to it, a model that was tuned"
+        " with embeddings for them (resize_token_embeddings)."
+    )
 
 
 def check_shares(config: RunConfig | RecoverConfig, num_processes: int) -> None:

@@ -20,6 +20,7 @@ from tuneprune.terminal import (
     at_work,
     check_interpreter,
     complain,
+    expand,
     print_sections,
     show_comparison,
     show_recovered,
@@ -36,9 +37,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(catalogue.app)
-RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="the run file")]
+RunFile = Annotated[Path, typer.Argument(callback=expand, metavar="RUN.yaml", help="the run file")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="override: key.path=value (repeatable)")]
-Out = Annotated[Path | None, typer.Option(help="output folder; by default out/<name of the run file>")]
+Out = Annotated[Path | None, typer.Option(callback=expand, help="output folder; by default out/<name of the run file>")]
 EXIT_USER, EXIT_STOPPED = 2, 75
 
 
@@ -119,7 +120,7 @@ def compare(
 def recover(
     model: Annotated[str, typer.Argument(help="folder or hub id of a smaller model, such as the model/ of a run")],
     run_file: RunFile,
-    out: Annotated[Path, typer.Option(help="folder for the tuned model")],
+    out: Annotated[Path, typer.Option(callback=expand, help="folder for the tuned model")],
     overrides: Set = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue a tuning that was stopped")] = False,
 ) -> None:
@@ -161,7 +162,7 @@ def inspect(
 @app.command()
 def latency(
     model: Annotated[str, typer.Argument(help="model folder or hub id")],
-    out: Annotated[Path, typer.Option(help="file for the table, which budget.table names")],
+    out: Annotated[Path, typer.Option(callback=expand, help="file for the table, which budget.table names")],
     phase: Annotated[str, typer.Option(help="decode or prefill")] = "decode",
     batch_size: Annotated[int, typer.Option(help="rows of the batch")] = 1,
     multiple_of: Annotated[str, typer.Option(help="as in the run file: widths that are measured")] = "auto",
@@ -180,7 +181,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="model folder or hub id")],
     suite: Annotated[str | None, typer.Option(help="suites, comma separated")] = None,
     tasks: Annotated[str | None, typer.Option(help="tasks of lm-evaluation-harness instead, comma separated")] = None,
-    task_path: Annotated[Path | None, typer.Option(help="folder of your own lm-evaluation-harness task files")] = None,
+    task_path: Annotated[Path | None, typer.Option(callback=expand, help="folder of task files of your own")] = None,
     limit: Annotated[int | None, typer.Option(help="items per task, at most")] = None,
     batch_size: Annotated[int | None, typer.Option(help="sequences in one forward pass; by default 16")] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="run the folder's own model code")] = False,
@@ -218,8 +219,8 @@ def plan(run_file: RunFile, out: Out = None, overrides: Set = None) -> None:
 @app.command()
 def compress(
     model: Annotated[str, typer.Argument(help="dense model folder or hub id")],
-    plan: Annotated[Path, typer.Option(help="folder with plan.json and plan.safetensors")],
-    out: Annotated[Path, typer.Option(help="folder for the smaller model")],
+    plan: Annotated[Path, typer.Option(callback=expand, help="folder with plan.json and plan.safetensors")],
+    out: Annotated[Path, typer.Option(callback=expand, help="folder for the smaller model")],
     adapter: Annotated[
         str | None, typer.Option(help="the LoRA adapter of the run the plan comes from, merged in first")
     ] = None,
@@ -236,9 +237,9 @@ def compress(
 
 @app.command()
 def export(
-    model: Annotated[Path, typer.Argument(help="folder of a finished run, or a Hugging Face folder")],
+    model: Annotated[Path, typer.Argument(callback=expand, help="folder of a finished run, or a Hugging Face folder")],
     to: Annotated[str, typer.Option(help="targets, comma separated; options as name:option=value")],
-    out: Annotated[Path | None, typer.Option(help="holds a folder for each; by default exports/ of a run")] = None,
+    out: Annotated[Path | None, typer.Option(callback=expand, help="by default exports/ of a run")] = None,
     proof: Annotated[bool, typer.Option(help="run what was written, and compare")] = True,
 ) -> None:
     """Convert a finished model for other runtimes, and prove that it says the same there."""
@@ -251,7 +252,7 @@ def export(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="the folder of a finished run")]) -> None:
+def report(folder: Annotated[Path, typer.Argument(callback=expand, help="the folder of a finished run")]) -> None:
     """Write report.html of a finished run again."""
     from tuneprune.stages import rewrite_report
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tuneprune import families
 from tuneprune.compress.checkpoint import Checkpoint
@@ -30,6 +30,42 @@ def replace_missing(model: str, config: Any) -> None:  # noqa: ANN401  (every fa
         remark(f"{model}: config.json says pad_token_id={padding}, but there are {rows} embeddings; it is left out.")
 
 
+def replace_padding(model: str, tokenizer: PreTrainedTokenizerBase, rows: int | None) -> None:
+    """Let a tokenizer pad with a token that the model has, where its own was added after the embeddings were made.
+
+    What stands in padded places is masked or ignored everywhere, so any token serves.
+
+    Args:
+        rows: the embeddings that there are; None where nobody knows.
+    """
+    padding = tokenizer.pad_token_id
+    if rows is None or not isinstance(padding, int) or padding < rows:
+        return
+    known = (tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, 0)
+    other = next(token for token in known if isinstance(token, int) and token < rows)
+    old, tokenizer.pad_token = tokenizer.pad_token, tokenizer.convert_ids_to_tokens(other)
+    remark(
+        f"{model}: the padding token {old} is number {padding}, but there are {rows} embeddings; rows are padded with"
+        f" {tokenizer.pad_token}, which is masked as well, and so says the result's tokenizer."
+    )
+
+
+def replace_stops(model: str, loaded: PreTrainedModel) -> None:
+    """Take tokens that the model does not have out of what it generates with, in place: padding and ends of texts."""
+    settings: Any = loaded.generation_config
+    rows = getattr(loaded.config.get_text_config(), "vocab_size", None)
+    if settings is None or rows is None:
+        return
+    for name in ("pad_token_id", "eos_token_id"):
+        said = getattr(settings, name)
+        tokens = said if isinstance(said, list) else [said]
+        kept = [token for token in tokens if isinstance(token, int) and token < rows]
+        if said is None or len(kept) == len(tokens):
+            continue
+        setattr(settings, name, (kept if isinstance(said, list) else kept[0]) if kept else None)
+        remark(f"{model}: its generation settings say {name}={said}, but there are {rows} embeddings; it is left out.")
+
+
 def follow_files(model: str, config: PretrainedConfig, skeleton: PreTrainedModel) -> None:
     """Let the weight files decide on the precision, and on whether the head is the embeddings, in place.
 
@@ -52,7 +88,7 @@ def follow_files(model: str, config: PretrainedConfig, skeleton: PreTrainedModel
         config.tie_word_embeddings = False
         remark(
             f"{model}: config.json says that head and embeddings are one tensor (tie_word_embeddings), but the files"
-            f" hold two different tensors ({ends[1]}, {ends[0]}). Both are used, and the result's config says so."
+            f" hold two different tensors ({ends[1]}, {ends[0]}): they are taken for two."
         )
     if not config.tie_word_embeddings and len(held) == 1:
         missing = next(name for name in ends if name not in held)
@@ -72,8 +108,8 @@ def _follow_precision(model: str, config: PretrainedConfig, checkpoint: Checkpoi
     most = max(counts, key=lambda dtype: counts[dtype])
     if isinstance(config.dtype, torch.dtype) and config.dtype != most:
         remark(
-            f"{model}: config.json says {printed(config.dtype)}, but the weights are stored in {printed(most)}. The"
-            " files count: the result is stored in that."
+            f"{model}: config.json says {printed(config.dtype)}, but the weights are stored in {printed(most)}:"
+            " the files count."
         )
     if len(counts) > 1:
         shares = ", ".join(f"{count:,} in {printed(dtype)}" for dtype, count in counts.items())

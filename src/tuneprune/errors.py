@@ -1,8 +1,21 @@
 """Errors a user can fix; the command line turns each into one sentence and an exit status, mostly 2."""
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+
+REMEDIES: dict[tuple[str, ...], str] = {
+    ("GatedRepoError",): "Ask for access on its page of the hub, then log in: hf auth login.",
+    ("RevisionNotFoundError",): "Check the name of the revision.",
+    ("RepositoryNotFoundError",): "Check the spelling of the id; if it is private, log in first: hf auth login.",
+    ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError", "TimeoutException"): (
+        "Check the connection to the hub (and HF_HUB_OFFLINE, which cuts it off), or name a folder on this machine."
+    ),
+    ("PermissionError",): "Make its files readable for this user.",
+    ("MemoryError", "OutOfMemoryError"): "Free memory, or choose a smaller model.",
+}
+"""What to do about errors of these names that no other file would help against."""
 
 
 class TunePruneError(ValueError):
@@ -82,16 +95,41 @@ def suggest(name: str, known: Iterable[str]) -> str:
 def reading(
     what: str, kind: type[TunePruneError] = ConfigError, advice: str = "Download it again, or name another."
 ) -> Iterator[None]:
-    """Turns whatever a library raises at a file from elsewhere into one error: `what`, the reason, and `advice`.
+    """Turns whatever a library raises at a file from elsewhere into one error: `what`, the reason, and what to do.
 
     For calls into libraries only: which errors they raise at a file that nobody foresaw is in no contract of theirs.
+
+    Args:
+        advice: what to do where the file is at fault, and not this machine or the way to the hub.
     """
     try:
         yield
     except TunePruneError:
         raise
     except Exception as error:
-        raise kind(f"{what}: {first_line(error).rstrip('.: ')}. {advice}") from error
+        raise kind(f"{what}: {first_line(error).rstrip('.: ')}. {_remedy(error) or advice}") from error
+
+
+def _remedy(error: Exception) -> str:
+    """What to do about an error that is not a file's; empty for others.
+
+    Libraries wrap errors in those of their own, so causes are looked at too.
+    """
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    kinds = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
+    found = next((remedy for names, remedy in REMEDIES.items() if kinds & set(names)), "")
+    if "ImportError" in kinds:
+        named = re.search(r"pip install [\w\[\].,-]+", " ".join(map(str, causes)))
+        missing = next((cause.name for cause in causes if isinstance(cause, ImportError) and cause.name), None)
+        command = named[0] if named else f"pip install {missing}" if missing else ""
+        return f"Install it on this machine{f': {command}' if command else ''}."
+    if not found and any("out of memory" in str(cause) for cause in causes):
+        return REMEDIES["MemoryError", "OutOfMemoryError"]
+    return found
 
 
 def first_line(error: Exception) -> str:

@@ -135,6 +135,37 @@ def check_adapter(adapter: str, key: str) -> None:
         )
 
 
+def holds(model: str, file: str) -> bool:
+    """Whether a folder or hub id has a file of that name."""
+    with reading(f"{model} cannot be read"):
+        return cached_file(model, file, **ABSENT_IS_NONE) is not None
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter alone, and no model beside it."""
+    return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
+def base_of(folder: Path) -> str:
+    """The name of the base in an adapter's settings; empty where there is none.
+
+    Raises:
+        ConfigError: settings that cannot be read.
+    """
+    with reading(f"model.adapter: cannot read the settings of {folder}"):
+        return str(read_json(folder / ADAPTER_CONFIG, "model.adapter").get("base_model_name_or_path") or "")
+
+
+def adapter_alone(model: str, base: str, key: str) -> ConfigError:
+    """What is said of an adapter that was named where a model belongs."""
+    base = base or "BASE"
+    return ConfigError(
+        f"{key}: {model} is an adapter ({ADAPTER_CONFIG}), not a whole model. Name both: `model: {{base: {base},"
+        f" adapter: {model}}}` in a run file, `{base} --adapter {model}` for compress; other commands take the model"
+        " that merge_and_unload() of peft makes of them."
+    )
+
+
 def refuse_adapter(model: str, key: str) -> None:
     """Refuse a model with an adapter beside it, which transformers would load too, or another base in its place.
 
@@ -143,6 +174,9 @@ def refuse_adapter(model: str, key: str) -> None:
     """
     with reading(f"{key}: cannot read {model}"):
         found = cached_file(model, ADAPTER_CONFIG, **ABSENT_IS_NONE)
+        is_model = found is None or cached_file(model, "config.json", **ABSENT_IS_NONE) is not None
+    if found is not None and not is_model:
+        raise adapter_alone(model, base_of(Path(found).parent), key)
     if found is not None:
         raise ConfigError(
             f"{key}: {model} holds an adapter ({ADAPTER_CONFIG}) beside its model. Name a folder without it as"

@@ -9,6 +9,7 @@ from tuneprune import export, families
 from tuneprune.errors import TunePruneError
 from tuneprune.loading import load_config, skeleton, stored_dtype
 from tuneprune.methods.magnitude import Magnitude
+from tuneprune.places import located
 from tuneprune.structure import spaces
 from tuneprune.structure.amounts import bytes_written
 from tuneprune.structure.architecture import Architecture
@@ -26,6 +27,7 @@ def inspect(model: str, space_name: str) -> dict[str, Any]:
     Raises:
         TunePruneError: a model or space that is not supported.
     """
+    model = located(model)
     config = load_config(model)
     architecture = families.describe_config(config)
     space = spaces.build(space_name, architecture, skeleton(config))

@@ -160,12 +160,12 @@ def check(config: RunConfig, table: Path | None = None) -> Checked:
     check_lengths(config, hf_config.max_position_embeddings)
     check_trackers(config.tune.trackers)
     architecture, costs = check_shape(config, hf_config, table)
-    tokenizer = load_tokenizer(config.model.base)
+    tokenizer = load_tokenizer(config.model.base, hf_config, config.model.adapter)
     tasks = evaluate.load_tasks(config.evaluate, tokenizer, config.data.system_role)
     check_answers(tasks, min(config.evaluate.max_length, hf_config.max_position_embeddings))
     test = [example for task in tasks for example in task.examples]
     data = load(config.data, tokenizer, config.tune.max_length, test, sum(task.num_blank for task in tasks))
-    check_tokens(tokenizer, data, test, hf_config.vocab_size)
+    check_tokens(tokenizer, data, tasks, hf_config.vocab_size)
     config = in_steps(config, data)
     return Checked(config, tokenizer, data, tasks, architecture, **vars(costs), dtype=stored_dtype(hf_config))
 

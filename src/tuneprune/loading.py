@@ -25,6 +25,7 @@ from tuneprune.structure.finite import all_finite
 
 SAFELY: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
 """What transformers is told wherever it loads weights that anybody may have made."""
+TOKENIZER_CONFIG = "tokenizer_config.json"
 WEIGHT_NAMES = (".weight", ".qweight", ".weight_packed")
 
 
@@ -144,6 +145,8 @@ def check_folder(name: str, key: str, config_file: str) -> None:
     if folder.is_file():
         raise ConfigError(f"{key}: {name} is a file. Name the folder that holds {config_file}.")
     if folder.is_dir():
+        if config_file != folders.ADAPTER_CONFIG and folders.is_adapter(folder):
+            raise folders.adapter_alone(name, folders.base_of(folder), key)
         if not (folder / config_file).is_file():
             raise ConfigError(f"{key}: {name} has no {config_file}. Name a Hugging Face folder or a hub id.")
         folders.check_files(folder, key)
@@ -179,6 +182,7 @@ def load_model(model: str, adapter: str | None, device: torch.device) -> PreTrai
         if adapter is not None:
             loaded = merge(loaded, adapter)
     refuse_bad_weights(loaded, adapter or model)
+    corrections.replace_stops(model, loaded)
     loaded.config.use_cache = True
     return loaded.to(device).eval()  # pyright: ignore[reportArgumentType]  (transformers hides its self)
 
@@ -212,16 +216,30 @@ def refuse_bad_weights(model: PreTrainedModel, name: str) -> None:
     )
 
 
-def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model.
+def load_tokenizer(model: str, config: PretrainedConfig, adapter: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model, or beside the adapter that was trained with one; it pads with a token that exists.
+
+    Args:
+        config: the model's, with the adapter merged in.
 
     Raises:
         ConfigError: there is none.
     """
+    if adapter is not None and folders.holds(adapter, TOKENIZER_CONFIG):
+        corrections.remark(
+            f"{adapter}: the tokenizer and the chat template beside the adapter are used, not its base's."
+        )
+        model = adapter
     with reading(f"model: cannot load the tokenizer of {model}"):
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(model, config=config, trust_remote_code=False)
         tokenizer("a b")  # some settings are first looked at here
-        return tokenizer
+    corrections.replace_padding(model, tokenizer, vocabulary(config))
+    return tokenizer
+
+
+def vocabulary(config: PretrainedConfig) -> int | None:
+    """How many embeddings a model has by its config; None where a stranger's says nothing of it."""
+    return getattr(config.get_text_config(), "vocab_size", None)
 
 
 def skeleton(config: PretrainedConfig, generation: str | None = None) -> PreTrainedModel:
@@ -235,6 +253,7 @@ def skeleton(config: PretrainedConfig, generation: str | None = None) -> PreTrai
     if generation is not None:
         with reading(f"model: cannot read the generation_config.json of {generation}"), suppress(OSError):
             model.generation_config = GenerationConfig.from_pretrained(generation)
+        corrections.replace_stops(generation, model)
     return model
 
 

@@ -24,6 +24,7 @@ from tuneprune.checks import (
 )
 from tuneprune.claiming import claim, fingerprinted
 from tuneprune.config import RecoverConfig
+from tuneprune.corrections import replace_stops
 from tuneprune.data import Data, load
 from tuneprune.environment import environment
 from tuneprune.errors import reading
@@ -126,12 +127,12 @@ def prepare(config: RecoverConfig, out: Path, *, resume: bool, progress: Progres
     export.check(config.export, lambda: export.Shape.of(hf_config))
     architecture, dtype = families.describe_config(hf_config), stored_dtype(hf_config)
     check_targets(config, architecture)
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = load_tokenizer(config.model, hf_config)
     tasks = evaluate.load_tasks(config.evaluate, tokenizer, config.data.system_role)
     check_answers(tasks, min(config.evaluate.max_length, hf_config.max_position_embeddings))
     test = [example for task in tasks for example in task.examples]
     data = load(config.data, tokenizer, config.tune.max_length, test, sum(task.num_blank for task in tasks))
-    check_tokens(tokenizer, data, test, hf_config.vocab_size)
+    check_tokens(tokenizer, data, tasks, hf_config.vocab_size)
     config = in_steps(config, data)
     accelerator = processes(config, out)
     check_shares(config, accelerator.num_processes)
@@ -164,6 +165,7 @@ def load_smaller(model: str, device: torch.device) -> PreTrainedModel:
     with reading(f"model: cannot load {model}"):
         loaded: Any = export.load_exported(Path(model), dtype)
     refuse_bad_weights(loaded, model)
+    replace_stops(model, loaded)
     return loaded.to(device)
 
 

@@ -9,9 +9,11 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from tuneprune import documents, evaluate, export, families, folders
 from tuneprune.budgets import measured
+from tuneprune.checks import check_test_tokens
 from tuneprune.claiming import SETTINGS
 from tuneprune.compress import Streamed, compress, stream
 from tuneprune.config import Compensation, RunConfig, explain
+from tuneprune.corrections import follow_files
 from tuneprune.errors import ConfigError, DataError, reading
 from tuneprune.evaluate import EvaluateConfig
 from tuneprune.job import Scores, prepare
@@ -27,8 +29,10 @@ from tuneprune.loading import (
     read_config,
     skeleton,
     stored_dtype,
+    vocabulary,
 )
 from tuneprune.methods import registry
+from tuneprune.places import located
 from tuneprune.progress import Progress
 from tuneprune.recording import read_metrics
 from tuneprune.report import RunRecord, write_report
@@ -53,9 +57,11 @@ def evaluate_model(
         config = EvaluateConfig.model_validate(given)
     except ValidationError as error:
         raise ConfigError(explain(error, EvaluateConfig)) from error
+    model = located(model)
     hf_config = read_config(model, any_family=True, trust_remote_code=trust_remote_code)
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, hf_config)
     tasks = evaluate.load_tasks(config, tokenizer)
+    check_test_tokens(tokenizer, tasks, vocabulary(hf_config))
     loaded = _any_model(model, hf_config, torch.float32, trust_remote_code=trust_remote_code)
     return evaluate.evaluate(loaded, tokenizer, tasks, batch_size=config.batch_size, max_length=config.max_length)
 
@@ -77,9 +83,10 @@ def evaluate_on_tasks(
     for option, number in (("--limit", limit), ("--batch-size", batch_size)):
         if number is not None and number < 1:
             raise ConfigError(f"{option} {number}: give at least 1.")
+    model = located(model)
     hf_config = read_config(model, any_family=True, trust_remote_code=trust_remote_code)
     known = evaluate.find_tasks(tasks, task_path)
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, hf_config)
     loaded = _any_model(model, hf_config, "auto", trust_remote_code=trust_remote_code)
     return evaluate.evaluate_tasks(loaded, tokenizer, tasks, known, limit=limit, batch_size=batch_size or 16)
 
@@ -118,7 +125,7 @@ def measure_table(model: str, out: Path, phase: str, batch_size: int, multiple_o
         budget = Budget.model_validate({"of": "latency"} | options)
     except ValidationError as error:
         raise ConfigError(explain(error, Budget)) from error
-    table = measured(load_config(model), budget)
+    table = measured(load_config(located(model)), budget)
     write_text(out, table.model_dump_json(indent=1) + "\n")
     return table
 
@@ -166,7 +173,9 @@ def compress_model(
     """
     export.check_size(max_shard_size)
     export.check_replaceable(out, "config.json")
-    plan, config, tokenizer = Plan.load(plan_folder), load_config(model), load_tokenizer(model)
+    model, adapter = located(model), None if adapter is None else located(adapter)
+    plan, config = Plan.load(plan_folder), load_config(model, adapter)
+    tokenizer = load_tokenizer(model, config, adapter)
     name = str(plan.provenance.get("space", "width"))
     streamed = _streamed(model, config, name, plan) if adapter is None else None
     if streamed is not None:
@@ -200,6 +209,7 @@ def export_model(
     Raises:
         TunePruneError: no model there, or a target that cannot hold it or lacks its packages.
     """
+    source = Path(located(str(source)))
     is_run = (source / "record.json").is_file()
     if not is_run and (source / "config.yaml").is_file():
         raise ConfigError(f"{source} holds no finished run (no record.json). Finish it with --resume.")
@@ -236,6 +246,11 @@ def _exported_config(folder: Path) -> PretrainedConfig:
             f"{folder} is quantised ({quantisation(config)}), and other formats are made of unquantised weights. Name"
             " the folder that it was quantised from."
         )
+    said = config.tie_word_embeddings
+    if not hasattr(config, "pruned"):
+        follow_files(str(folder), config, skeleton(config))
+    if config.tie_word_embeddings != said:
+        raise ConfigError(f"{folder}: set tie_word_embeddings to false in its config.json, which the formats repeat.")
     return config
 
 

@@ -86,6 +86,19 @@ def check_interpreter() -> None:
         )
 
 
+def expand(path: Path | None) -> Path | None:
+    """A path from the command line with `~` and variables, which a shell leaves alone in `--out=~/x` and in quotes.
+
+    Raises:
+        ConfigError: a variable that is not set.
+    """
+    if path is None or not {"$", "~"} & set(str(path)):
+        return path
+    from tuneprune.places import located
+
+    return Path(located(str(path)))
+
+
 def is_main_process() -> bool:
     """Whether this is the process that speaks, under `accelerate launch` or torchrun."""
     return os.environ.get("RANK", "0") == "0"

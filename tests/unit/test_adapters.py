@@ -1,18 +1,20 @@
 """A user's adapter: merged as PEFT runs it, of whatever kind of LoRA; refused where it does not belong."""
 
 import itertools
+import json
 
 import pytest
 import tiny_runs
 import torch
-from peft import IA3Config, TaskType, get_peft_model
+from peft import IA3Config, LoraConfig, TaskType, get_peft_model
 from sweeps import quick_where
 from tiny import logits, tiny_model
 from tiny_runs import make_adapter
 
 from tuneprune import families
 from tuneprune.errors import ConfigError
-from tuneprune.loading import load_config, load_model, skeleton
+from tuneprune.loading import load_config, load_model, load_tokenizer, skeleton
+from tuneprune.places import base_and_adapter
 from tuneprune.structure import spaces
 
 pytestmark = [
@@ -69,6 +71,64 @@ def test_an_adapter_may_untie_embeddings(tmp_path, bases):
     assert not load_config(bases["llama3"], str(tmp_path)).tie_word_embeddings
 
 
+def grown(folder, variant, rows=72, **options):
+    """An adapter that was trained after tokens were added, as PEFT saves it; gives what the adapted model says."""
+    model = tiny_model(variant, dtype=torch.float32)
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    torch.manual_seed(3)
+    adapted = get_peft_model(model, LoraConfig(r=4, task_type="CAUSAL_LM", **options)).eval()
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name or "embed" in name or "lm_head" in name:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    adapted.save_pretrained(folder, save_embedding_layers=True)
+    return logits(adapted)
+
+
+GROWN = {
+    "embeddings in whole": ("llama", {"target_modules": ["o_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}),
+    "embeddings beside": ("llama", {"target_modules": ["o_proj"]}),
+    "tied embeddings beside": ("llama3", {"target_modules": ["o_proj"]}),
+    "lora on both": ("llama", {"target_modules": ["o_proj", "embed_tokens", "lm_head"]}),
+}
+
+
+@pytest.mark.parametrize("name", GROWN)
+def test_an_adapter_may_bring_more_embeddings(tmp_path, bases, name):
+    variant, options = GROWN[name]
+    expected = grown(tmp_path, variant, **options)
+    model = load_model(bases[variant], str(tmp_path), CPU)
+    torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
+    config = load_config(bases[variant], str(tmp_path))
+    assert config.vocab_size == model.config.vocab_size == 72
+    assert families.describe(model) == families.describe_config(config)
+
+
+def test_the_tokenizer_beside_an_adapter_counts(tmp_path, bases):
+    make_adapter(tmp_path)
+    tokenizer = tiny_runs.letter_tokenizer()
+    tokenizer.chat_template = "{{ messages[0]['content'] }} of the adapter"
+    tokenizer.add_tokens(["<new>"])
+    config = load_config(bases["llama"], str(tmp_path))
+    assert load_tokenizer(bases["llama"], config, str(tmp_path)).chat_template is None  # it has none
+    tokenizer.save_pretrained(tmp_path)
+    found = load_tokenizer(bases["llama"], config, str(tmp_path))
+    assert found.chat_template == tokenizer.chat_template
+    assert found.convert_tokens_to_ids("<new>") == 30
+
+
+def test_the_folder_of_an_adapter_names_its_base(tmp_path, bases):
+    make_adapter(tmp_path)
+    settings = tmp_path / "adapter_config.json"
+    content = json.loads(settings.read_text())
+    settings.write_text(json.dumps(content | {"base_model_name_or_path": bases["llama"]}))
+    assert base_and_adapter(str(tmp_path)) == {"base": bases["llama"], "adapter": str(tmp_path)}
+    with pytest.raises(ConfigError, match=rf"is an adapter.*base: {bases['llama']}, adapter: {tmp_path}"):
+        load_config(str(tmp_path))
+    settings.write_text(json.dumps(content | {"base_model_name_or_path": "/root/gone/llama"}))
+    with pytest.raises(ConfigError, match=r"its base, /root/gone/llama, is not on this machine\. Write `model:"):
+        base_and_adapter(str(tmp_path))
+
+
 REFUSED = {
     "wider model": ("llama", {"intermediate_size": 64}, {}, ["does not belong", "x"]),
     "longer model": ("llama", {"num_hidden_layers": 4}, {}, ["does not belong", "no place for", "layers.2"]),
@@ -79,7 +139,12 @@ REFUSED = {
         ["does not belong", "lacks", "layers.1"],
     ),
     "other family": ("phi3", {}, {"target_modules": ["qkv_proj"]}, ["does not belong", "qkv_proj"]),
-    "other vocabulary": ("llama", {"vocab_size": 70}, {"modules_to_save": ["lm_head"]}, ["lm_head", "70 x 32"]),
+    "other vocabulary": (
+        "llama",
+        {"vocab_size": 70},
+        {"modules_to_save": ["lm_head"]},
+        ["lm_head: 70", "64 tokens", "save_embedding_layers"],
+    ),
     "another task": ("llama", {}, {"task_type": TaskType.SEQ_CLS}, ["the task SEQ_CLS", "causal language models"]),
 }
 

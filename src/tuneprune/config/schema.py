@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
-from tuneprune import methods
+from tuneprune import methods, places
 from tuneprune.config.mistakes import advice_on
 from tuneprune.data import DataConfig
 from tuneprune.errors import ConfigError, suggest
@@ -37,8 +37,8 @@ def like_tune(tune: Mapping[str, Any], recover: Mapping[str, Any]) -> dict[str, 
 class BaseWithAdapter(BaseModel, frozen=True, extra="forbid"):
     """A base model with a LoRA adapter that is merged into it first."""
 
-    base: str
-    adapter: str | None = None
+    base: Annotated[str, AfterValidator(places.located)]
+    adapter: Annotated[str, AfterValidator(places.located)] | None = None
 
 
 class Compensation(BaseModel, frozen=True, extra="forbid"):
@@ -90,7 +90,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     @field_validator("model", mode="before")
     @classmethod
     def _plain_model(cls, value: Any) -> Any:  # noqa: ANN401  (raw YAML)
-        return {"base": str(value)} if isinstance(value, str | Path) else value
+        return places.base_and_adapter(str(value)) if isinstance(value, str | Path) else value
 
     @field_validator("compensate", mode="before")
     @classmethod
@@ -145,7 +145,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
 class RecoverConfig(BaseModel, frozen=True, extra="forbid"):
     """One tuning of a model as it is: the sections of a run file that have nothing to do with pruning."""
 
-    model: str
+    model: Annotated[str, AfterValidator(places.located)]
     data: DataConfig
     tune: TuneConfig = TuneConfig()
     evaluate: EvaluateConfig

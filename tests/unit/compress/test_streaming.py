@@ -14,7 +14,7 @@ from tuneprune import export, families, stages
 from tuneprune.compress import compress, streaming
 from tuneprune.errors import ConfigError, PlanMismatch
 from tuneprune.export.shards import write_file
-from tuneprune.loading import load_model, load_tokenizer
+from tuneprune.loading import load_config, load_model, load_tokenizer
 from tuneprune.progress import Progress
 from tuneprune.signals import Stopped
 from tuneprune.structure import spaces
@@ -54,7 +54,7 @@ def in_memory(folder, plan, out, dtype, shard=ONE):
     dense = load_model(str(folder), None, torch.device("cpu"))
     plan = Plan.load(plan)
     small = compress(dense, *space_of(dense, plan.provenance["space"]), plan).to(dtype)
-    export.write(small, load_tokenizer(str(folder)), out, max_shard_size=shard)
+    export.write(small, load_tokenizer(str(folder), load_config(str(folder))), out, max_shard_size=shard)
     return out
 
 

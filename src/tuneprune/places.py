@@ -1,0 +1,46 @@
+"""Where a model is: a folder as people write it, a hub id, or an adapter that names its base."""
+
+from pathlib import Path
+from typing import Any
+
+from tuneprune import folders
+from tuneprune.data.paths import expanded
+from tuneprune.errors import ConfigError
+
+
+def located(name: str) -> str:
+    """The folder or hub id with `~` and variables of the environment replaced.
+
+    Raises:
+        ConfigError: a variable that is not set, or a user that is not known.
+    """
+    if "$" not in name and not name.startswith("~"):
+        return name
+    try:
+        return str(expanded(Path(name)))
+    except ValueError as error:
+        raise ConfigError(f"{error}.") from error
+
+
+def base_and_adapter(name: str) -> dict[str, Any]:
+    """What a run file says with one name: a model, or an adapter's folder, which names its base.
+
+    Raises:
+        ConfigError: an adapter whose base cannot be found by the name that it gives.
+    """
+    folder = Path(located(name))
+    if not folders.is_adapter(folder):
+        return {"base": located(name)}
+    base = folders.base_of(folder)
+    if not base or not (Path(base).is_dir() or is_hub_id(base)):
+        where = f"its base, {base}, is not on this machine" if base else "it does not say of which base"
+        raise ConfigError(
+            f"model: {name} is an adapter, and {where}. Write `model: {{base: FOLDER, adapter: {name}}}`, with the"
+            " folder or hub id of its base."
+        )
+    return {"base": base, "adapter": str(folder)}
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form owner/name."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
