@@ -88,10 +88,10 @@ def _resize(adapter: str, model: PreTrainedModel, stored: Shapes) -> None:
     Raises:
         ConfigError: it holds only a part of them.
     """
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    ends: Any = (model.get_input_embeddings(), model.get_output_embeddings())
     names = [name for name, module in model.named_modules() if module in ends]
     rows = {name: _rows(stored, name) for name in names}
-    old, found = ends[0].weight.shape[0], {count for count in rows.values() if count}
+    old, found = len(ends[0].weight), {count for count in rows.values() if count}
     if found <= {old}:
         return
     if len(found) > 1 or (None in rows.values() and not model.config.tie_word_embeddings):

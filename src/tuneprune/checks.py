@@ -122,8 +122,8 @@ def _beyond(tokenizer: PreTrainedTokenizerBase, token: int, vocabulary: int, whe
     named = tokenizer.convert_ids_to_tokens(token)
     return ConfigError(
         f"model: in {where} the tokenizer gives token {token} (`{named}`), but the model has only {vocabulary}"
-        " embeddings. Use the tokenizer that belongs to the model; or, if tokens were added to it, a model that was tuned"
-        " with embeddings for them (resize_token_embeddings)."
+        " embeddings. Use the tokenizer that belongs to the model; or, if tokens were added to it, a model"
+        " that was tuned with embeddings for them (resize_token_embeddings)."
     )
 
 

@@ -1,5 +1,6 @@
 """What a model's config says and this program or the files beside it do not bear out: corrected, and said once."""
 
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,20 +11,46 @@ from tuneprune.compress.checkpoint import Checkpoint
 from tuneprune.errors import ConfigError
 from tuneprune.progress import remark
 
-ATTENTIONS = (None, "eager", "sdpa")
-"""What a config may ask for: present wherever PyTorch is, and able to take heads of any width."""
+IMPLEMENTATIONS = {
+    "attention": ("_attn_implementation", (None, "eager", "sdpa")),
+    "experts": ("_experts_implementation", (None, "eager", "batched_mm", "grouped_mm")),
+}
+"""What a config may ask for: present wherever PyTorch is, and able to take heads and experts of any width."""
+OUTPUTS = {"output_attentions": False, "return_dict": True}
+"""What a model has to give out here, whatever its config says."""
+WRAPPERS = {
+    "_orig_mod.": "torch.compile (its _orig_mod)",
+    "module.": "DataParallel (its module)",
+    "base_model.model.": "PEFT (merge_and_unload())",
+}
+"""What wrapped a model whose tensors are named so, and the model inside."""
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def outputs(model: str, raw: Mapping[str, Any]) -> dict[str, bool]:
+    """What a config is read with in place of what it says of outputs.
+
+    Args:
+        raw: what config.json says.
+    """
+    for name, value in OUTPUTS.items():
+        if raw.get(name, value) != value:
+            remark(
+                f"{model}: config.json says {name}={raw[name]}, with which nothing is computed here; it is left out."
+            )
+    return OUTPUTS
 
 
 def replace_missing(model: str, config: Any) -> None:  # noqa: ANN401  (every family has its own config class)
     """Take out of a config what keeps a model from being built: an attention of another package, padding no row has."""
-    asked = getattr(config, "_attn_implementation", None)
-    if asked not in ATTENTIONS:
-        config._attn_implementation = None
-        remark(
-            f"{model}: config.json asks for the attention {printed(asked)}, which is not used here; PyTorch's own takes"
-            " its place, and the result asks for none."
-        )
+    for part, (setting, known) in IMPLEMENTATIONS.items():
+        asked = getattr(config, setting, None)
+        if asked not in known:
+            setattr(config, setting, None)
+            remark(
+                f"{model}: config.json asks for the {part} {printed(asked)}, which is not used here; PyTorch's own"
+                " takes its place, and the result asks for none."
+            )
     padding, rows = (getattr(config, name, None) for name in ("pad_token_id", "vocab_size"))
     if isinstance(padding, int) and isinstance(rows, int) and not -rows <= padding < rows:
         config.pad_token_id = None
@@ -63,7 +90,9 @@ def replace_stops(model: str, loaded: PreTrainedModel) -> None:
         if said is None or len(kept) == len(tokens):
             continue
         setattr(settings, name, (kept if isinstance(said, list) else kept[0]) if kept else None)
-        remark(f"{model}: its generation settings say {name}={said}, but there are {rows} embeddings; it is left out.")
+        remark(
+            f"{model}: its generation settings say {name}={said}, but there are {rows} embeddings; others are left out."
+        )
 
 
 def follow_files(model: str, config: PretrainedConfig, skeleton: PreTrainedModel) -> None:
@@ -75,14 +104,16 @@ def follow_files(model: str, config: PretrainedConfig, skeleton: PreTrainedModel
         skeleton: the model of this config without memory behind its weights.
 
     Raises:
-        ConfigError: only one of head and embeddings is there, and the config says that they are two tensors.
+        ConfigError: weights that are missing or of other shapes; only one of head and embeddings is there, and the
+            config says that they are two tensors.
     """
     checkpoint = Checkpoint.find(model, skeleton, local_files_only=True)
     if checkpoint is None:
         return
-    _follow_precision(model, config, checkpoint)
     architecture = families.describe_config(config)
     ends = [f"{module}.weight" for module in (architecture.embed, architecture.head)]
+    _refuse_misfits(model, skeleton, checkpoint, ends)
+    _follow_precision(model, config, checkpoint)
     held = [name for name in ends if checkpoint.holds(name)]
     if config.tie_word_embeddings and len(held) == 2 and not checkpoint.are_equal(*ends):
         config.tie_word_embeddings = False
@@ -98,6 +129,42 @@ def follow_files(model: str, config: PretrainedConfig, skeleton: PreTrainedModel
             " tie_word_embeddings to true there; if not, the model was saved without a part of it: save the whole"
             " causal language model again."
         )
+
+
+def _refuse_misfits(model: str, skeleton: PreTrainedModel, checkpoint: Checkpoint, ends: list[str]) -> None:
+    """Refuse files that lack weights of the model, head and embeddings aside, or have them in other shapes.
+
+    Raises:
+        ConfigError: names one.
+    """
+    for name, stored, wanted in checkpoint.misfits():
+        sizes = [" x ".join(map(str, shape)) or "one number" for shape in (stored, wanted)]
+        raise ConfigError(
+            f"model: `{name}` is {sizes[0]} in the files of {model}, but {sizes[1]} by its config.json. Correct"
+            " config.json, or name a folder whose files belong together."
+        )
+    names = [name for name, _ in skeleton.named_parameters()]
+    missing = [name for name in names if not checkpoint.holds(name) and name not in ends]
+    if missing or not any(checkpoint.holds(name) for name in ends):
+        raise incomplete(model, missing or ends, checkpoint.names())
+
+
+def incomplete(model: str, missing: Collection[str], stored: Iterable[str]) -> ConfigError:
+    """What is said of files that lack weights.
+
+    Args:
+        stored: names in the files.
+    """
+    wrapper = next((text for name in stored for prefix, text in WRAPPERS.items() if name.startswith(prefix)), None)
+    if wrapper is not None:
+        return ConfigError(
+            f"model: the tensors of {model} are named as {wrapper.partition(' ')[0]} wraps them, and so"
+            f" `{min(missing)}` is not found. Save the model inside, of {wrapper}, and name that."
+        )
+    return ConfigError(
+        f"model: the weights of {model} are incomplete: {len(missing)} are missing, such as {min(missing)}. Download"
+        " the missing files, or save the whole causal language model again."
+    )
 
 
 def _follow_precision(model: str, config: PretrainedConfig, checkpoint: Checkpoint) -> None:

@@ -135,6 +135,8 @@ def _remedy(error: Exception) -> str:
 def first_line(error: Exception) -> str:
     """What an error says first, no longer than a sentence; its kind where it says nothing."""
     said = next(iter(str(error).strip().splitlines()), "")
+    if isinstance(error, KeyError):  # which says the key alone
+        said = f"{said} is not known"
     return f"{said:.300}" or type(error).__name__
 
 

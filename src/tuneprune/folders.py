@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from tuneprune.errors import ConfigError, reading
@@ -19,6 +19,7 @@ CONVERT = (
     "Convert them where you trust their origin: load them with transformers, save_pretrained() into a new folder, and"
     " name that one"
 )
+POINTER = b"version https://git-lfs"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LARGEST_JSON = 2**24
 """Bytes of a config or index: a thousand times what the largest models take."""
@@ -87,7 +88,8 @@ def check_files(folder: Path, key: str) -> None:
     """
     special = next((file for file in sorted(folder.iterdir()) if not (file.is_file() or file.is_dir())), None)
     if special is not None:
-        raise ConfigError(f"{key}: {special} is no regular file. Take it out, or download the folder again.")
+        raise ConfigError(f"{key}: {special} is not a regular file. Move it out of the folder.")
+    _refuse_pointers(folder, key)
     if any(folder.glob("*.safetensors")):
         check_index(str(folder), key)
         return
@@ -98,6 +100,36 @@ def check_files(folder: Path, key: str) -> None:
             f" *.safetensors are read here. {CONVERT}."
         )
     raise ConfigError(f"{key}: {folder} holds no weights (*.safetensors). Download them beside its config.")
+
+
+def check_names(folder: Path, key: str) -> None:
+    """Refuse a model's weight files that transformers does not find by their names.
+
+    Raises:
+        ConfigError: names one, and what has to be there.
+    """
+    if not any((folder / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+        file = min(folder.glob("*.safetensors")).name
+        raise ConfigError(
+            f"{key}: {folder} holds {file}, but neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}, by which"
+            " weights in the format of transformers are found. Download what is missing, or convert them."
+        )
+
+
+def _refuse_pointers(folder: Path, key: str) -> None:
+    """Refuse files that a clone without Git LFS left in the place of the large ones.
+
+    Raises:
+        ConfigError: names the first, and how to get the file itself.
+    """
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        with path.open("rb") as stream:
+            is_pointer = stream.read(len(POINTER)) == POINTER
+        if is_pointer:
+            raise ConfigError(
+                f"{key}: {path} is a pointer of Git LFS, not the file itself. Run `git lfs pull` there, or download the"
+                " folder with `hf download`."
+            )
 
 
 def check_index(model: str, key: str) -> None:
@@ -116,8 +148,14 @@ def check_index(model: str, key: str) -> None:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise ConfigError(
                 f"{key}: {SAFE_WEIGHTS_INDEX_NAME} of {model} leads to {name!r:.100}, but weights are *.safetensors"
-                " beside it. Download the model again, or take the file's name right."
+                " beside it. Correct the file's name in the index, or save the model again."
             )
+    absent = [name for name in sorted(names) if Path(model).is_dir() and not (Path(model) / name).is_file()]
+    if absent:
+        raise ConfigError(
+            f"{key}: {model} lacks {len(absent)} of its {len(names)} weight files, such as {absent[0]}. Download the"
+            " missing ones."
+        )
 
 
 def check_adapter(adapter: str, key: str) -> None:
@@ -219,8 +257,8 @@ def check_numbers(config: Mapping[str, Any], model: str, key: str) -> None:
             continue
         if value > limit or (name in COUNTS and value < 1):
             raise ConfigError(
-                f"{key}: config.json of {model} says {name}={value:.4g}, where 1 to {limit} can be. Download the model"
-                " again."
+                f"{key}: config.json of {model} says {name}={value:.4g}, where 1 to {limit} can be. Correct"
+                " it, or name another model."
             )
 
 
@@ -235,7 +273,7 @@ def check_precision(config: Mapping[str, Any], model: str, key: str) -> None:
     """
     for name in ("dtype", "torch_dtype"):
         said = config.get(name)
-        if isinstance(said, str) and not isinstance(getattr(torch, said.removeprefix("torch."), None), torch.dtype):
+        if isinstance(said, str) and not isinstance(getattr(torch, said, None), torch.dtype):
             raise ConfigError(
                 f"{key}: config.json of {model} says {name}={said!r:.40}, which is not a precision. Take the entry out:"
                 " that of the weight files counts."
@@ -255,5 +293,6 @@ def check_sizes(parameters: int, model: str, key: str) -> None:
     if parameters > 2 * room:
         raise ConfigError(
             f"{key}: config.json of {model} describes {parameters:.3g} parameters, but there is room for {room:.3g} in"
-            " its weight files. Download the model again."
+            " its weight files: one is of another model, or files are missing. Name a folder whose files"
+            " belong together."
         )

@@ -1,6 +1,5 @@
 """Models and tokenizers from a folder or the hub, refused in one sentence when they cannot work."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,8 @@ from tuneprune.structure.finite import all_finite
 
 SAFELY: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
 """What transformers is told wherever it loads weights that anybody may have made."""
+GENERATION_CONFIG = "generation_config.json"
+NEWER = "If newer versions of transformers and tokenizers made it, upgrade them; if not, download it again."
 TOKENIZER_CONFIG = "tokenizer_config.json"
 WEIGHT_NAMES = (".weight", ".qweight", ".weight_packed")
 
@@ -64,7 +65,8 @@ def load_any_config(model: str) -> PretrainedConfig:
             " that it was quantised from, or from ones that transformers dequantised and saved, and quantise the"
             " result."
         )
-    with reading(f"model: the config of {model} describes no model"):
+    check_generation(model)
+    with reading(f"model: config.json of {model} describes no model", advice="Correct it, or name another model."):
         Shape.of(config)
         if not hasattr(config, "pruned"):
             empty = skeleton(config)
@@ -84,13 +86,14 @@ def read_config(model: str, *, any_family: bool = False, trust_remote_code: bool
     """
     check_folder(model, "model", "config.json")
     folders.refuse_adapter(model, "model")
-    with reading(f"model: cannot read the config of {model}"):
+    with reading(f"model: cannot read config.json of {model}", advice="Correct it, or name another model."):
         raw, _ = PretrainedConfig.get_config_dict(model)
         folders.check_numbers(raw, model, "model")
         folders.check_precision(raw, model, "model")
         if not any_family:
             refuse_unknown(str(raw.get("model_type")))
-        config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+        outputs = corrections.outputs(model, raw)
+        config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code, **outputs)
     corrections.replace_missing(model, config)
     return config
 
@@ -105,6 +108,19 @@ def check_room(model: str, empty: PreTrainedModel) -> None:
         ConfigError: says how many parameters both have.
     """
     folders.check_sizes(sum(parameter.numel() for parameter in empty.parameters()), model, "model")
+
+
+def check_generation(model: str) -> GenerationConfig | None:
+    """The generation settings beside a model, None where there are none.
+
+    Raises:
+        ConfigError: some that transformers cannot read, which would fail to load the model, or be lost in silence.
+    """
+    if not folders.holds(model, GENERATION_CONFIG):
+        return None
+    advice = f"Correct {GENERATION_CONFIG}, or take it out."
+    with reading(f"model: the generation settings of {model} do not hold", advice=advice):
+        return GenerationConfig.from_pretrained(model)
 
 
 def quantisation(config: PretrainedConfig) -> str:
@@ -150,6 +166,8 @@ def check_folder(name: str, key: str, config_file: str) -> None:
         if not (folder / config_file).is_file():
             raise ConfigError(f"{key}: {name} has no {config_file}. Name a Hugging Face folder or a hub id.")
         folders.check_files(folder, key)
+        if config_file != folders.ADAPTER_CONFIG:
+            folders.check_names(folder, key)
     elif (folder.parent / "config.yaml").is_file():  # by its form it could be a hub id, which takes a minute to miss
         raise ConfigError(f"{key}: the run in {folder.parent} has no {folder.name} yet. Finish it with --resume.")
     elif folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
@@ -173,11 +191,7 @@ def load_model(model: str, adapter: str | None, device: torch.device) -> PreTrai
         both: Any = AutoModelForCausalLM.from_pretrained(model, **options)
         loaded, info = both
         if info["missing_keys"]:
-            missing = sorted(info["missing_keys"])
-            raise ConfigError(
-                f"model: the weights of {model} are incomplete: {len(missing)} are missing, such as {missing[0]}."
-                " Download the model again."
-            )
+            raise corrections.incomplete(model, info["missing_keys"], info["unexpected_keys"])
         _refuse_news(model, config)
         if adapter is not None:
             loaded = merge(loaded, adapter)
@@ -211,8 +225,8 @@ def refuse_bad_weights(model: PreTrainedModel, name: str) -> None:
         return
     bad = next(path for path, parameter in model.named_parameters() if not all_finite([parameter]))
     raise ConfigError(
-        f"model: `{bad}` of {name} holds NaN or infinite numbers, so nothing can be tuned or decided with it. Download"
-        " it again, or name another."
+        f"model: `{bad}` of {name} holds NaN or infinite numbers, so nothing can be tuned or decided with it. Name a"
+        " model whose weights are finite, such as an earlier checkpoint of it."
     )
 
 
@@ -230,7 +244,7 @@ def load_tokenizer(model: str, config: PretrainedConfig, adapter: str | None = N
             f"{adapter}: the tokenizer and the chat template beside the adapter are used, not its base's."
         )
         model = adapter
-    with reading(f"model: cannot load the tokenizer of {model}"):
+    with reading(f"model: cannot load the tokenizer of {model}", advice=NEWER):
         tokenizer = AutoTokenizer.from_pretrained(model, config=config, trust_remote_code=False)
         tokenizer("a b")  # some settings are first looked at here
     corrections.replace_padding(model, tokenizer, vocabulary(config))
@@ -251,8 +265,7 @@ def skeleton(config: PretrainedConfig, generation: str | None = None) -> PreTrai
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     if generation is not None:
-        with reading(f"model: cannot read the generation_config.json of {generation}"), suppress(OSError):
-            model.generation_config = GenerationConfig.from_pretrained(generation)
+        model.generation_config = check_generation(generation) or model.generation_config
         corrections.replace_stops(generation, model)
     return model
 

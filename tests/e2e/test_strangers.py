@@ -163,13 +163,13 @@ FOLDERS = {
     "index out of the folder": (index_to("../other.safetensors"), ["leads to '../other.safetensors'"]),
     "index to a number": (index_to(3), ["leads to 3"]),
     "adapter beside it": (adapter_beside, ["adapter_config.json", "model.adapter"]),
-    "a pipe for weights": (fifo, ["no regular file"]),
+    "a pipe for weights": (fifo, ["not a regular file"]),
     "a billion layers": (said(num_hidden_layers=10**9), ["num_hidden_layers=1e+09", "1 to 21"]),
     "more layers than weights": (said(num_hidden_layers=20), ["weight files", "parameters"]),
     "wider than its weights": (said(intermediate_size=2**20), ["weight files", "parameters"]),
     "wider than anything": (said(hidden_size=2**40), ["hidden_size=1.1e+12"]),
     "less than nothing": (said(vocab_size=-1), ["vocab_size=-1"]),
-    "no number": (said(hidden_size="x"), ["cannot read the config"]),
+    "no number": (said(hidden_size="x"), ["cannot read config.json"]),
     "other code only": (said(model_type="evil", auto_map={"AutoConfig": "modeling_evil.EvilConfig"}), ["`evil`"]),
 }
 
@@ -184,7 +184,7 @@ def test_a_folder_that_is_not_what_it_passes_for_is_refused(
     shutil.copytree(model_folder, folder)
     make(folder, mark)
     options = ["--suite", "clinic", "--limit", 1] if command == "evaluate" else []
-    fragments = fragments if name != "other code only" or command == "inspect" else ["cannot read the config"]
+    fragments = fragments if name != "other code only" or command == "inspect" else ["cannot read config.json"]
     assert_refused(capsys, tuneprune(command, folder, *options), fragments)
     assert not mark.exists()
 

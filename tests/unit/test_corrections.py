@@ -15,7 +15,8 @@ from tuneprune import families
 from tuneprune.compress import compress
 from tuneprune.errors import ConfigError
 from tuneprune.loading import load_any_config, load_config, load_model, skeleton, stored_dtype
-from tuneprune.stages import compress_model
+from tuneprune.progress import Progress, remark
+from tuneprune.stages import compress_model, export_model
 from tuneprune.structure import spaces
 from tuneprune.structure.plan import Plan
 
@@ -66,6 +67,13 @@ def test_weights_that_are_not_tied_stay_two_tensors_whatever_the_config_says(tmp
     assert torch.equal(logits(small), expected)
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "small")), expected)
     assert not json.loads((tmp_path / "small" / "config.json").read_text())["tie_word_embeddings"]
+
+
+def test_other_formats_are_not_made_of_a_config_that_is_wrong(tmp_path):
+    folder = configure(tiny_runs.save_model(tmp_path / "model"), tie_word_embeddings=True)
+    with pytest.raises(ConfigError, match="set tie_word_embeddings to false in its config.json"):
+        export_model(folder, ["gguf"], tmp_path / "out", Progress())
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("variant", ["llama3", "gemma2"])
@@ -159,7 +167,5 @@ def test_a_padding_token_beyond_the_embeddings_is_left_out_of_the_config(tmp_pat
 
 @pytest.fixture(autouse=True)
 def _heard_again(caplog):
-    from tuneprune.progress import remark
-
     remark.cache_clear()
     caplog.set_level(logging.WARNING, "tuneprune")

@@ -1,16 +1,170 @@
+import json
 import math
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import logits, tiny_model
-from tiny_runs import make_adapter, save_model
+from tiny_runs import make_adapter, save_model, sentences
+from transformers import LlamaForCausalLM
 
-from tuneprune.errors import ConfigError
-from tuneprune.loading import cast_weights, load_model
+from tuneprune import export
+from tuneprune.errors import ConfigError, reading
+from tuneprune.loading import cast_weights, load_config, load_model, load_tokenizer
 from tuneprune.recovering import load_smaller
 
 CPU = torch.device("cpu")
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+
+
+def entries(name, **changes):
+    """Other entries in a JSON file of the folder."""
+
+    def change(folder):
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def renamed(prefix):
+    def change(folder):
+        tensors = load_file(folder / "model.safetensors")
+        save_file({f"{prefix}{k}": t for k, t in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+
+    return change
+
+
+def sharded(without=""):
+    def change(folder):
+        model = LlamaForCausalLM.from_pretrained(folder)
+        (folder / "model.safetensors").unlink()
+        model.save_pretrained(folder, max_shard_size="20KB")
+        for path in folder.glob(without) if without else ():
+            path.unlink()
+
+    return change
+
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+REFUSED = {
+    "generation that contradicts itself": (entries(GENERATION, num_return_sequences=4), f"Correct {GENERATION}, or"),
+    "generation that is no JSON": (lambda f: (f / GENERATION).write_text("{"), f"Correct {GENERATION}, or take it out"),
+    "unknown rope": (entries(CONFIG, rope_scaling={"type": "foo", "factor": 2.0}), "'foo' is not known. Correct it"),
+    "fewer tokens": (entries(CONFIG, vocab_size=60), "`lm_head.weight` is 64 x 32 in the files of .*, but 60 x 32"),
+    "compiled": (renamed("_orig_mod."), r"torch.compile \(its _orig_mod\)"),
+    "wrapped": (renamed("module."), r"DataParallel \(its module\)"),
+    "not merged": (renamed("base_model.model."), r"PEFT \(merge_and_unload\(\)\)"),
+    "another format": (
+        lambda f: (f / "model.safetensors").rename(f / "consolidated.safetensors"),
+        "consolidated.safetensors, but neither model.safetensors nor",
+    ),
+    "no index": (sharded("*.index.json"), "neither model.safetensors nor model.safetensors.index.json"),
+    "no shard": (sharded("model-00002*"), "lacks 1 of its 5 weight files, such as model-00002-of-00005.safetensors"),
+    "pointer": (lambda f: (f / "model.safetensors").write_text(POINTER), "pointer of Git LFS.*git lfs pull"),
+    "pointer of the tokenizer": (lambda f: (f / "tokenizer.json").write_text(POINTER), "tokenizer.json is a pointer"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_folder_that_cannot_work_is_told_why(tmp_path, name):
+    change, said = REFUSED[name]
+    change(save_model(tmp_path))
+    with pytest.raises(ConfigError, match=said) as caught:
+        load_config(str(tmp_path))
+    assert "Download it again" not in str(caught.value)
+
+
+ACCEPTED = {
+    "sampling settings without sampling": entries(GENERATION, do_sample=False, temperature=0.6, top_p=0.9),
+    "generation in the config": entries(CONFIG, do_sample=True, temperature=0.6, num_beams=2),
+    "rope of older versions": entries(CONFIG, rope_theta=5000.0, rope_scaling={"type": "linear", "factor": 2.0}),
+    "code beside": entries(CONFIG, auto_map={"AutoModelForCausalLM": "modeling_x.X"}),
+    "attention weights": entries(CONFIG, output_attentions=True),
+    "tuples": entries(CONFIG, return_dict=False),
+    "names without prefix": lambda folder: save_file(
+        {k.removeprefix("model."): t for k, t in load_file(folder / "model.safetensors").items()},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    ),
+    "tensors of other heads": lambda folder: save_file(
+        load_file(folder / "model.safetensors") | {"v_head.weight": torch.ones(1, 32)},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    ),
+    "another format beside": lambda f: save_file(
+        {"tok_embeddings.weight": torch.ones(2)}, f / "consolidated.safetensors"
+    ),
+    "shards": sharded(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*generation flags")
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_a_folder_that_is_odd_loads_and_saves(tmp_path, name):
+    expected = logits(LlamaForCausalLM.from_pretrained(save_model(tmp_path / "model")))
+    ACCEPTED[name](tmp_path / "model")
+    model = load_model(str(tmp_path / "model"), None, CPU)
+    if "rope" not in name:
+        assert torch.equal(logits(model), expected)
+    tokenizer = load_tokenizer(str(tmp_path / "model"), model.config)
+    export.write(model, tokenizer, tmp_path / "out")
+    assert torch.equal(logits(LlamaForCausalLM.from_pretrained(tmp_path / "out")), logits(model))
+
+
+class GatedRepoError(OSError):
+    """As the hub's library names it."""
+
+
+def missing_package():
+    raise ModuleNotFoundError("No module named 'protobuf'", name="protobuf")
+
+
+def wrapped(cause, message="cannot"):
+    raise OSError(message) from cause
+
+
+REMEDIES = {
+    "package": (missing_package, "pip install protobuf"),
+    "package by its own advice": (
+        lambda: wrapped(ImportError("Install it with `pip install tiktoken`.")),
+        "pip install tiktoken",
+    ),
+    "gated": (lambda: wrapped(GatedRepoError("403")), "Ask for access on its page"),
+    "no connection": (lambda: wrapped(ConnectionError("down")), "HF_HUB_OFFLINE"),
+    "permission": (lambda: (_ for _ in ()).throw(PermissionError(13, "Permission denied")), "readable for this user"),
+    "memory": (lambda: (_ for _ in ()).throw(RuntimeError("CUDA out of memory.")), "Free memory"),
+    "a file": (lambda: (_ for _ in ()).throw(ValueError("damaged")), "Download it again"),
+}
+
+
+@pytest.mark.parametrize("name", REMEDIES)
+def test_what_to_do_is_about_the_cause(name):
+    fails, remedy = REMEDIES[name]
+    with pytest.raises(ConfigError) as caught, reading("model: cannot load x"):
+        fails()
+    assert remedy in str(caught.value)
+    assert ("Download it again" in str(caught.value)) == (name == "a file")
+
+
+def test_an_id_that_is_not_there_is_about_the_hub():
+    with pytest.raises(ConfigError, match="Check the connection to the hub"):
+        load_config("nobody/has-this")
+
+
+def test_a_sentencepiece_file_alone_is_a_tokenizer(tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    save_model(tmp_path)
+    for path in tmp_path.glob("tokenizer*"):
+        path.unlink()
+    (tmp_path / "texts").write_text("\n".join(sentences(1, 200)))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "texts"), model_prefix=str(tmp_path / "tokenizer"), vocab_size=30, minloglevel=2
+    )
+    (tmp_path / "tokenizer.vocab").unlink()
+    tokenizer = load_tokenizer(str(tmp_path), load_config(str(tmp_path)))
+    text = sentences(2, 1)[0]
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]).strip() == text
 
 
 def poison(path, name, number):

@@ -1,6 +1,6 @@
 """The safetensors files of a model, read a few rows at a time."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -35,20 +35,16 @@ class Checkpoint:
         """
         self._files: dict[str, Path] = {}
         self._types: dict[str, str] = {}
-        self._sizes: dict[str, int] = {}
-        shapes: dict[str, tuple[int, ...]] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         for file in files:
             with safe_open(file, framework="pt") as stored:
                 for key in stored.keys():  # noqa: SIM118  (no mapping)
                     view = stored.get_slice(key)
                     self._files[key], self._types[key] = file, str(view.get_dtype())
-                    shapes[key] = tuple(view.get_shape())
-                    self._sizes[key] = prod(shapes[key])
+                    self._shapes[key] = tuple(view.get_shape())
         self._conversion = Conversion(model)
         self._held = self._conversion.sources(self._files)
-        self._sources = {
-            name: sources for name, sources in self._held.items() if self._are_readable(name, sources, shapes)
-        }
+        self._sources = {name: sources for name, sources in self._held.items() if self._are_readable(name, sources)}
 
     @classmethod
     def find(cls, model_id: str, model: PreTrainedModel, *, local_files_only: bool = False) -> "Checkpoint | None":
@@ -75,12 +71,23 @@ class Checkpoint:
         """Whether the files have something of that name, in whatever shape."""
         return name in self._held
 
+    def names(self) -> Collection[str]:
+        """The names in the files."""
+        return self._files.keys()
+
+    def misfits(self) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+        """Tensors that are stored whole in another shape than the model's: name, stored shape, and the model's."""
+        for name, sources in self._held.items():
+            for key in sources.get(None, ()):
+                if self._shapes[key] != self._conversion.shapes[name]:
+                    yield key, self._shapes[key], self._conversion.shapes[name]
+
     def types(self) -> dict[str, int]:
         """How many numbers of the model are stored in each type, such as `BF16`."""
         counts: dict[str, int] = {}
         keys = {key for sources in self._held.values() for stored in sources.values() for key in stored}
         for key in keys:
-            counts[self._types[key]] = counts.get(self._types[key], 0) + self._sizes[key]
+            counts[self._types[key]] = counts.get(self._types[key], 0) + prod(self._shapes[key])
         return counts
 
     def are_equal(self, name: str, other: str) -> bool:
@@ -107,10 +114,8 @@ class Checkpoint:
         with safe_open(self._files[key], framework="pt") as stored:
             return stored.get_slice(key)[start:stop]
 
-    def _are_readable(
-        self, name: str, sources: Mapping[Pattern, list[str]], shapes: Mapping[str, tuple[int, ...]]
-    ) -> bool:
-        found = {pattern: [shapes[key] for key in keys] for pattern, keys in sources.items()}
+    def _are_readable(self, name: str, sources: Mapping[Pattern, list[str]]) -> bool:
+        found = {pattern: [self._shapes[key] for key in keys] for pattern, keys in sources.items()}
         if None in found:
             return found == {None: [self._conversion.shapes[name]]} and len(self._conversion.shapes[name]) > 0
         return self._conversion.joins_by_row(name, found)

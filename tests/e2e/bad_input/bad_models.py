@@ -31,6 +31,14 @@ def incomplete(case):
     save_file(tensors, weights, metadata={"format": "pt"})
 
 
+def few_tokens(case):
+    """A model of fewer embeddings than its tokenizer has tokens."""
+    weights = case.model(vocab_size=20) / "model.safetensors"
+    ends = ("embed_tokens.weight", "lm_head.weight")
+    tensors = {name: t[:20].clone() if name.endswith(ends) else t for name, t in load_file(weights).items()}
+    save_file(tensors, weights, metadata={"format": "pt"})
+
+
 def not_a_number(case):
     weights = case.model() / "model.safetensors"
     tensors = load_file(weights)
@@ -56,7 +64,8 @@ ROWS = {
     "uneven model": Row(
         ["pruned", "dense model", "`tuneprune recover`"], lambda case: case.model(pruned={"layers": []})
     ),
-    "tokenizer of another model": Row(["tokenizer", "20 embeddings"], lambda case: case.model(vocab_size=20)),
+    "tokenizer of another model": Row(["in the data", "tokenizer", "20 embeddings"], few_tokens),
+    "other number of tokens": Row(["64 x 32 in the files", "20 x 32"], lambda case: case.model(vocab_size=20)),
     "incomplete weights": Row(["incomplete", "model.layers.1.mlp.up_proj.weight"], incomplete),
     "weights that are not finite": Row(["`model.layers.1.mlp.up_proj.weight`", "NaN"], not_a_number),
     "damaged weights": Row(["model.safetensors"], holds("model.safetensors", b"\x00" * 100)),
