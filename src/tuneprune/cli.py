@@ -221,9 +221,7 @@ def compress(
     model: Annotated[str, typer.Argument(help="dense model folder or hub id")],
     plan: Annotated[Path, typer.Option(callback=expand, help="folder with plan.json and plan.safetensors")],
     out: Annotated[Path, typer.Option(callback=expand, help="folder for the smaller model")],
-    adapter: Annotated[
-        str | None, typer.Option(help="the LoRA adapter of the run the plan comes from, merged in first")
-    ] = None,
+    adapter: Annotated[str | None, typer.Option(help="LoRA adapter of the plan's run, merged in first")] = None,
     max_shard_size: Annotated[str, typer.Option(help="largest size of one weight file")] = "5GB",
 ) -> None:
     """Apply a plan to a dense model and write the smaller one, in little memory."""
