@@ -1,33 +1,47 @@
-"""Files and hub data sets as numbered records."""
+"""Files and folders as numbered records: which files a path means, and which reader each of them needs."""
 
-import csv
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import glob
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
 
-from tuneprune.data.unusable import LONGEST_RECORD, LeftOut, UnusableRecord, columns, said
+from tuneprune.data.compressed import COMPRESSED
+from tuneprune.data.json_files import SPLIT_NAMES, Numbered, read_json
+from tuneprune.data.tables import is_one_saved, is_saved, read_arrow, read_csv, read_parquet, read_saved
+from tuneprune.data.unusable import LeftOut, columns, said
 from tuneprune.errors import DataError
 
-Numbered = list[tuple[int, dict[str, Any]]]
-
-_SPLIT_NAMES = {"train": ("train",), "val": ("val", "validation", "valid", "dev"), "test": ("test",)}
-_BOM = b"\xef\xbb\xbf"
-_OTHER_FORMATS = {  # how files begin that are no UTF-8 text, whatever they are called
-    b"\xff\xfe": "UTF-16 text. Save it as UTF-8",
-    b"\xfe\xff": "UTF-16 text. Save it as UTF-8",
-    b"\x1f\x8b": "compressed by gzip. Unpack it first",
-    b"BZh": "compressed by bzip2. Unpack it first",
-    b"\xfd7zXZ": "compressed by xz. Unpack it first",
-    b"\x28\xb5\x2f\xfd": "compressed by Zstandard. Unpack it first",
-    b"PK\x03\x04": "a zip archive or a spreadsheet. Unpack it, or save it as JSONL",
-    b"PAR1": "Parquet. Give it the ending .parquet",
+_TEXT_READERS: Mapping[str, Callable[[Path, str, LeftOut], Numbered]] = {
+    ".jsonl": read_json,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".tsv": read_csv,
 }
-_TOO_LONG = f"longer than {LONGEST_RECORD >> 20} MiB"
+_READERS = {
+    **_TEXT_READERS,
+    **{ending + packed: reader for packed in COMPRESSED for ending, reader in _TEXT_READERS.items()},
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+}
+_ADVICE = {  # endings that people try, and what to do instead
+    ".txt": 'plain text does not say where a document ends. Write JSONL, one {"text": ...} a document',
+    ".zip": "unpack it, and name the file or folder that comes out",
+    ".tar": "unpack it, and name the file or folder that comes out",
+    ".xlsx": "save the sheet as CSV",
+}
+_ADVICE |= {".md": _ADVICE[".txt"], ".tgz": _ADVICE[".tar"], ".tar.gz": _ADVICE[".tar"], ".xls": _ADVICE[".xlsx"]}
+_ADVICE |= {ending + packed: _ADVICE[".txt"] for ending in (".txt", ".md") for packed in COMPRESSED}
+_ADVICE |= {packed: f"name it by what is inside, such as data.jsonl{packed}" for packed in COMPRESSED}
+_ADVICE |= {".zst": f"decompress it first, or compress it to {', '.join(COMPRESSED)}"}
+_ADVICE |= {".parquet" + packed: "decompress it: Parquet is compressed in itself" for packed in COMPRESSED}
+_SHARD = re.compile(r"[-_.](\d+)(?:-of-(\d+))?(?:-[0-9a-f]{16})?")
+_NUMBERED = re.compile(".*?" + _SHARD.pattern)
 
 
 def read_path(path: Path, split: str, left_out: LeftOut) -> Numbered:
-    """The records of a file, or of a folder's file for `split` ({train,val,test}.jsonl, .parquet, .csv).
+    """The records of a file, of all files of a pattern, or of the part of a folder that is `split`.
+
+    The records of several files are numbered on from file to file.
 
     Args:
         left_out: counts the records that cannot be used, or refuses them.
@@ -35,17 +49,15 @@ def read_path(path: Path, split: str, left_out: LeftOut) -> Numbered:
     Raises:
         DataError: nothing there, an unknown kind of file, a broken line (with its number), or no records.
     """
+    records: Numbered = []
     try:
-        if path.is_dir():
-            path = _file_of_split(path, split)
-        if not path.is_file():
-            raise DataError(f"{path}: there is no such data file. Name a file or a folder that exists.")
-        reader = _READERS.get(path.suffix.lower())
-        if reader is None:
-            raise DataError(
-                f"{path}: unknown kind of data file. Possible: {', '.join(_READERS)}; convert the file to one of them."
-            )
-        records = reader(path, left_out)
+        if is_saved(path):
+            records = read_saved(path, split)
+        else:
+            for file in _files(path, split):
+                start = records[-1][0] if records else 0
+                found = _reader(file)(file, split, left_out)
+                records += [(start + number, record) for number, record in found] if start else found
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror or said(error)}). Make it readable, or name another file."
@@ -56,213 +68,95 @@ def read_path(path: Path, split: str, left_out: LeftOut) -> Numbered:
     return records
 
 
-def _file_of_split(folder: Path, split: str) -> Path:
-    files = [folder / f"{name}{suffix}" for name in _SPLIT_NAMES[split] for suffix in _READERS]
+def is_one(path: Path) -> bool:
+    """Whether a path is one set of records, of which no split can be asked."""
+    return path.is_file() or is_one_saved(path) or (glob.has_magic(str(path)) and not path.is_dir())
+
+
+def _ending(file: Path) -> str:
+    """The ending that tells the kind of file, such as `.jsonl` or `.jsonl.gz`, in lower case."""
+    last = file.suffix.lower()
+    return Path(file.stem).suffix.lower() + last if last in COMPRESSED else last
+
+
+def _reader(file: Path) -> Callable[[Path, str, LeftOut], Numbered]:
+    ending = _ending(file)
+    if ending in _READERS:
+        return _READERS[ending]
+    possible = f"{', '.join(e for e in _READERS if e.count('.') == 1)}, and text with {', '.join(COMPRESSED)} after it"
+    advice = _ADVICE.get(ending) or _ADVICE.get(file.suffix.lower())
+    raise DataError(
+        f"{file}: unknown kind of data file. Possible: {possible}; {advice or 'convert it to one of them'}."
+    )
+
+
+def _files(path: Path, split: str) -> Sequence[Path]:
+    """The files that a path means, in order."""
+    if path.is_dir():
+        return _files_of_split(path, split)
+    if path.is_file():
+        return [path]
+    if not glob.has_magic(str(path)):
+        raise DataError(f"{path}: there is no such data file. Name a file or a folder that exists.")
+    files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
     files = [file for file in files if file.is_file()]
-    if len(files) > 1:
-        found = ", ".join(file.name for file in files)
-        raise DataError(f"{folder}: holds more than one file for the split `{split}` ({found}). Name one by its path.")
-    if files:
-        return files[0]
-    found = columns(sorted(file.name for file in folder.iterdir() if file.suffix in _READERS))
-    raise DataError(f"{folder}: holds no split `{split}` (found: {found}). Name another split or a file.")
+    if not files:
+        raise DataError(f"{path}: no file fits this pattern. Name files that exist.")
+    return files
 
 
-def _read_jsonl(path: Path, left_out: LeftOut) -> Numbered:
-    records: Numbered = []
-    with path.open("rb") as file:
-        _refuse_other_formats(path, file)
-        for number, line in enumerate(_lines(file), start=1):
-            try:
-                line = _bounded(line)
-                if line.strip():
-                    records.append((number, _parsed(line)))
-            except UnusableRecord as error:
-                left_out.add(str(path), number, error)
-    return records
-
-
-def _refuse_other_formats(path: Path, file: IO[bytes]) -> None:
-    """Refuse a whole file that is something else; leaves `file` at its first line."""
-    head = file.read(4096)
-    found = next((name for start, name in _OTHER_FORMATS.items() if head.startswith(start)), None)
-    if found is not None:
-        raise DataError(f"{path}: the file is {found}.")
-    if head.removeprefix(_BOM).lstrip().startswith(b"["):
-        raise DataError(f"{path}: the file is one JSON array. Write one JSON object a line instead.")
-    file.seek(len(_BOM) if head.startswith(_BOM) else 0)
-
-
-def _lines(file: IO[bytes]) -> Iterator[bytes]:
-    """The lines of a file; of one that is too long only the start, which is too long already."""
-    while line := file.readline(LONGEST_RECORD + 1):
-        yield line
-        while len(line) > LONGEST_RECORD and not line.endswith(b"\n"):
-            line = file.readline(LONGEST_RECORD + 1)
-
-
-def _bounded(line: bytes) -> bytes:
-    if len(line) > LONGEST_RECORD:
-        raise UnusableRecord(_TOO_LONG, f"the line is {_TOO_LONG}. Break it into several records.")
-    return line
-
-
-def _parsed(line: bytes) -> dict[str, Any]:
-    reason, problem = "not JSON", "is not valid JSON"
-    try:
-        record = json.loads(line.decode("utf-8"), object_pairs_hook=_unique)
-    except UnusableRecord:
-        raise
-    except UnicodeDecodeError:
-        raise UnusableRecord("not UTF-8", "the line is not UTF-8 text. Save the file as UTF-8.") from None
-    except json.JSONDecodeError as error:
-        detail = "it holds zero bytes" if b"\0" in line else error.msg
-        raise UnusableRecord(reason, f"the line {problem} ({detail}). Mend it.") from None
-    except ValueError:
-        raise UnusableRecord(reason, f"the line {problem} (a number has too many digits). Mend it.") from None
-    except RecursionError:
-        raise UnusableRecord(reason, f"the line {problem} (it nests too deeply). Mend it.") from None
-    if not isinstance(record, dict):
-        raise UnusableRecord("not an object", "the line has to be a JSON object. Write one object a line.")
-    return record
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys all differ: of two values under one key, nobody knows which was meant."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = columns(_repeated(key for key, _ in pairs))
-        raise UnusableRecord("a key twice", f"the line holds the key `{twice}` twice. Remove one.")
-    return found
-
-
-def _repeated(names: Iterable[str]) -> list[str]:
-    """The first name that was there before, if any."""
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            return [name]
-        seen.add(name)
-    return []
-
-
-def _read_csv(path: Path, left_out: LeftOut) -> Numbered:
-    with path.open("rb") as file:
-        _refuse_other_formats(path, file)
-    standard = csv.field_size_limit(LONGEST_RECORD)
-    number = 0
-    try:
-        # Bytes that are no UTF-8 become surrogates, so that they are found in the record that holds them.
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.reader(_text_lines(file.readline), strict=True)
-            header = _header(path, next(reader, []))
-            records: Numbered = []
-            number = reader.line_num + 1
-            for cells in reader:
-                try:
-                    if cells:
-                        records.append((number, _row(header, cells)))
-                except UnusableRecord as error:
-                    left_out.add(str(path), number, error)
-                number = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{path}:{number}: the file is not valid CSV from here on ({error}). Mend it.") from None
-    finally:
-        csv.field_size_limit(standard)
-    return records
-
-
-def _text_lines(readline: Callable[[int], str]) -> Iterator[str]:
-    """The lines of a text; one that is too long ends it, because nothing tells where the next record begins."""
-    while line := readline(LONGEST_RECORD + 1):
-        if len(line) > LONGEST_RECORD:
-            raise csv.Error(f"a line is {_TOO_LONG}")
-        yield line
-
-
-def _header(path: Path, names: list[str]) -> list[str]:
-    if not _is_utf8(names):
-        raise DataError(f"{path}:1: the header is not UTF-8 text. Save the file as UTF-8.")
-    if twice := _repeated(names):
-        raise DataError(f"{path}:1: the header names the column `{columns(twice)}` twice. Rename one.")
-    return names
-
-
-def _is_utf8(cells: list[str]) -> bool:
-    try:
-        "".join(cells).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _row(header: list[str], cells: list[str]) -> dict[str, str]:
-    if len(cells) != len(header):
-        raise UnusableRecord(
-            "other columns than the header",
-            f"the line has another number of columns than the header ({len(cells)} instead of {len(header)})."
-            " Mend it, or quote texts that hold commas.",
+def _files_of_split(folder: Path, split: str) -> Sequence[Path]:
+    """The file of a split or its shards, which are in the folder, in its `data`, or in a folder of the split's name."""
+    found: dict[tuple[Path, str, str], list[Path]] = {}
+    for place in (folder, folder / "data"):
+        for file in sorted(place.iterdir()) if place.is_dir() else ():
+            group = _group(file, split)
+            if group:
+                found.setdefault((place, *group), []).append(file)
+    for name in SPLIT_NAMES[split]:
+        for file in sorted((folder / name).iterdir()) if (folder / name).is_dir() else ():
+            if _ending(file) in _READERS and file.name[0] not in "._":
+                found.setdefault((folder / name, name, _ending(file)), []).append(file)
+    if len(found) > 1:
+        names = ", ".join(str(files[0].relative_to(folder)) for files in found.values())
+        raise DataError(
+            f"{folder}: holds more than one file for the split `{split}` ({names}). Name one by its path, or several"
+            " by a pattern."
         )
-    if not _is_utf8(cells):
-        raise UnusableRecord("not UTF-8", "the line is not UTF-8 text. Save the file as UTF-8.")
-    return dict(zip(header, cells, strict=True))
+    if found:
+        return _complete(next(iter(found.values())))
+    there = columns(sorted(file.name for file in folder.iterdir() if _ending(file) in _READERS))
+    raise DataError(f"{folder}: holds no split `{split}` (found: {there}). Name another split or a file.")
 
 
-def _read_parquet(path: Path, left_out: LeftOut) -> Numbered:  # noqa: ARG001  (signature of the readers)
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            rows = [row for batch in file.iter_batches(batch_size=1024) for row in batch.to_pylist()]
-    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
-        raise DataError(f"{path}: the file is not valid Parquet ({said(error)}). Write it again.") from None
-    return list(enumerate(rows, start=1))
-
-
-_READERS: Mapping[str, Callable[[Path, LeftOut], Numbered]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_jsonl,
-    ".parquet": _read_parquet,
-    ".csv": _read_csv,
-}
+def _group(file: Path, split: str) -> tuple[str, str] | None:
+    """What the shards of one file have in common: what is before the number, and the ending; None for other files."""
+    ending = _ending(file)
+    if ending not in _READERS or not file.is_file():
+        return None
+    stem = file.name[: -len(ending)]
+    for name in SPLIT_NAMES[split]:
+        if stem == name:
+            return name, ending
+        if stem.startswith(name) and _SHARD.fullmatch(stem, len(name)):
+            return f"{name}-", ending
+    return None
 
 
-def read_hub(name: str, split: str) -> Numbered:
-    """The records of a hub data set `owner/name` or `owner/name:subset`; class labels as their names.
+def _complete(shards: Sequence[Path]) -> Sequence[Path]:
+    """The shards in the order of their numbers.
 
     Raises:
-        DataError: not reachable, unknown, or without such a split.
+        DataError: they are not as many as their names say.
     """
-    import datasets  # slow to import, and only this needs it
-    from datasets.exceptions import DatasetsError
-
-    repository, _, subset = name.partition(":")
-    try:
-        known = datasets.get_dataset_split_names(repository, subset or None)
-        found = next((candidate for candidate in _SPLIT_NAMES[split] if candidate in known), None)
-        if found is None:
-            raise DataError(f"{name}: holds no split `{split}` (found: {columns(known)}). Name another with `split`.")
-        rows = datasets.load_dataset(repository, subset or None, split=found)
-    except DataError:
-        raise
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+    parts = [_NUMBERED.fullmatch(file.name[: -len(_ending(file))]) for file in shards]
+    found = [(int(part[1]), int(part[2] or 0)) for part in parts if part]
+    if len(found) < len(shards):
+        return shards
+    counts = {count for _, count in found}
+    if counts != {0} and (len(set(found)) != len(shards) or counts != {len(shards)}):
         raise DataError(
-            f"{name}: the hub data set cannot be loaded ({said(error)}). Check its name and the network, or download"
-            " it and name the file with `path`."
-        ) from None
-    labels = {
-        column: feature.names for column, feature in rows.features.items() if isinstance(feature, datasets.ClassLabel)
-    }
-    records = list(enumerate((_named(row, labels) for row in rows), start=1))
-    if not records:
-        raise DataError(f"{name}: the split `{split}` holds no records. Name another with `split`.")
-    return records
-
-
-def _named(row: Mapping[str, Any], labels: Mapping[str, list[str]]) -> dict[str, Any]:
-    """The row with every class label by its name; unlabelled (-1) stays a number."""
-    return {
-        column: labels[column][value] if column in labels and value is not None and value >= 0 else value
-        for column, value in row.items()
-    }
+            f"{shards[0].parent}: the names of its shards do not fit together, or some are missing (found:"
+            f" {columns(file.name for file in shards)}). Add what is missing, or name what you mean by a pattern."
+        )
+    return [file for _, file in sorted(zip(found, shards, strict=True))]

@@ -12,9 +12,11 @@ from transformers import PreTrainedTokenizerBase
 from tuneprune.data import clinic
 from tuneprune.data.chat_template import SystemRole
 from tuneprune.data.examples import Example
+from tuneprune.data.hub import read_hub
+from tuneprune.data.json_files import Numbered
 from tuneprune.data.own_records import by_fields
 from tuneprune.data.prompts import TASKS, Kind, Record, Task, renamed, word_all, wording
-from tuneprune.data.records import Numbered, read_hub, read_path
+from tuneprune.data.records import is_one, read_path
 from tuneprune.data.summary import in_notes
 from tuneprune.data.unusable import LeftOut
 from tuneprune.errors import ConfigError, DataError, suggest
@@ -31,7 +33,7 @@ class SourceConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: Annotated[Path, AfterValidator(Path.expanduser)] | None = Field(
-        default=None, description="a JSONL, Parquet or CSV file, or a folder of splits"
+        default=None, description="a data file, a pattern of files, or a folder of splits"
     )
     source: str | None = Field(default=None, description="a named set, or a hub id: owner/name or owner/name:subset")
     split: Split | None = Field(default=None, description="which part; by default the one its use asks for")
@@ -143,8 +145,8 @@ def read_source(
 
 def _records(config: SourceConfig, task: Task | None, split: Split, left_out: LeftOut) -> Numbered:
     if config.path is not None:
-        if config.split is not None and os.path.isfile(config.path):
-            raise ConfigError(f"{config.path} is one file: leave out `split`, or name the folder instead.")
+        if config.split is not None and is_one(config.path):
+            raise ConfigError(f"{config.path} is one file or data set: leave out `split`, or name a folder of splits instead.")
         return read_path(config.path, split, left_out)
     name = config.source or ""
     if task is not None and name.startswith(_CLINIC):

@@ -122,7 +122,7 @@ def test_missing_file_split_and_column(tmp_path, tokenizer):
     path = write(tmp_path / "train.jsonl", {"text": "a"})
     with pytest.raises(DataError, match=r"holds no split `test` \(found: train\.jsonl\)"):
         read_source(SourceConfig(path=tmp_path, split="test"), tokenizer, "train")
-    with pytest.raises(ConfigError, match="is one file: leave out `split`"):
+    with pytest.raises(ConfigError, match="is one file or data set: leave out `split`"):
         read_source(SourceConfig(path=path, split="test"), tokenizer, "train")
     with pytest.raises(DataError, match=r"no column `body` \(columns: text\)"):
         read_source(SourceConfig(path=path, fields={"text": "body"}), tokenizer, "train")
