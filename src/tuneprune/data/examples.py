@@ -8,6 +8,15 @@ Note = Literal["system_folded", "developer_as_system", "later_turns", "fixed_dat
 
 
 @dataclass(frozen=True)
+class Content:
+    """What was worded: a question, its answer, and the passage in the question, if one is known."""
+
+    asked: str
+    answer: str
+    passage: str = ""
+
+
+@dataclass(frozen=True)
 class Example:
     """One item: a prompt and the completion the loss is taken on. An empty prompt means plain text."""
 
@@ -26,6 +35,8 @@ class Example:
     is_templated: bool = False
     """Whether a chat template wrote it, with control tokens of its own."""
     notes: tuple[Note, ...] = ()
+    content: Content | None = None
+    """What it holds before it was worded, so that the same content is found under another wording."""
 
     @property
     def is_text(self) -> bool:

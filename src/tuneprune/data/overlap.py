@@ -37,9 +37,11 @@ def item_fingerprints(example: Example) -> frozenset[str]:
     Case and white space do not count. An item is its prompt, and also its prompt with its completion (so that
     plain text made of both is found). Where nothing but the passage varies (plain text, summaries: no
     choices), the passage alone is the item; where there are choices, another question about the same passage
-    is another item.
+    is another item. What a template or headings were put around is compared without them as well.
     """
     asked = {_hash(example.prompt), _hash(example.prompt, example.completion)} if example.prompt else set()
+    if example.content:
+        asked |= {_hash(example.content.asked), _hash(example.content.asked, example.content.answer)}
     return frozenset(asked if example.choices else asked | {passage_fingerprint(example)})
 
 
@@ -98,8 +100,9 @@ def leaks(examples: Sequence[Example], test: Iterable[Example]) -> list[int]:
 
 
 def _content(example: Example) -> frozenset[str]:
-    """Everything the example shows: its item and its passage."""
-    return item_fingerprints(example) | {passage_fingerprint(example)}
+    """Everything the example shows: its item and its passages."""
+    passages = {example.content.passage} if example.content and example.content.passage else set()
+    return item_fingerprints(example) | {passage_fingerprint(example)} | {_hash(passage) for passage in passages}
 
 
 def _shared(known: Sequence[Example], examples: Sequence[Example]) -> Shared:

@@ -3,6 +3,9 @@
 import logging
 import os
 import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
@@ -12,13 +15,15 @@ from transformers import PreTrainedTokenizerBase
 from tuneprune.data import clinic
 from tuneprune.data.chat_template import SystemRole
 from tuneprune.data.examples import Example
+from tuneprune.data.formats import recognised
 from tuneprune.data.hub import read_hub
 from tuneprune.data.json_files import Numbered
+from tuneprune.data.own_forms import REQUIRED
 from tuneprune.data.own_records import by_fields
 from tuneprune.data.prompts import TASKS, Kind, Record, Task, renamed, word_all, wording
 from tuneprune.data.records import is_one, read_path
 from tuneprune.data.summary import in_notes
-from tuneprune.data.unusable import LeftOut
+from tuneprune.data.unusable import LeftOut, columns
 from tuneprune.errors import ConfigError, DataError, suggest
 
 Split = Literal["train", "val", "test"]
@@ -125,17 +130,14 @@ def read_source(
     split, label = config.split or default_split, config.label(default_split)
     task = TASKS.get(config.source or "")
     records = _thinned(_records(config, task, split, left_out), config.limit)
-    if task is not None:
-        word = task.word
-    elif config.kind is None or config.kind == "perplexity":
-        word = by_fields(tokenizer, system_role)
+    if task is None and config.kind in (None, "perplexity"):
+        reader = _OwnReader(tokenizer, config.fields, records, system_role)
+        examples = word_all(reader.read, records, label, left_out)
+        if said := reader.words():
+            _LOGGER.warning("%s: %s", label, said)
     else:
-        word = wording(config.kind, records)
-
-    def read(record: Record) -> Example:
-        return word(renamed(record, config.fields) if config.fields else record)
-
-    examples = word_all(read, records, label, left_out)
+        word = task.word if task is not None else wording(config.kind or "perplexity", records)
+        examples = word_all(lambda record: word(renamed(record, config.fields)), records, label, left_out)
     if left_out.total:
         _LOGGER.warning("%s: left out: %s", label, left_out.words())
     if noted := in_notes(examples):
@@ -143,10 +145,49 @@ def read_source(
     return examples
 
 
+class _OwnReader:
+    """Reads somebody's own records, and keeps what is to be said about them."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        fields: Mapping[str, str],
+        records: Numbered,
+        system_role: SystemRole,
+    ) -> None:
+        self.word = by_fields(tokenizer, system_role)
+        self.has_template = bool(getattr(tokenizer, "chat_template", None))
+        self.fields = fields
+        there = {name for _, record in records for name in record} if fields else set()
+        self.optional = {name for name, column in fields.items() if name not in REQUIRED and column in there}
+        """Our names for columns that some records may lack."""
+        self.converted: Counter[str] = Counter()
+        self.unread: dict[str, None] = {}
+        """Columns that were not read, in their order."""
+
+    def read(self, record: Record) -> Example:
+        """The example of a record."""
+        fields = {name: column for name, column in self.fields.items() if column in record or name not in self.optional}
+        found = recognised(renamed(record, fields), self.has_template, fields)
+        read = [fields.get(name, name) for name in found.read]
+        example = self.word(found.record)
+        self.unread |= dict.fromkeys(name for name in record if name not in read)
+        if found.how:
+            self.converted[f"{columns(read)} read {found.how}"] += 1
+        return replace(example, content=found.content)
+
+    def words(self) -> str:
+        """How many records were converted, and which columns were not read; empty if there is nothing to say."""
+        said = [f"{count} record{'s' if count > 1 else ''}: {what}" for what, count in self.converted.items()]
+        return "; ".join([*said, *([f"columns not read: {columns(self.unread)}"] if self.unread else [])])
+
+
 def _records(config: SourceConfig, task: Task | None, split: Split, left_out: LeftOut) -> Numbered:
     if config.path is not None:
         if config.split is not None and is_one(config.path):
-            raise ConfigError(f"{config.path} is one file or data set: leave out `split`, or name a folder of splits instead.")
+            raise ConfigError(
+                f"{config.path} is one file or data set: leave out `split`, or name a folder of splits instead."
+            )
         return read_path(config.path, split, left_out)
     name = config.source or ""
     if task is not None and name.startswith(_CLINIC):

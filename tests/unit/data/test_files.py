@@ -293,3 +293,12 @@ def test_class_labels_have_their_names_in_every_file(tmp_path, tokenizer):
     for path in (tmp_path / "a.parquet", tmp_path / "saved"):
         (example,) = read_source(SourceConfig(path=path, kind="nli"), tokenizer, "train")
         assert example.completion == " false"
+
+
+def test_conversations_keep_their_form_in_parquet_and_arrow(tmp_path, chat_tokenizer):
+    turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
+    rows = datasets.Dataset.from_list([{"conversations": turns, "system": None, "text": None}] * 3)
+    rows.to_parquet(tmp_path / "a.parquet")
+    rows.save_to_disk(tmp_path / "saved")
+    for path in (tmp_path / "a.parquet", tmp_path / "saved"):
+        assert read(path, chat_tokenizer) == ["ho</s>"] * 3

@@ -1,0 +1,135 @@
+"""Records in the forms that people keep them in, put into one of our own."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from tuneprune.data.instructions import instruction
+from tuneprune.data.own_forms import (
+    ANSWERS,
+    ASKED,
+    COMPANIONS,
+    DIALOGUES,
+    FORMS,
+    KNOWN,
+    Recognised,
+    ambiguous,
+    answer_messages,
+    chat,
+    is_filled,
+)
+from tuneprune.data.prompts import Record
+from tuneprune.data.turns import messages
+from tuneprune.data.unusable import BlankField, UnusableRecord, columns
+from tuneprune.errors import ConfigError
+
+
+def recognised(record: Record, has_template: bool, chosen: Collection[str] = ()) -> Recognised:
+    """The record in one of our own forms: as it is, else a conversation, else something asked and its answer.
+
+    Args:
+        has_template: whether there is a chat template; without one, what is asked is put under Alpaca's headings.
+        chosen: names that the user gave to columns; of several that could be meant, these are.
+
+    Raises:
+        UnusableRecord: no form fits, or more than one does.
+        ConfigError: something would get lost.
+    """
+    spelled = _spelled(record)
+    there = {name: record[column] for name, column in spelled.items() if record[column] is not None}
+    picked = {*chosen} & FORMS
+    if picked:
+        aside = FORMS if picked & {"messages", "text"} else {"messages", "text"}
+        there = {name: value for name, value in there.items() if name in picked or name not in aside}
+    found = _own(there) if picked <= {"messages", "prompt", "completion", "text"} else None
+    found = found or _foreign(there, picked, has_template)
+    if found is None:
+        raise _nothing(record, spelled)
+    if there.get("label") is False and found.read[0] != "text":
+        raise UnusableRecord(
+            "marked as unwanted",
+            "`label: false` marks an answer that is not wanted. Take the record out, or rename the column with"
+            " `fields: {unused: label}` if it means something else.",
+        )
+    return Recognised(found.record, tuple(spelled.get(name, name) for name in found.read), found.how, found.content)
+
+
+def _spelled(record: Record) -> dict[str, str]:
+    """For each name its column: known names may be in capitals or have spaces around them."""
+    result = {}
+    for column in record:
+        plain = column.strip().lower()
+        name = plain if plain in KNOWN and plain not in record else column
+        if name in result:
+            raise UnusableRecord(
+                "of more than one form",
+                f"the columns {columns([result[name], column])} differ in capitals alone. Rename one.",
+            )
+        result[name] = column
+    return result
+
+
+def _meant(there: Record, names: Sequence[str], picked: Collection[str]) -> list[str]:
+    found = [name for name in names if name in there]
+    found = [name for name in found if name in picked] or found
+    return [name for name in found if name != "input"] or found
+
+
+def _own(there: dict[str, Any]) -> Recognised | None:
+    """The record in our own form, if it is in one: messages, else prompt and completion, else text."""
+    pair = there.get("prompt"), there.get("completion")
+    if "messages" in there:
+        return _conversation(there, "messages")
+    if isinstance(pair[0], list) and pair[1] is not None:
+        turns = [*messages(pair[0], "prompt"), *answer_messages(pair[1], "completion")]
+        return chat(there, turns, ("prompt", "completion"))
+    if None not in pair:
+        _refuse_loss(there, str(pair[0]))
+        return Recognised(there, ("prompt", "completion"))
+    return Recognised(there, ("text",)) if "text" in there else None
+
+
+def _foreign(there: dict[str, Any], picked: Collection[str], has_template: bool) -> Recognised | None:
+    """A conversation, or something asked and its answer."""
+    dialogues = _meant(there, DIALOGUES, picked)
+    asked, answers = _meant(there, ASKED, picked), _meant(there, ANSWERS, picked)
+    is_asked = bool(asked and answers) or answers == ["chosen"]
+    if is_asked and dialogues and picked:
+        is_asked = not picked & {*dialogues}
+        dialogues = [] if is_asked else dialogues
+    if is_asked and isinstance(there[answers[0]], Mapping) and dialogues and not asked:
+        is_asked = False  # ShareGPT's preferences: the chosen answer is one more turn
+    if len(dialogues) + is_asked > 1:
+        raise ambiguous([*dialogues, *(asked if is_asked else ())])
+    if is_asked:
+        return instruction(there, asked, answers, has_template)
+    return _conversation(there, dialogues[0]) if dialogues else None
+
+
+def _refuse_loss(there: Record, prompt: str) -> None:
+    """Refuse a prompt and completion beside which something else is asked."""
+    filled = [name for name in COMPANIONS if is_filled(there.get(name))]
+    lost = next((name for name in filled if str(there[name]).strip() not in prompt), None)
+    if lost is not None:
+        raise ConfigError(
+            f"the column `{lost}` is not blank, and `prompt` and `completion` do not hold it. Map them to `instruction`"
+            f" and `output` in `fields`, and all of it is read; or leave it out with `fields: {{unused: {lost}}}`.",
+        )
+
+
+def _nothing(record: Record, spelled: Mapping[str, str]) -> UnusableRecord:
+    names = set(spelled)
+    if names & {"messages", "text", *DIALOGUES} or (names & set(ASKED) and names & set(ANSWERS)):
+        return BlankField("there is nothing to learn: the fields are null.")
+    return UnusableRecord(
+        "without usable fields",
+        f"no usable fields (found: {columns(record)}). Possible: text | prompt and completion | messages |"
+        " conversations | instruction, input and output; rename columns with"
+        " `fields: {prompt: <column>, completion: <column>}`.",
+    )
+
+
+def _conversation(there: dict[str, Any], column: str) -> Recognised:
+    turns, read = messages(there[column], column, are_texts_turns=column != "messages"), [column]
+    if isinstance(there.get("chosen"), Mapping):
+        turns, read = [*turns, *messages([there["chosen"]], "chosen")], [column, "chosen"]
+    return chat(there, turns, read)

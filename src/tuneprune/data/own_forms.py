@@ -1,0 +1,121 @@
+"""A record in one of our own forms, and what every form has in common."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tuneprune.data.examples import Content
+from tuneprune.data.prompts import Record
+from tuneprune.data.turns import Message, messages, tools
+from tuneprune.data.unusable import BlankField, UnusableRecord, columns, shown
+
+CHAT = "as messages"
+PLAIN = "under Alpaca's headings, because the tokenizer has no chat template"
+
+DIALOGUES = ("conversations", "conversation", "dialogue", "dialog")
+ASKED = ("instruction", "question", "query", "prompt", "inputs", "input")
+ANSWERS = ("output", "response", "answer", "completion", "targets", "chosen")
+FORMS = {"messages", "text", *DIALOGUES, *ASKED, *ANSWERS}
+"""What tells the form of a record."""
+PASSAGES = ("input", "context")
+_SYSTEMS = ("system", "system_prompt", "system_message")
+REQUIRED = FORMS - {*PASSAGES}
+COMPANIONS = (*PASSAGES, *_SYSTEMS, "history", "tools")
+"""What belongs to what is asked, and must not get lost."""
+CHOICES = ("choices", "options", "endings")
+_TEMPLATE = ("tools", "documents", "chat_template_kwargs")
+"""What a record has for its chat template, beside the messages."""
+KNOWN = {"rejected", "label", *FORMS, *COMPANIONS, *CHOICES}
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A record in one of our own forms."""
+
+    record: Record
+    """With `messages`, or `prompt` and `completion`, or `text`."""
+    read: tuple[str, ...]
+    """The columns that were read."""
+    how: str = ""
+    """How they were converted; empty where they were in our own form."""
+    content: Content | None = None
+
+
+def chat(there: dict[str, Any], turns: list[Message], read: Sequence[str]) -> Recognised:
+    """Messages with the system's before them and the tools beside them."""
+    name, system = system_of(there)
+    if name and (not turns or turns[0] != {"role": "system", "content": system}):
+        if turns and turns[0].get("role") == "system":
+            raise UnusableRecord(
+                "of more than one form",
+                f"the column `{name}` and the messages both begin with a system text. Keep one.",
+            )
+        turns = [{"role": "system", "content": system}, *turns]
+    rest = {key: value for key, value in there.items() if key not in KNOWN}
+    listed = tools(there.get("tools"))
+    record = rest | {"messages": turns} | ({"tools": listed} if listed else {})
+    used = [*read, *([name] if name else []), *(key for key in _TEMPLATE if key in there)]
+    is_own = used[0] == "messages" and _are_same(turns, there["messages"])
+    return Recognised(record, tuple(used), "" if is_own else CHAT, _content_of(turns))
+
+
+def _are_same(turns: Sequence[Message], found: object) -> bool:
+    """Whether messages are what the record held, up to keys that are null."""
+    if not isinstance(found, list) or len(turns) != len(found):
+        return False
+    pairs = zip(turns, found, strict=True)
+    return all(isinstance(old, Mapping) and new.items() <= old.items() for new, old in pairs)
+
+
+def _content_of(turns: Sequence[Message]) -> Content | None:
+    """What a conversation of one question and its answer is about."""
+    texts = [turn.get("content") for turn in turns]
+    if [turn.get("role") for turn in turns] != ["user", "assistant"] or not all(
+        isinstance(text, str) for text in texts
+    ):
+        return None
+    return Content(asked=str(texts[0]), answer=str(texts[1]))
+
+
+def system_of(there: Record) -> tuple[str, str]:
+    """The column with a system text, and the text."""
+    found = [name for name in _SYSTEMS if is_filled(there.get(name))]
+    if len(found) > 1:
+        raise ambiguous(found)
+    return (found[0], text_of(there, found[0])) if found else ("", "")
+
+
+def answer_messages(value: object, column: str) -> list[Message]:
+    """The messages of an answer, which may be a text."""
+    if isinstance(value, str):
+        return [{"role": "assistant", "content": value}]
+    found = messages(value, column)
+    if not found:
+        raise BlankField(f"the field `{column}` is blank.")
+    return found
+
+
+def is_filled(value: object) -> bool:
+    """Whether a field holds something: no blank text and no empty list."""
+    return bool(value.strip() not in ("", "[]", "{}") if isinstance(value, str) else value)
+
+
+def ambiguous(names: Sequence[str]) -> UnusableRecord:
+    """What to say where several columns could be the one that is meant."""
+    listed = columns(names)
+    return UnusableRecord(
+        "of more than one form",
+        f"more than one of its columns could be meant ({listed}). Say which with `fields`, such as"
+        " `fields: {instruction: <column>, output: <column>}` or `fields: {messages: <column>}`.",
+    )
+
+
+def text_of(there: Record, name: str) -> str:
+    """The text of a field."""
+    value = there[name]
+    if not isinstance(value, str):
+        raise UnusableRecord(
+            "of the wrong type",
+            f"the field `{name}` has to be a text, got {shown(value)}. Fix it, or name another column in `fields`.",
+        )
+    return value
