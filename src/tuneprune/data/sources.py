@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from transformers import PreTrainedTokenizerBase
 
 from tuneprune.data import clinic
@@ -20,6 +20,7 @@ from tuneprune.data.hub import read_hub
 from tuneprune.data.json_files import Numbered
 from tuneprune.data.own_forms import REQUIRED
 from tuneprune.data.own_records import by_fields
+from tuneprune.data.paths import DataPath
 from tuneprune.data.prompts import TASKS, Kind, Record, Task, renamed, word_all, wording
 from tuneprune.data.records import is_one, read_path
 from tuneprune.data.summary import in_notes
@@ -37,9 +38,7 @@ class SourceConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: Annotated[Path, AfterValidator(Path.expanduser)] | None = Field(
-        default=None, description="a data file, a pattern of files, or a folder of splits"
-    )
+    path: DataPath | None = Field(default=None, description="a data file, a pattern of files, or a folder of splits")
     source: str | None = Field(default=None, description="a named set, or a hub id: owner/name or owner/name:subset")
     split: Split | None = Field(default=None, description="which part; by default the one its use asks for")
     kind: Kind | None = Field(default=None, description="word own records as this kind of task")
@@ -75,7 +74,7 @@ def _plain(value: object) -> object:
 
 
 def _named(text: str) -> dict[str, str]:
-    is_path = Path(text).suffix or Path(text).expanduser().exists() or text.startswith((".", "/", "~", "$"))
+    is_path = Path(text).suffix or os.path.exists(os.path.expanduser(text)) or text.startswith((".", "/", "~", "$"))
     is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", text)
     return {"source" if not is_path and (text in known_sources() or is_hub_id) else "path": text}
 

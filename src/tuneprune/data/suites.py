@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tuneprune.data.chat_template import SystemRole
 from tuneprune.data.examples import Example
+from tuneprune.data.paths import DataPath
 from tuneprune.data.prompts import TASKS, Kind
 from tuneprune.data.sources import SourceConfig, Split, read_source
 from tuneprune.data.unusable import LeftOut
@@ -31,7 +32,7 @@ class TaskSpec(BaseModel):
     name: str = Field(default="", description="name in tables; by default the source's or the file's")
     kind: Kind = Field(description="how it is asked and scored; a named source knows its own")
     source: str | None = Field(default=None, description="a named set, or a hub id")
-    path: Path | None = Field(default=None, description="a file, or a folder with one file a split")
+    path: DataPath | None = Field(default=None, description="a file, or a folder with one file a split")
     split: Split | None = Field(default=None, description="which part; by default test")
     limit: Annotated[int, Field(gt=0)] | None = Field(default=None, description="at most so many items, evenly spaced")
     max_new_tokens: Annotated[int, Field(gt=0)] = Field(default=64, description="longest summary, in tokens")
