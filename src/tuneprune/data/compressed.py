@@ -19,8 +19,6 @@ COMPRESSED = (".gz", ".bz2", ".xz")
 _LARGEST_RATIO = 100
 _ALWAYS_ALLOWED = 64 * 2**20
 _BUFFER = 2**16
-
-
 _OPENERS: Mapping[bytes, Callable[[Path], Any]] = {
     b"\x1f\x8b": gzip.GzipFile,
     b"BZh": bz2.BZ2File,
@@ -29,7 +27,7 @@ _OPENERS: Mapping[bytes, Callable[[Path], Any]] = {
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[io.BufferedReader]:
+def opened(path: Path) -> Iterator["io.BufferedReader[Any]"]:
     """The bytes of a file, decompressed if they are compressed; the name does not count.
 
     What is decompressed is bounded, so that a small file cannot fill the memory.
@@ -42,7 +40,7 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
         head = file.read(6)
     opener = next((opener for start, opener in _OPENERS.items() if head.startswith(start)), None)
     if opener is None:
-        with path.open("rb", buffering=_BUFFER) as file:
+        with path.open("rb") as file:
             yield file
         return
     most = max(_ALWAYS_ALLOWED, _LARGEST_RATIO * os.path.getsize(path))
@@ -59,8 +57,8 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
 
 def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(
-        f"{path}: the file cannot be decompressed ({said(error).rstrip('.')}), it is damaged or cut off. Copy it or"
-        " compress it again."
+        f"{path}: the file cannot be decompressed ({said(error).rstrip('.')}), it is damaged or cut off. Make or copy"
+        " it again."
     )
 
 

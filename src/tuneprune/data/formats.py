@@ -88,7 +88,7 @@ def _own(there: dict[str, Any]) -> Recognised | None:
     return Recognised(there, ("text",)) if "text" in there else None
 
 
-def _foreign(there: dict[str, Any], picked: Collection[str], has_template: bool) -> Recognised | None:
+def _foreign(there: dict[str, Any], picked: set[str], has_template: bool) -> Recognised | None:
     """A conversation, or something asked and its answer."""
     dialogues = _meant(there, DIALOGUES, picked)
     asked, answers = _meant(there, ASKED, picked), _meant(there, ANSWERS, picked)

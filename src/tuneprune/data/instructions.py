@@ -1,6 +1,6 @@
 """Something asked and its answer (Alpaca, question and answer, preferences), for a chat template or under headings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from tuneprune.data.own_forms import (
     KNOWN,
     PASSAGES,
     PLAIN,
+    SYSTEMS,
     Recognised,
     ambiguous,
     answer_messages,
@@ -30,7 +31,7 @@ def instruction(there: dict[str, Any], asked: list[str], answers: list[str], has
         raise ambiguous(asked if len(asked) > 1 else answers)
     _refuse_choices(there)
     question, answer = (asked or [""])[0], answers[0]
-    if isinstance(there[answer], list) or isinstance(there.get(question), list):
+    if _are_turns(there[answer]) or _are_turns(there.get(question)):
         return _preferred(there, question, answer)
     if not question:
         raise UnusableRecord(
@@ -64,7 +65,7 @@ def _under_headings(there: dict[str, Any], request: str, passage: str, reply: st
     rest = {key: value for key, value in there.items() if key not in KNOWN}
     record = rest | {"prompt": "\n\n".join(parts), "completion": reply}
     content = None if name or earlier else Content(f"{request}\n\n{passage}", reply, passage)
-    return Recognised(record, (*read, *([name] if name else [])), PLAIN, content)
+    return Recognised(record, (*read, *(column for column in SYSTEMS if column in there)), PLAIN, content)
 
 
 def _refuse_choices(there: Record) -> None:
@@ -74,6 +75,10 @@ def _refuse_choices(there: Record) -> None:
             f"the column `{found}` holds choices, which a question and its answer do not show. Set `kind:"
             f" multiple_choice`, or leave them out with `fields: {{unused: {found}}}`.",
         )
+
+
+def _are_turns(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(turn, Mapping) for turn in value)
 
 
 def _preferred(there: dict[str, Any], question: str, answer: str) -> Recognised:

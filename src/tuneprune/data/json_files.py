@@ -70,7 +70,7 @@ def _is_one_object(path: Path) -> bool:
         return not any(line.strip() for line in _lines(file))
 
 
-def head_of_text(path: Path, file: io.BufferedReader) -> bytes:
+def head_of_text(path: Path, file: "io.BufferedReader[Any]") -> bytes:
     """The first bytes of a file without a byte order mark; they stay to be read.
 
     Raises:
@@ -83,7 +83,7 @@ def head_of_text(path: Path, file: io.BufferedReader) -> bytes:
     return head.removeprefix(BOM)
 
 
-def _read_lines(path: Path, file: io.BufferedReader, left_out: LeftOut) -> Numbered:
+def _read_lines(path: Path, file: "io.BufferedReader[Any]", left_out: LeftOut) -> Numbered:
     if file.peek(len(BOM)).startswith(BOM):
         file.read(len(BOM))
     records: Numbered = []

@@ -18,9 +18,9 @@ ANSWERS = ("output", "response", "answer", "completion", "targets", "chosen")
 FORMS = {"messages", "text", *DIALOGUES, *ASKED, *ANSWERS}
 """What tells the form of a record."""
 PASSAGES = ("input", "context")
-_SYSTEMS = ("system", "system_prompt", "system_message")
+SYSTEMS = ("system", "system_prompt", "system_message")
 REQUIRED = FORMS - {*PASSAGES}
-COMPANIONS = (*PASSAGES, *_SYSTEMS, "history", "tools")
+COMPANIONS = (*PASSAGES, *SYSTEMS, "history", "tools")
 """What belongs to what is asked, and must not get lost."""
 CHOICES = ("choices", "options", "endings")
 _TEMPLATE = ("tools", "documents", "chat_template_kwargs")
@@ -54,7 +54,7 @@ def chat(there: dict[str, Any], turns: list[Message], read: Sequence[str]) -> Re
     rest = {key: value for key, value in there.items() if key not in KNOWN}
     listed = tools(there.get("tools"))
     record = rest | {"messages": turns} | ({"tools": listed} if listed else {})
-    used = [*read, *([name] if name else []), *(key for key in _TEMPLATE if key in there)]
+    used = [*read, *(key for key in (*SYSTEMS, *_TEMPLATE) if key in there)]
     is_own = used[0] == "messages" and _are_same(turns, there["messages"])
     return Recognised(record, tuple(used), "" if is_own else CHAT, _content_of(turns))
 
@@ -79,7 +79,7 @@ def _content_of(turns: Sequence[Message]) -> Content | None:
 
 def system_of(there: Record) -> tuple[str, str]:
     """The column with a system text, and the text."""
-    found = [name for name in _SYSTEMS if is_filled(there.get(name))]
+    found = [name for name in SYSTEMS if is_filled(there.get(name))]
     if len(found) > 1:
         raise ambiguous(found)
     return (found[0], text_of(there, found[0])) if found else ("", "")

@@ -14,6 +14,8 @@ from tuneprune.errors import DataError
 _TEXT_READERS: Mapping[str, Callable[[Path, str, LeftOut], Numbered]] = {
     ".jsonl": read_json,
     ".json": read_json,
+    ".ndjson": read_json,
+    ".jsonlines": read_json,
     ".csv": read_csv,
     ".tsv": read_csv,
 }

@@ -170,7 +170,7 @@ class _OwnReader:
         found = recognised(renamed(record, fields), self.has_template, fields)
         read = [fields.get(name, name) for name in found.read]
         example = self.word(found.record)
-        self.unread |= dict.fromkeys(name for name in record if name not in read)
+        self.unread |= dict.fromkeys(name or "(without a name)" for name in record if name not in read)
         if found.how:
             self.converted[f"{columns(read)} read {found.how}"] += 1
         return replace(example, content=found.content)

@@ -136,7 +136,11 @@ def _numbered(batches: "Iterable[pa.RecordBatch]", schema: "pa.Schema") -> Numbe
         import datasets  # slow to import, and only what this library wrote needs it
 
         labels = label_names(datasets.Features.from_arrow_schema(schema))
-    return list(enumerate((named(row, labels) for batch in batches for row in batch.to_pylist()), start=1))
+    records: Numbered = []
+    for batch in batches:
+        batch.validate(full=True)  # a damaged file may point at memory that is not its own
+        records += enumerate((named(row, labels) for row in batch.to_pylist()), start=len(records) + 1)
+    return records
 
 
 def label_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -181,7 +185,7 @@ def read_saved(folder: Path, split: str) -> Numbered:
                 raise DataError(f"{folder}: holds no split `{split}` (found: {columns(found)}). Name another split.")
             found = found[name]
         # As Arrow tables, so that pictures and sounds in columns that nobody reads are not decoded.
-        tables = found.with_format("arrow").iter(batch_size=1024)
+        tables: Any = found.with_format("arrow").iter(batch_size=1024)
         return _numbered((batch for table in tables for batch in table.to_batches()), found.data.schema)
     except DataError:
         raise

@@ -108,7 +108,7 @@ def _named(turn: Mapping[str, Any], names: Sequence[str]) -> list[str]:
 def _calls(content: object) -> list[dict[str, Any]]:
     """A call of a tool, or several, as LLaMA-Factory's data holds them: JSON with `name` and `arguments`."""
     found = parsed(content, "function_call")
-    calls = found if isinstance(found, list) else [found]
+    calls: list[Any] = found if isinstance(found, list) else [found]
     if not calls or not all(isinstance(call, Mapping) and isinstance(call.get("name"), str) for call in calls):
         raise UnusableRecord(
             "of the wrong type", f"a call of a tool has to be JSON with a `name`, got {shown(content)}. Fix it."
@@ -118,10 +118,11 @@ def _calls(content: object) -> list[dict[str, Any]]:
 
 def _rows(lists: Mapping[str, Any]) -> object:
     """Turns that are kept as one list a key, as the library datasets keeps sequences of objects."""
-    lengths = {len(values) if isinstance(values, list) else -1 for values in lists.values()}
-    if len(lengths) != 1 or -1 in lengths:
+    columns = [values for values in lists.values() if isinstance(values, list)]
+    lengths = {len(values) for values in columns}
+    if len(columns) < len(lists) or len(lengths) != 1:
         return None
-    return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
+    return [{key: values[at] for key, values in lists.items()} for at in range(lengths.pop())]
 
 
 def _wrong(column: str, value: object) -> UnusableRecord:

@@ -1,10 +1,12 @@
 """Data that is not there, not readable, broken, or shared between training and test."""
 
+import gzip
 import json
 
 from refusals import Row, all_of, holding, set_to
 
 GOOD = json.dumps({"text": "the cat sat"}) + "\n"
+ALPACA = json.dumps({"instruction": "name it", "input": "the cat", "output": "a cat"}) + "\n"
 MESSAGES = json.dumps({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}) + "\n"
 CLAIM = {"premise": "it rains", "hypothesis": "it is wet", "answer": "entailment"}
 DROP = set_to("data.unusable", "drop")
@@ -75,8 +77,36 @@ ROWS = {
     "Latin-1": Row(
         ["x.jsonl:2", "not UTF-8"], data_file("x.jsonl", GOOD.encode() + '{"text": "größer"}\n'.encode("latin1"))
     ),
-    "gzip": Row(["x.jsonl", "gzip", "Unpack it"], data_file("x.jsonl", b"\x1f\x8b\x08\x00")),
-    "a JSON array": Row(["x.json", "one JSON array", "one JSON object a line"], data_file("x.json", f"[\n{GOOD}]")),
+    "gzip that is cut off": Row(
+        ["x.jsonl.gz", "cut off", "copy it again"], data_file("x.jsonl.gz", gzip.compress(GOOD.encode() * 99)[:-9])
+    ),
+    "Zstandard": Row(["x.jsonl.zst", "decompress it first"], data_file("x.jsonl.zst", b"\x28\xb5\x2f\xfd")),
+    "a JSON array that is cut off": Row(
+        ["x.json:2", "not valid JSON", "ends inside"], data_file("x.json", f"[\n{GOOD},")
+    ),
+    "plain text": Row(["x.txt", "where a document ends", "Write JSONL"], data_file("x.txt", "a text")),
+    "a pattern that fits nothing": Row(["*.jsonl", "no file fits"], set_to("data.train", [{"path": "none/*.jsonl"}])),
+    "shards of which one is missing": Row(
+        ["train-00000-of-00002.jsonl", "some are missing"], folder_of_splits("train-00000-of-00002.jsonl")
+    ),
+    "a variable that is not set": Row(
+        ["`$NOT_SET_HERE`", "is not set", "Set it"], set_to("data.train", [{"path": "$NOT_SET_HERE/a.jsonl"}])
+    ),
+    "an unset variable in a test set": Row(
+        ["`$NOT_SET_HERE`", "is not set"], set_to("evaluate.tasks", [{"kind": "nli", "path": "$NOT_SET_HERE/a.jsonl"}])
+    ),
+    "a mapping that loses the input": Row(
+        ["train.jsonl:1", "`input` is not blank", "`instruction`"],
+        all_of(training(ALPACA), source(fields={"prompt": "instruction", "completion": "output"})),
+    ),
+    "more than one form": Row(
+        ["train.jsonl:1", "could be meant (instruction, question)", "`fields`"],
+        training(ALPACA.replace('"input"', '"question"')),
+    ),
+    "an unknown speaker": Row(
+        ["train.jsonl:1", "by 'moon'", "Possible: user"],
+        training('{"conversations": [{"from": "moon", "value": "hi"}]}\n'),
+    ),
     "zeros": Row(["x.jsonl:1", "zero bytes"], data_file("x.jsonl", b"\0" * 512)),
     "broken parquet": Row(["x.parquet", "Parquet"], data_file("x.parquet", b"PAR1 no")),
     "unknown format": Row(["x.xlsx", ".jsonl"], data_file("x.xlsx", b"x")),
@@ -124,7 +154,7 @@ ROWS = {
     "folder with two files for a split": Row(
         ["more than one file for the split `train`", "Name one"], folder_of_splits("train.jsonl", "train.csv")
     ),
-    "split of a file": Row(["one file", "leave out `split`"], source(split="train")),
+    "split of a file": Row(["is one file", "leave out `split`"], source(split="train")),
     "unknown source": Row(["`pubmedq`", "Did you mean `pubmedqa`?"], set_to("data.train", [{"source": "pubmedq"}])),
     "named set without its folder": Row(
         ["pubmedqa", "$TUNEPRUNE_DATA", "Set it"], set_to("data.train", [{"source": "pubmedqa"}])

@@ -51,6 +51,8 @@ JSON = {
     "under train": ("a.json", json.dumps({"train": ROWS, "test": [{"text": "another"}]}, indent=2)),
     "pretty objects": ("a.json", "\n".join(json.dumps(row, indent=2) for row in ROWS)),
     "JSONL called JSON": ("a.json", LINES),
+    "JSONL under another ending": ("a.ndjson", LINES),
+    "JSONL under its long ending": ("a.jsonlines", LINES),
     "capitals in the ending": ("A.JSONL", LINES),
 }
 
@@ -182,7 +184,8 @@ HINTS = {
 @pytest.mark.parametrize("name", HINTS)
 def test_other_files_are_refused_with_advice(name, tmp_path, tokenizer):
     with pytest.raises(
-        DataError, match=r"unknown kind of data file\. Possible: \.jsonl, \.json, \.csv, \.tsv, \.parquet"
+        DataError,
+        match=r"unknown kind of data file\. Possible: \.jsonl, \.json, \.ndjson, \.jsonlines, \.csv, \.tsv, \.parquet",
     ) as refused:
         read(file(tmp_path, name, "x"), tokenizer)
     assert HINTS[name] in str(refused.value)

@@ -155,6 +155,10 @@ REFUSED = {
     "tools of another shape": ({"messages": CHAT, "tools": "weather"}, "`tools` has to be a list"),
     "choices": ({"question": "a", "choices": ["x", "y"], "answer": "x"}, "Set `kind: multiple_choice`"),
     "an unwanted answer": ({"prompt": "a", "completion": "b", "label": False}, "marks an answer that is not wanted"),
+    "columns of a table": (
+        {"question": ["a", "b"], "answer": ["c", "d"]},
+        r"`question` has to be a text, got \['a', 'b'\]",
+    ),
     "preferences without a prompt": ({"chosen": "Human: hi", "rejected": "b"}, "Add the column `prompt`"),
     "no form at all": ({"body": "a"}, r"no usable fields \(found: body\)\. Possible: text \| prompt"),
 }
@@ -192,6 +196,10 @@ def test_what_is_converted_and_not_read_is_said_once(tmp_path, chat_tokenizer, t
     caplog.clear()
     examples(tmp_path, chat_tokenizer, {"text": "plain"}, {"messages": CHAT}, {"prompt": "a", "completion": "b"})
     assert not caplog.text
+    examples(tmp_path, chat_tokenizer, {"messages": CHAT, "system": "", "tools": []})
+    assert not caplog.text
+    examples(tmp_path, chat_tokenizer, {"": 0, "text": "of a table with an index"})
+    assert "columns not read: (without a name)" in caplog.text
     examples(tmp_path, chat_tokenizer, {"prompt": FEVER, "chosen": ANSWER, "rejected": "No."})
     assert "prompt, chosen read as messages; columns not read: rejected" in caplog.text
 

@@ -3,6 +3,7 @@
 `TUNEPRUNE_FUZZ_EXAMPLES` sets how many files each test makes.
 """
 
+import gzip
 import io
 import json
 import os
@@ -36,11 +37,21 @@ NAMES = [
     "choices",
     "context",
     "question",
+    "conversations",
+    "instruction",
+    "input",
+    "output",
+    "system",
+    "history",
+    "tools",
+    "chosen",
 ]
 KINDS = (None, None, None, "nli", "qa", "multiple_choice", "summary")
 
 texts = st.text() | st.sampled_from(["yes", "entailment", "</s>", "\ud800", "\0", " ", "﻿", "a\r\nb\x1b[31m"])
-turns = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", ""]), "content": texts})
+turns = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", ""]), "content": texts}) | (
+    st.fixed_dictionaries({"from": st.sampled_from(["human", "gpt", "function_call", ""]), "value": texts})
+)
 values = st.recursive(
     texts | st.none() | st.booleans() | st.integers() | st.floats() | st.lists(turns, max_size=3),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
@@ -85,7 +96,21 @@ def parquet():
 
     stream = io.BytesIO()
     pq.write_table(pa.table({"text": ["a good one"] * 20, "n": range(20)}), stream)
-    whole = stream.getvalue()
+    return damaged(stream.getvalue())
+
+
+def arrow():
+    """A good Arrow stream, cut or overwritten at some place."""
+    import pyarrow as pa
+
+    stream, table = io.BytesIO(), pa.table({"text": ["a good one"] * 20, "n": range(20)})
+    with pa.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
+    return damaged(stream.getvalue())
+
+
+def damaged(whole):
+    """A file, cut or overwritten at some place."""
     places = st.integers(0, len(whole) - 1)
     cut = places.map(lambda at: whole[:at])
     return cut | st.builds(
@@ -93,10 +118,20 @@ def parquet():
     )
 
 
+def arrays():
+    """Records in one array or under one key, with odd ones among them, and other ends."""
+    starts = st.sampled_from([b"[", b'{"data": [', b'{"train": [', b'{"n": 1, "rows": [', b"{\n", b" \n["])
+    ends = st.sampled_from([b"]", b"]}", b"", b"},", b"] {}"])
+    return st.builds(lambda start, parts, end: start + b",\n".join(parts) + end, starts, lines, ends)
+
+
 FILES = {  # the endings of files, and what may be in them
     ".jsonl": lambda: st.builds(lambda parts, end: end.join(parts), lines, ends),
     ".csv": lambda: st.builds(lambda parts, end: end.join(parts), tables, ends),
     ".parquet": parquet,
+    ".json": arrays,
+    ".jsonl.gz": lambda: damaged(gzip.compress(b"".join(b'{"text": "good %d"}\n' % n for n in range(40)))),
+    ".arrow": arrow,
 }
 
 
@@ -123,5 +158,5 @@ def test_any_bytes_are_read_or_refused_in_a_sentence(ending, tmp_path, chat_toke
 def test_many_files(ending, tmp_path, chat_tokenizer):
     found = outcomes(ending, tmp_path, chat_tokenizer, 1000)
     noted = [{"file": ending, "outcome": outcome} for outcome in found]
-    what = "JSON lines, CSV and Parquet of drawn bytes and values, or damaged: examples, or one sentence"
+    what = "JSON, gzip, CSV, Parquet and Arrow of drawn bytes and values, or damaged: examples, or one sentence"
     assert not record("data files", what, 0, noted, good={READ, REFUSED}, counted="files")
