@@ -10,7 +10,7 @@ import tiny_runs
 import yaml
 
 ADVICE = re.compile(
-    r"\b(add|apply|ask|break|check|choose|continue|decompress|delete|download|export|fix|free|give|install|leave|lower|make|mend|move"
+    r"\b(add|apply|ask|break|check|choose|continue|delete|download|export|fix|free|give|install|leave|lower|make|mend|move"
     r"|name|order|point|possible|prune|put|quantise|raise|read|remove|rename|restore|run|save|see|set|should|start|take"
     r"|train|unpack|use|write)\b|pip install|Did you mean",
     re.IGNORECASE,

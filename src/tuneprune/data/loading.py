@@ -220,8 +220,8 @@ def _hold_out(train: Sequence[_Source]) -> tuple[list[_Source], list[_Source]]:
     kept, held_out = ([source for source in sources if source.examples] for sources in (kept, held_out))
     if not kept:
         raise DataError(
-            f"{train[0].label}: too few different examples ({len(examples)}) to hold some out for "
-            "calibration. Add data, or name a calibration source."
+            f"{train[0].label}: too few different examples ({len(set(by_hash))} of {len(examples)}) to hold some out"
+            " for calibration. Add data, or name a calibration source."
         )
     return kept, held_out
 

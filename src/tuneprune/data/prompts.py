@@ -193,7 +193,7 @@ def _checked(example: Example) -> Example:
     except UnicodeEncodeError:
         raise UnusableRecord(
             "with half a character",
-            "a text holds one half of a surrogate pair (\\ud800 to \\udfff), which is no character. Mend it.",
+            "a text holds one half of a surrogate pair (\\ud800 to \\udfff), which is not a character. Fix it.",
         ) from None
     return example
 
@@ -236,7 +236,7 @@ def _words(record: Record, field: str) -> str:
     if not isinstance(value, str):
         raise UnusableRecord(
             "of the wrong type",
-            f"the field `{field}` has to be a text, got {shown(value)}. Mend it, or name another column in `fields`.",
+            f"the field `{field}` has to be a text, got {shown(value)}. Fix it, or name another column in `fields`.",
         )
     if not value.strip():
         raise BlankField(f"the field `{field}` is blank.")

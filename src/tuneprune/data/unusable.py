@@ -80,7 +80,7 @@ class LeftOut:
         if lost > LARGEST_SHARE * total:
             raise DataError(
                 f"{source}: {lost} of {total} records cannot be used ({self.words()}), and with more than half of"
-                " them gone the rest may not be what you meant. Mend the data, or name other fields or other data."
+                " them gone the rest may not be what you meant. Fix the data, or name other fields or other data."
             )
 
     def words(self) -> str:

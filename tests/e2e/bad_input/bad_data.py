@@ -145,8 +145,12 @@ ROWS = {
         ["every example is a test item"],
         all_of(set_to("data.test_overlap", "drop"), lambda c: c.write((c.folder / "test.jsonl").read_text())),
     ),
+    "the same record again and again": Row(
+        ["too few different examples (1 of 99)", "name a calibration source"],
+        all_of(training(GOOD * 99), set_to("data.calibration", [])),
+    ),
     "too few to hold some out": Row(
-        ["too few different examples (1)", "name a calibration source"],
+        ["too few different examples (1 of 1)", "name a calibration source"],
         all_of(training(GOOD), set_to("data.calibration", [])),
     ),
     "folder without the split": Row(["no split `train`", "test.jsonl"], folder_of_splits("test.jsonl")),

@@ -44,7 +44,7 @@ def test_one_prompt_for_everything_can_still_be_held_out(tmp_path, tokenizer):
 
 
 def test_one_example_cannot_be_split(tmp_path, tokenizer):
-    with pytest.raises(DataError, match=r"too few different examples \(1\)"):
+    with pytest.raises(DataError, match=r"too few different examples \(1 of 1\)"):
         load(config(tmp_path, num_train=1), tokenizer, 64)
     data = load(config(tmp_path, num_train=2), tokenizer, 64)
     assert (len(data.train), len(data.calibration)) == (1, 1)
