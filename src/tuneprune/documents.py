@@ -84,8 +84,11 @@ def read_text(path: Path) -> str:
             data = stream.read(4 * LARGEST + 4)  # bytes of a character, at most
         is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # what a Windows shell writes
         text = _decoded(data, "utf-16" if is_utf16 else "utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"Cannot read the run file {path}: {error}.") from error
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise ConfigError(f"Cannot read the run file {path}: {reason}. Name a run file that can be read.") from error
+    except ValueError as error:
+        raise ConfigError(f"The run file {path} is neither UTF-8 nor UTF-16. Save it as UTF-8.") from error
     if len(text) > LARGEST:
         raise ConfigError(f"{path} is longer than {LARGEST} characters, which no run file is. Name a run file.")
     return text
@@ -117,7 +120,8 @@ def load(text: str, place: str) -> Any:  # noqa: ANN401  (plain YAML)
             problem += "; a tab, where YAML takes spaces alone"
         raise ConfigError(f"{place}{line}: malformed YAML: {problem}. Fix it.") from error
     except Exception as error:  # dates that do not exist, numbers of thousands of digits
-        raise ConfigError(f"{place}: a value cannot be read: {first_line(error)}. Fix it.") from error
+        reason = first_line(error).partition(";")[0]  # behind it Python tells programmers what to call
+        raise ConfigError(f"{place}: a value cannot be read: {reason}. Fix it, or put it in quotes.") from error
 
 
 def _load(text: str) -> Any:  # noqa: ANN401

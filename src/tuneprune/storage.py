@@ -108,6 +108,8 @@ def advice(error: Exception) -> str:
         return "Free space; a run goes on with --resume."
     if number in SEALED or "ermission denied" in str(error) or "ead-only file system" in str(error):
         return "Make it writable, or name another --out."
+    if number == errno.ENOTDIR:
+        return "A part of its path is a file; name another --out."
     if number == errno.EFBIG or "File too large" in str(error):
         return "Raise the limit on file sizes (ulimit -f), or name an --out on another disk."
     return "Name an --out on a disk that works; a run goes on with --resume."

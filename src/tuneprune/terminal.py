@@ -42,6 +42,8 @@ class Commands(TyperGroup):
                 error.show()
                 sys.exit(error.exit_code)
             path = error.ctx.command_path if error.ctx is not None else "tuneprune"
+            if path == "tuneprune" and sys.argv[1:2] and sys.argv[1] in self.commands:
+                path += f" {sys.argv[1]}"
             raise ConfigError(
                 f"{said if said.endswith('?') else said.rstrip('.') + '.'} See `{path} --help`."
             ) from error

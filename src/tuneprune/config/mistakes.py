@@ -40,7 +40,8 @@ def _wrong(schema: type[BaseModel], location: Location, message: str, found: Err
     value, kind = found["input"], found["type"]
     if value is None:
         home = " A `~` alone is such an empty value; the home folder is `~/`." if location == ["model"] else ""
-        return f" is empty. Give it a value, or leave the key out.{home}"
+        is_needed = len(location) == 1 and schema.model_fields[str(location[0])].is_required()
+        return f" is empty. Give it a value{'' if is_needed else ', or leave the key out'}.{home}"
     given = f"got {value!r:.80}"
     if kind in SECTION:
         keys = ", ".join(fields_at(schema, location)) or "name"

@@ -185,7 +185,9 @@ def _without_leaks(source: _Source, test: Sequence[Example]) -> _Source:
     leaked = set(leaks(source.examples, test))
     kept = tuple(example for index, example in enumerate(source.examples) if index not in leaked)
     if not kept:
-        raise DataError(f"{source.label}: every example is a test item, so dropping them leaves nothing.")
+        raise DataError(
+            f"{source.label}: every example is a test item, so dropping them leaves nothing. Name other data."
+        )
     return replace(source, examples=kept, dropped=len(leaked))
 
 

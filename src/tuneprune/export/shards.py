@@ -40,7 +40,9 @@ def check_size(size: str) -> None:
     try:
         split_torch_state_dict_into_shards({}, max_shard_size=size)
     except ValueError as error:
-        raise ConfigError(f"max_shard_size: `{size}` is no size. Write a number and TB, GB, MB or KB: 5GB.") from error
+        raise ConfigError(
+            f"max_shard_size: `{size}` is not a size. Write a number and TB, GB, MB or KB: 5GB."
+        ) from error
 
 
 def write_shards(streamed: Streamed, folder: Path, max_shard_size: str, progress: Progress) -> None:

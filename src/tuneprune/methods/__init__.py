@@ -45,10 +45,12 @@ def build(options: Mapping[str, Any]) -> Method:
     method = known[name]
     for key in settings:
         if key not in method.model_fields:
-            fields = ", ".join(method.model_fields) or "none"
+            fields = ", ".join(method.model_fields)
+            possible = (
+                f"it has {fields}. Leave it out, or use one of these." if fields else "it has none. Leave it out."
+            )
             raise ConfigError(
-                f"method.{key}: `{name}` has no such option; it has {fields}. Leave it out, or use one of these."
-                + suggest(key, method.model_fields)
+                f"method.{key}: `{name}` has no such option; {possible}{suggest(key, method.model_fields)}"
             )
     try:
         return method.preset(name, settings) if name in method.presets else method(**settings)

@@ -79,5 +79,7 @@ def _read_json(path: Path, what: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: this {what} is not valid JSON ({error}). Restore the file or run again.") from error
     if not isinstance(data, dict):
-        raise DataError(f"{path}: a {what} is one JSON object, this file holds a {type(data).__name__}.")
+        raise DataError(
+            f"{path}: a {what} is one JSON object, this file holds a {type(data).__name__}. Restore it, or run again."
+        )
     return data

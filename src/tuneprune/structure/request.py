@@ -120,7 +120,7 @@ class Budget(BaseModel):
             if "keep" in self.model_fields_set:
                 raise ValueError("`keep` and `at_most` say two sizes; write one of them")
             if self.of not in ABSOLUTE:
-                raise ValueError(f"`at_most` says no number of {self.of} parameters; use `keep`, or `of: total`")
+                raise ValueError(f"`at_most` cannot be combined with `of: {self.of}`; use `keep`, or `of: total`")
             units, form = ABSOLUTE[self.of]
             if not amounts.parse_amount(self.at_most, units):
                 raise ValueError(f"at_most={self.at_most} with `of: {self.of}` is {form}; write it so")
