@@ -30,12 +30,7 @@ from tuneprune.terminal import (
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a connection that ends is told in one sentence, not in frames
 
-app = typer.Typer(
-    cls=Commands,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(catalogue.app)
 RunFile = Annotated[Path, typer.Argument(callback=expand, metavar="RUN.yaml", help="the run file")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="override: key.path=value (repeatable)")]
