@@ -230,10 +230,12 @@ def read_json(path: Path, key: str) -> dict[str, Any]:
     """
     size = path.stat().st_size
     if size > LARGEST_JSON:
-        raise ConfigError(f"{key}: {path} has {size:,} bytes, more than any such file ({LARGEST_JSON:,}).")
+        raise ConfigError(f"{key}: {path} has {size:,} bytes, more than any such file ({LARGEST_JSON:,}). Correct it.")
     content = json.loads(path.read_text(encoding="utf8"))
     if not isinstance(content, dict):
-        raise ConfigError(f"{key}: {path} holds a {type(content).__name__}, not a JSON object.")
+        raise ConfigError(
+            f"{key}: {path} holds a {type(content).__name__}, not a JSON object. Correct it, or name another."
+        )
     return content
 
 

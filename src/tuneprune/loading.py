@@ -87,6 +87,8 @@ def read_config(model: str, *, any_family: bool = False, trust_remote_code: bool
     check_folder(model, "model", "config.json")
     folders.refuse_adapter(model, "model")
     with reading(f"model: cannot read config.json of {model}", advice="Correct it, or name another model."):
+        if Path(model).is_dir():
+            folders.read_json(Path(model) / "config.json", "model")
         raw, _ = PretrainedConfig.get_config_dict(model)
         folders.check_numbers(raw, model, "model")
         folders.check_precision(raw, model, "model")
@@ -244,6 +246,12 @@ def load_tokenizer(model: str, config: PretrainedConfig, adapter: str | None = N
             f"{adapter}: the tokenizer and the chat template beside the adapter are used, not its base's."
         )
         model = adapter
+    folder = Path(model)
+    if folder.is_dir() and not any(path.name.startswith(("tokenizer", "vocab")) for path in folder.iterdir()):
+        raise ConfigError(
+            f"model: {model} holds no tokenizer (tokenizer.json or tokenizer.model). Put the files of its tokenizer"
+            " beside the weights; whatever the model was tuned from has them."
+        )
     with reading(f"model: cannot load the tokenizer of {model}", advice=NEWER):
         tokenizer = AutoTokenizer.from_pretrained(model, config=config, trust_remote_code=False)
         tokenizer("a b")  # some settings are first looked at here

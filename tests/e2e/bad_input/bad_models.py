@@ -57,9 +57,9 @@ ROWS = {
     "unknown key of the model": Row(["`model.lora`", "adapter"], set_to("model", {"base": "", "lora": "./nowhere"})),
     "model without weights": Row(["holds no weights", "*.safetensors"], without("*.safetensors")),
     "model without config": Row(["no config.json"], without("config.json")),
-    "model without tokenizer": Row(["tokenizer"], without("tokenizer*")),
+    "model without tokenizer": Row(["holds no tokenizer"], without("tokenizer*")),
     "config that is no JSON": Row(["config"], holds("config.json", b"{")),
-    "config that is a list": Row(["config"], holds("config.json", b"[1]")),
+    "config that is a list": Row(["holds a list, not a JSON object"], holds("config.json", b"[1]")),
     "unsupported family": Row(["`gpt2`", "llama", "qwen3"], lambda case: GPT2Config().save_pretrained(case.model())),
     "uneven model": Row(
         ["pruned", "dense model", "`tuneprune recover`"], lambda case: case.model(pruned={"layers": []})
