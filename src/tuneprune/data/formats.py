@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from tuneprune.data.conversations import ARGUMENTS
 from tuneprune.data.instructions import instruction
 from tuneprune.data.own_forms import (
     ANSWERS,
@@ -15,6 +16,7 @@ from tuneprune.data.own_forms import (
     ambiguous,
     answer_messages,
     chat,
+    content_of,
     is_filled,
 )
 from tuneprune.data.prompts import Record
@@ -80,8 +82,10 @@ def _own(there: dict[str, Any]) -> Recognised | None:
     if "messages" in there:
         return _conversation(there, "messages")
     if isinstance(pair[0], list) and pair[1] is not None:
-        turns = [*messages(pair[0], "prompt"), *answer_messages(pair[1], "completion")]
-        return chat(there, turns, ("prompt", "completion"))
+        _refuse_loss({name: value for name, value in there.items() if name != "tools"}, "")
+        turns = [*pair[0], *(pair[1] if isinstance(pair[1], list) else answer_messages(pair[1], "completion"))]
+        read = ("prompt", "completion", *(name for name in ARGUMENTS if name in there))
+        return Recognised(there, read, content=content_of(turns))
     if None not in pair:
         _refuse_loss(there, str(pair[0]))
         return Recognised(there, ("prompt", "completion"))

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tuneprune.data.conversations import ARGUMENTS
 from tuneprune.data.examples import Content
 from tuneprune.data.prompts import Record
 from tuneprune.data.turns import Message, messages, tools
@@ -23,8 +24,6 @@ REQUIRED = FORMS - {*PASSAGES}
 COMPANIONS = (*PASSAGES, *SYSTEMS, "history", "tools")
 """What belongs to what is asked, and must not get lost."""
 CHOICES = ("choices", "options", "endings")
-_TEMPLATE = ("tools", "documents", "chat_template_kwargs")
-"""What a record has for its chat template, beside the messages."""
 KNOWN = {"rejected", "label", *FORMS, *COMPANIONS, *CHOICES}
 
 
@@ -52,11 +51,11 @@ def chat(there: dict[str, Any], turns: list[Message], read: Sequence[str]) -> Re
             )
         turns = [{"role": "system", "content": system}, *turns]
     rest = {key: value for key, value in there.items() if key not in KNOWN}
-    listed = tools(there.get("tools"))
-    record = rest | {"messages": turns} | ({"tools": listed} if listed else {})
-    used = [*read, *(key for key in (*SYSTEMS, *_TEMPLATE) if key in there)]
+    given = {"tools": tools(there["tools"])} if is_filled(there.get("tools")) else {}
+    record = rest | {"messages": turns} | given
+    used = [*read, *(key for key in (*SYSTEMS, *ARGUMENTS) if key in there)]
     is_own = used[0] == "messages" and _are_same(turns, there["messages"])
-    return Recognised(record, tuple(used), "" if is_own else CHAT, _content_of(turns))
+    return Recognised(record, tuple(used), "" if is_own else CHAT, content_of(turns))
 
 
 def _are_same(turns: Sequence[Message], found: object) -> bool:
@@ -67,8 +66,10 @@ def _are_same(turns: Sequence[Message], found: object) -> bool:
     return all(isinstance(old, Mapping) and new.items() <= old.items() for new, old in pairs)
 
 
-def _content_of(turns: Sequence[Message]) -> Content | None:
+def content_of(turns: Sequence[Any]) -> Content | None:
     """What a conversation of one question and its answer is about."""
+    if len(turns) != 2 or not all(isinstance(turn, Mapping) for turn in turns):
+        return None
     texts = [turn.get("content") for turn in turns]
     if [turn.get("role") for turn in turns] != ["user", "assistant"] or not all(
         isinstance(text, str) for text in texts

@@ -57,20 +57,14 @@ def parsed(value: object, column: str) -> object:
         ) from None
 
 
-def tools(value: object) -> list[dict[str, Any]]:
-    """The descriptions of tools in the form that chat templates know; none where there is nothing.
-
-    Raises:
-        UnusableRecord: another shape.
-    """
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return []
-    found = parsed(value, "tools")
+def tools(value: object) -> object:
+    """The descriptions of tools in the form that chat templates know; what is not a list of objects stays as it is."""
+    found = value
+    if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
+        found = parsed(value, "tools")
     listed = [found] if isinstance(found, Mapping) else found
     if not isinstance(listed, list) or not all(isinstance(tool, Mapping) for tool in listed):
-        raise UnusableRecord(
-            "of the wrong type", f"the field `tools` has to be a list of objects, got {shown(value)}. Fix it."
-        )
+        return value
     return [
         dict(tool) if "function" in tool or "name" not in tool else {"type": "function", "function": dict(tool)}
         for tool in listed
@@ -83,16 +77,17 @@ def _messages(turn: object, column: str) -> list[Message]:
     there = {key: value for key, value in turn.items() if value is not None or key == "content"}
     if there.keys() >= {"input", "output"} and not there.keys() & {*_SPEAKERS}:
         return [{"role": "user", "content": there["input"]}, {"role": "assistant", "content": there["output"]}]
-    speakers, contents = _named(there, _SPEAKERS), _named(there, _CONTENTS)
-    if len(speakers) != 1 or len(contents) > 1:
-        raise _wrong(column, turn)
-    rest = {key: value for key, value in there.items() if key not in (*speakers, *contents)}
-    speaker, content = there[speakers[0]], there[contents[0]] if contents else None
+    speakers, contents = _named(there, _SPEAKERS)[:1], _named(there, _CONTENTS)[:1]
+    speaker = there[speakers[0]] if speakers else None
     if not isinstance(speaker, str):
         raise _wrong(column, turn)
+    rest = {key: value for key, value in there.items() if key not in (*speakers, *contents)}
+    content = there[contents[0]] if contents else None
     if speaker.strip().lower() in _CALLS:
         return [{"role": "assistant", "content": "", "tool_calls": _calls(content)}]
-    role = _ROLES.get(speaker.strip().lower(), speaker if speakers == ["role"] else None)
+    role = _ROLES.get(speaker.strip().lower())
+    if speakers == ["role"] and role not in ("user", "assistant"):
+        role = speaker  # the chat template judges it
     if role is None:
         raise UnusableRecord(
             "with an unknown speaker",
