@@ -145,7 +145,7 @@ def test_values_are_read_as_they_are_meant(path, written, read, tmp_path):
         ("budget.keep", "160%", "less than or equal to 1"),
         ("budget.keep", 60, "written as 0.6 or 60%"),
         ("budget.keep", "60 percent", "number"),
-        ("model", None, "`model` is empty. Give it a value, or leave the key out. A `~` alone is such an empty value"),
+        ("model", None, "`model` is empty. Give it a value. A `~` alone is such an empty value"),
         ("model", datetime.date(2024, 1, 1), "YAML reads this as a date; put a text in quotes"),
         ("model", False, "YAML reads yes, no, on and off as true and false; put a text in quotes"),
         ("space", True, "put a text in quotes"),
