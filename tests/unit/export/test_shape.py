@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from precision import FLOAT32_LOGITS, within
 from tiny import CASES, layers_for, random_masks, tiny_model
 from tiny_tuning import setting
 from toy_tokenizer import tiny_tokenizer
@@ -50,8 +51,9 @@ def test_an_exported_folder_is_loaded_without_its_code(tmp_path, variant, space_
     export.write(small, tiny_tokenizer(), tmp_path / "model")
     loaded = export.load_exported(tmp_path / "model")
     ids = torch.arange(3, 15)[None]
-    with torch.no_grad():
-        assert torch.equal(loaded(input_ids=ids).logits, small.eval()(input_ids=ids).logits)
+    with torch.no_grad():  # experts may be computed in another way: by each, or grouped
+        expected = small.eval()(input_ids=ids).logits
+        torch.testing.assert_close(loaded(input_ids=ids).logits, expected, **within(FLOAT32_LOGITS))
 
 
 def test_oddities_are_named():
