@@ -5,13 +5,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tuneprune import evaluate
+from tuneprune import evaluate, export
 from tuneprune.environment import environment
 from tuneprune.errors import DataError, ProofFailed, reading
 from tuneprune.job import Job, Scores
 from tuneprune.report import Proof, RunRecord, model_card, write_report
 from tuneprune.report.findings import decision_warnings, score_warnings, training_findings
-from tuneprune.storage import write_text
 from tuneprune.structure.budget import Budget, units_per_step
 from tuneprune.structure.plan import Plan
 
@@ -158,9 +157,8 @@ def training(job: Job, plan: Plan, scores: tuple[Scores, Scores | None, Scores])
 
 def write_card(model: Path, card: str, failure: ProofFailed | None) -> None:
     """The model card, and beside it the mark of a model that is not to be used."""
-    write_text(model / "README.md", card)
-    if failure is not None:
-        write_text(model / PROOF_FAILED, f"{failure}\n")
+    mark = {} if failure is None else {PROOF_FAILED: f"{failure}\n"}
+    export.add_to_export(model, {"README.md": card} | mark)
 
 
 def write_results(job: Job, record: RunRecord, proof: Proof) -> None:

@@ -172,8 +172,8 @@ def compress_model(
         TunePruneError: no plan, a plan of another model, or a folder that cannot be written.
     """
     export.check_size(max_shard_size)
-    export.check_replaceable(out, "config.json")
     model, adapter = located(model), None if adapter is None else located(adapter)
+    export.check_replaceable(out, model, adapter, plan_folder)
     plan, config = Plan.load(plan_folder), load_config(model, adapter)
     tokenizer = load_tokenizer(model, config, adapter)
     name = str(plan.provenance.get("space", "width"))
@@ -207,7 +207,7 @@ def export_model(
         out: takes one folder a target; by default `exports` in the run's folder.
 
     Raises:
-        TunePruneError: no model there, or a target that cannot hold it or lacks its packages.
+        TunePruneError: no model there, a target that cannot hold it or lacks its packages, or no folder to write to.
     """
     source = Path(located(str(source)))
     is_run = (source / "record.json").is_file()
@@ -222,6 +222,8 @@ def export_model(
         raise ConfigError(
             "--to: name a target besides hf, which the folder is already. `tuneprune targets` lists them."
         )
+    for label in named:
+        export.check_replaceable(out / label, model)
     shape = export.Shape.of(_exported_config(model))
     for target in named.values():
         target.refuse(shape)

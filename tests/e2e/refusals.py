@@ -98,6 +98,38 @@ def holding(name, content):
     return change
 
 
+def copied(folder):
+    """A copy of the run's model in a folder beside the run file, which the run file does not name."""
+    return lambda case: shutil.copytree(case.content["model"], case.folder / folder)
+
+
+def exported(folder, **changes):
+    """Such a copy, listed as an export of tuneprune, then `changes`.
+
+    Args:
+        changes: content by file name, for files that are written after the list.
+    """
+
+    def change(case):
+        copy = copied(folder)(case)
+        files = {file.name: file.stat().st_size for file in copy.iterdir()}
+        (copy / "export.json").write_text(json.dumps({"schema": 1, "target": "hf", "files": files}))
+        for name, text in changes.items():
+            (copy / name).write_text(text)
+
+    return change
+
+
+def own_model(case):
+    """A copy of the run's model as `model` beside the run file, which the run file names."""
+    case.model()
+
+
+def linked(name, to):
+    """A link beside the run file, to another place there."""
+    return lambda case: (case.folder / name).symlink_to(case.folder / to)
+
+
 def all_of(*changes):
     def change(case):
         for each in changes:

@@ -6,7 +6,7 @@ from tuneprune.export.conversion import convert
 from tuneprune.export.hf import Loader, weight_bytes, write
 from tuneprune.export.hosting import loads_as, stock_holds
 from tuneprune.export.memory import memory_use
-from tuneprune.export.placing import check_replaceable, placed
+from tuneprune.export.placing import add_to_export, check_replaceable, placed
 from tuneprune.export.proof import Probe, compare, prove, take_probe
 from tuneprune.export.reference import Reference, load_exported, take_reference
 from tuneprune.export.shape import Shape, foresee
@@ -20,6 +20,7 @@ __all__ = [
     "Reference",
     "Shape",
     "Target",
+    "add_to_export",
     "check",
     "check_replaceable",
     "check_size",

@@ -1,18 +1,15 @@
 """From an exported Hugging Face folder to another kind of file, with a proof beside it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
 
 from tuneprune.errors import TunePruneError
-from tuneprune.export.placing import placed
+from tuneprune.export.placing import placed, sizes, write_record
 from tuneprune.export.reference import Reference
 from tuneprune.export.shape import Shape
 from tuneprune.export.targets.base import Target
-
-RECORD = "export.json"
 
 
 def convert(source: Path, target: Target, folder: Path, reference: Reference | None) -> dict[str, Any]:
@@ -35,9 +32,9 @@ def convert(source: Path, target: Target, folder: Path, reference: Reference | N
     target.refuse(shape)
     target.require()
     try:
-        with placed(folder, RECORD) as partial:
+        with placed(folder) as partial:
             details = target.write(source, partial, shape)
-            files = {str(file.relative_to(partial)): file.stat().st_size for file in sorted(partial.rglob("*"))}
+            files = sizes(partial)
             proof = {"status": "not run", "why": "no proof was asked for"}
             if reference is not None:
                 proof = target.prove(partial, reference, shape)
@@ -49,7 +46,7 @@ def convert(source: Path, target: Target, folder: Path, reference: Reference | N
                 "details": dict(details or {}),
                 "proof": proof,
             }
-            (partial / RECORD).write_text(json.dumps(found, indent=1) + "\n", encoding="utf8")
+            write_record(partial, found)
     except OSError as error:
         raise TunePruneError(
             f"{folder}: the export `{target.name}` could not be written ({error}). Free space on the disk or choose"

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tuneprune.compress import Streamed
 from tuneprune.errors import TunePruneError
 from tuneprune.export import shipped
-from tuneprune.export.placing import placed
+from tuneprune.export.placing import placed, sizes, write_record
 from tuneprune.export.shards import write_shards
 from tuneprune.progress import Progress
 
@@ -52,7 +52,7 @@ def write(
         TunePruneError: the disk refused the files.
     """
     try:
-        with placed(folder, CONFIG) as partial:
+        with placed(folder) as partial:
             if isinstance(model, Streamed):
                 model.model.save_pretrained(partial, state_dict={})  # all but the weights, whose files it would remove
                 write_shards(model, partial, max_shard_size, progress or Progress())
@@ -62,7 +62,9 @@ def write(
                 original = not _is_ragged(model)
                 model.save_pretrained(partial, max_shard_size=max_shard_size, save_original_format=original)
             tokenizer.save_pretrained(partial)
-            return _finish(model, partial)
+            loader = _finish(model, partial)
+            write_record(partial, {"schema": 1, "target": "hf", "files": sizes(partial)})
+            return loader
     except (OSError, SafetensorError) as error:
         raise TunePruneError(
             f"{folder.resolve()}: the model could not be written ({error}). Free space on the disk or choose another"

@@ -2,7 +2,7 @@
 
 import json
 
-from refusals import Row, as_it_was, holding, merged, set_to
+from refusals import Row, all_of, as_it_was, exported, holding, linked, merged, own_model, set_to
 
 
 def compare(says, options, change=as_it_was):
@@ -46,6 +46,25 @@ ROWS = {
     ),
     "plan: folder of something else": Row(
         ["not empty"], holding("out/thesis.doc", "mine"), "plan {run} --set method=magnitude --out {out}"
+    ),
+    "plan: folder of the model itself": Row(
+        ["not empty"], own_model, "plan {run} --set method=magnitude --out {folder}/model"
+    ),
+    "recover: folder of the model itself": Row(
+        ["not empty", "Name a new folder"], own_model, "recover {model} {run} --out {model}"
+    ),
+    "run: folder of the model itself": Row(["not empty", "Name a new folder"], own_model, "run {run} --out {model}"),
+    "run: folder with the model in it": Row(["not empty", "Name a new folder"], own_model, "run {run} --out {folder}"),
+    "run: link to the folder of the model itself": Row(
+        ["not empty", "Name a new folder"], all_of(own_model, linked("link", "model")), "run {run} --out {folder}/link"
+    ),
+    "run: folder of an adapter": Row(
+        ["not empty", "Name a new folder"],
+        holding("adapter/adapter_config.json", "{}"),
+        "run {run} --out {folder}/adapter",
+    ),
+    "run: folder of an export": Row(
+        ["not empty", "Name a new folder"], exported("small"), "run {run} --out {folder}/small"
     ),
     "recover: no model": Row(["no folder"], command="recover ./nowhere {run} --out {out}"),
     "recover: no run file": Row(["nowhere.yaml"], command="recover {model} ./nowhere.yaml --out {out}"),

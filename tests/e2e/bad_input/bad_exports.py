@@ -2,7 +2,7 @@
 
 import json
 
-from refusals import Row, holding, merged, set_to
+from refusals import Row, copied, holding, merged, set_to
 
 HEAD_DIM = {"space": "head_dim", "export": ["hf", "gguf"]}
 WITH_PACKAGES, WITHOUT_PACKAGES = (
@@ -67,6 +67,16 @@ ROWS = {
     ),
     "the command on an unknown kind of model": Row(
         ["no_such_model", "known families"], exported(model_type="no_such_model"), COMMAND
+    ),
+    "the command into the folder of the model": Row(
+        ["would replace", "Name another folder"],
+        copied("gguf"),
+        "export {folder}/gguf --to gguf --out {folder}",
+    ),
+    "the command into the folder of another model": Row(
+        ["no export.json", "Name another folder"],
+        copied("gguf"),
+        "export {model} --to gguf --out {folder}",
     ),
     "the command on a config that is no JSON": Row(["config"], no_json, COMMAND),
 }

@@ -1,7 +1,7 @@
 """Plans that are none, or that belong to another model or space, and places that cannot take the smaller model."""
 
 import torch
-from refusals import Row, all_of, as_it_was, holding
+from refusals import Row, all_of, as_it_was, copied, exported, holding, linked, own_model
 
 from tuneprune import families
 from tuneprune.loading import load_config, skeleton
@@ -35,6 +35,15 @@ def applied(says, change=as_it_was, command=COMMAND):
     return Row(says, change, command)
 
 
+def into(out, change, model="{folder}/model"):
+    """The plan applied to `model`, and written where `model` or the plan is read from."""
+    return applied(
+        ["would replace", "Name another folder"],
+        all_of(plan(), change),
+        f"compress {model} --plan {{folder}}/plan --out {out}",
+    )
+
+
 ROWS = {
     "no plan": applied(["holds no plan", "plan.json is missing", "Name the plan/ of a run"]),
     "plan that is no JSON": applied(["no readable plan"], all_of(plan(), holding("plan/plan.json", "{"))),
@@ -57,7 +66,22 @@ ROWS = {
     ),
     "size of a file that is none": applied(["`huge`", "5GB"], plan(), COMMAND + " --max-shard-size huge"),
     "folder with other files": applied(
-        ["not a model", "Name another folder"], all_of(plan(), holding("out/thesis.doc", "mine"))
+        ["would be lost", "Name another folder"], all_of(plan(), holding("out/thesis.doc", "mine"))
+    ),
+    "folder of the model itself": into("{folder}/model", own_model),
+    "folder of the model itself, an export": into("{folder}/base", exported("base"), model="{folder}/base"),
+    "link to the folder of the model itself": into("{folder}/link", all_of(own_model, linked("link", "model"))),
+    "folder with the model in it": into("{folder}", own_model),
+    "folder with the plan in it": into("{folder}/plan", own_model),
+    "folder of another model": applied(["no export.json", "Name another folder"], all_of(plan(), copied("out"))),
+    "folder of an adapter": applied(
+        ["no export.json", "Name another folder"], all_of(plan(), holding("out/adapter_config.json", "{}"))
+    ),
+    "folder of an export with a file of one's own": applied(
+        ["notes.md", "would be lost"], all_of(plan(), exported("out", **{"notes.md": "mine"}))
+    ),
+    "folder of an export with other weights": applied(
+        ["model.safetensors", "another size"], all_of(plan(), exported("out", **{"model.safetensors": "tuned"}))
     ),
     "folder that is a file": applied(["is a file", "Name another"], all_of(plan(), holding("out", "mine"))),
     "no model": applied(["no folder"], plan(), "compress ./nowhere --plan {folder}/plan --out {out}"),

@@ -30,6 +30,7 @@ def test_ragged_folder_is_complete(tmp_path):
     assert loader == export.Loader("PrunedQwen3ForCausalLM", needs_remote_code=True, host_model_type="qwen3")
     assert {file.name for file in (tmp_path / "model").iterdir()} == {
         "config.json",
+        "export.json",
         "generation_config.json",
         "model.safetensors",
         "modeling_pruned.py",
@@ -133,6 +134,47 @@ def test_other_peoples_files_are_not_replaced(tmp_path):
     with pytest.raises(ConfigError, match="is a file"):
         export.write(pruned(), tiny_tokenizer(), tmp_path / "thesis.tex")
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def saved_by_transformers(folder):
+    tiny_model("llama").save_pretrained(folder)
+
+
+def with_notes(folder):
+    (folder / "notes.md").write_text("mine")
+
+
+def tuned_in_place(folder):
+    tiny_model("llama", hidden_size=64).save_pretrained(folder)
+
+
+def with_more_below(folder):
+    (folder / "checkpoint-5").mkdir()
+    (folder / "checkpoint-5" / "model.safetensors").write_bytes(b"weights")
+
+
+@pytest.mark.parametrize("change", [with_notes, tuned_in_place, with_more_below])
+def test_an_export_that_somebody_added_to_is_not_replaced(tmp_path, change):
+    folder = tmp_path / "model"
+    export.write(pruned(), tiny_tokenizer(), folder)
+    change(folder)
+    before = {file: file.is_file() and file.read_bytes() for file in folder.rglob("*")}
+    with pytest.raises(ConfigError, match="would be lost"):
+        export.write(pruned(), tiny_tokenizer(), folder)
+    assert {file: file.is_file() and file.read_bytes() for file in folder.rglob("*")} == before
+
+
+def test_a_model_of_another_program_is_not_replaced(tmp_path):
+    saved_by_transformers(tmp_path)
+    with pytest.raises(ConfigError, match=r"no export\.json .* would be lost"):
+        export.write(pruned(), tiny_tokenizer(), tmp_path)
+
+
+def test_an_export_with_its_card_is_replaced(tmp_path):
+    export.write(pruned(), tiny_tokenizer(), tmp_path / "model")
+    export.add_to_export(tmp_path / "model", {"README.md": "ä card"})
+    export.write(pruned(), tiny_tokenizer(), tmp_path / "model")
+    assert not (tmp_path / "model" / "README.md").exists()
 
 
 def test_llama_with_heads_that_do_not_divide_its_width_loads_as_mistral(tmp_path):
