@@ -91,15 +91,18 @@ def _finish(model: PreTrainedModel, folder: Path) -> Loader:
         config |= shipped.entries(model.config)
         (folder / f"{shipped.MODULE}.py").write_text(shipped.source(model.config), encoding="utf8")
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf8")
-    _forget_code(folder / TOKENIZER_CONFIG)
+    _settle_tokenizer(folder / TOKENIZER_CONFIG)
     return Loader(config["architectures"][0], _is_ragged(model), config["model_type"])
 
 
-def _forget_code(path: Path) -> None:
-    """Take out of a tokenizer's settings what code of the base model's would read it with."""
+def _settle_tokenizer(path: Path) -> None:
+    """Name in a tokenizer's settings no code of the base model's, and no class that transformers 4 does not know."""
     settings = json.loads(path.read_text(encoding="utf8"))
-    if settings.pop(CODE, None) is not None:
-        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
+    settled = {key: value for key, value in settings.items() if key != CODE}
+    if settled.get("tokenizer_class") == "TokenizersBackend":
+        settled["tokenizer_class"] = "PreTrainedTokenizerFast"  # the same class in transformers 5
+    if settled != settings:
+        path.write_text(json.dumps(settled, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
 
 
 def _legacy_rope(config: dict[str, Any]) -> dict[str, Any]:

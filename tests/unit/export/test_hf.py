@@ -101,6 +101,19 @@ def test_generation_settings_travel(tmp_path):
     assert GenerationConfig.from_pretrained(tmp_path / "model").temperature == 0.3
 
 
+def test_tokenizer_is_of_a_class_that_transformers_4_knows_too(tmp_path):
+    tokenizer = tiny_tokenizer()
+    export.write(pruned(), tokenizer, tmp_path / "model")
+    settings = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert loaded.get_vocab() == tokenizer.get_vocab()
+    assert loaded("the cat sat")["input_ids"] == tokenizer("the cat sat")["input_ids"]
+    export.write(pruned(), loaded, tmp_path / "again")
+    again = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())
+    assert again["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
 def test_earlier_export_is_replaced_as_a_whole(tmp_path):
     folder = tmp_path / "model"
     export.write(pruned(), tiny_tokenizer(), folder)
