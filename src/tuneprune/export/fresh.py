@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,9 +34,18 @@ def run_fresh(program: ModuleType, folder: str, arguments: Sequence[str]) -> dic
         }
         child = run_tied(program, [folder, str(result_file), *arguments], environment)
         if child.returncode != 0:
-            last = (child.stderr.strip() or f"exit status {child.returncode}").splitlines()[-1]
-            raise TunePruneError(f"{folder}: the model does not run in a fresh process: {last}")
+            raise TunePruneError(f"{folder}: the model does not run in a fresh process: {last_words(child)}")
         return json.loads(result_file.read_text(encoding="utf8"))
+
+
+def last_words(child: subprocess.CompletedProcess[str]) -> str:
+    """Why a program failed, as far as it said so or its exit status tells."""
+    if child.returncode == -signal.SIGKILL:
+        return (
+            "something killed it, probably because memory ran out. Free memory; run and recover then go on with"
+            " --resume"
+        )
+    return (child.stderr.strip() or f"exit status {child.returncode}").splitlines()[-1]
 
 
 def run_tied(

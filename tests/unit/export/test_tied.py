@@ -6,10 +6,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from tuneprune.export.fresh import run_tied
+from tuneprune.errors import TunePruneError
+from tuneprune.export.fresh import run_fresh, run_tied
 
 SLEEPER = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
 STARTER = """
@@ -54,6 +56,15 @@ def test_program_ends_with_the_process_that_started_it(tmp_path, number):
         time.sleep(0.01)
     assert starter.returncode == (-number if number == signal.SIGKILL else 1)
     assert ("Stopped" in said) == (number != signal.SIGKILL)
+
+
+def test_a_killed_program_is_told_with_the_likely_cause_and_the_way_on(tmp_path):
+    victim = tmp_path / "victim.py"
+    victim.write_text("import os, signal, sys; print('!', file=sys.stderr); os.kill(os.getpid(), signal.SIGKILL)")
+    program = ModuleType("victim")
+    program.__file__ = str(victim)
+    with pytest.raises(TunePruneError, match=r"probably because memory ran out\. Free memory; .* --resume"):
+        run_fresh(program, "model", [])
 
 
 def test_program_answers_as_if_alone(tmp_path):

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from tuneprune.errors import TunePruneError, UnsupportedExport
-from tuneprune.export.fresh import run_tied
+from tuneprune.export.fresh import last_words, run_tied
 from tuneprune.export.mlx import openelm, run_probe
 from tuneprune.export.reference import Reference
 from tuneprune.export.shape import Shape
@@ -94,6 +94,5 @@ def _ask(folder: Path, reference: Reference) -> dict[str, Tensor]:
         arguments = [str(folder), str(answered), str(asked), str(len(reference.greedy_ids))]
         child = run_tied(run_probe, arguments, os.environ | {"HF_HUB_OFFLINE": "1"})
         if child.returncode != 0:
-            said = (child.stderr.strip() or f"exit status {child.returncode}").splitlines()[-1]
-            raise TunePruneError(f"mlx: mlx-lm cannot run the written folder: {said}")
+            raise TunePruneError(f"mlx: mlx-lm cannot run the written folder: {last_words(child)}")
         return load_file(answered)
