@@ -102,7 +102,7 @@ def test_compress_in_files_of_a_size(finished, model_folder, tuneprune, tmp_path
     index = json.loads((tmp_path / "small" / "model.safetensors.index.json").read_text())
     assert {file.name for file in (tmp_path / "small").glob("*.safetensors")} == set(index["weight_map"].values())
     assert tuneprune("compress", model_folder, *options, "many") == 2
-    assert "`many` is no size" in capsys.readouterr().err
+    assert "`many` is not a size" in capsys.readouterr().err
 
 
 def test_stopped_compress_says_that_nothing_was_written(
