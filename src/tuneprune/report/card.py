@@ -83,7 +83,8 @@ def loading_section(proof: Proof | None) -> str:
     elif proof.loader.needs_remote_code:
         note = (
             "The stock class cannot express these widths; the folder brings the model code it needs, "
-            "one file, hence `trust_remote_code=True`."
+            "one file, hence `trust_remote_code=True`. It is a causal language model only: classes with another head, "
+            "such as `AutoModelForSequenceClassification`, do not load it."
         )
     else:
         note = f"A stock {code_span(proof.loader.name)}: no remote code, nothing to install beyond transformers."

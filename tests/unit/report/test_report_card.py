@@ -46,7 +46,9 @@ def test_a_hostile_name_breaks_neither_the_yaml_nor_the_table():
 
 
 def test_remote_code_is_asked_for_only_where_it_is_needed():
-    assert "trust_remote_code=True" in model_card(record(), proof())
+    ragged = model_card(record(), proof())
+    assert "trust_remote_code=True" in ragged
+    assert "`AutoModelForSequenceClassification`, do not load it" in ragged
     stock = proof(loader={"class": "LlamaForCausalLM", "needs_remote_code": False, "host_model_type": "llama"})
     card = model_card(record(), stock)
     assert "trust_remote_code=True" not in card
