@@ -118,6 +118,7 @@ def make_record(
             "id": config.model.base,
             "family": job.architecture.family,
             "parameters": job.space.num_parameters,
+            "path": config.model.base if Path(config.model.base).is_dir() else None,
             "adapter": config.model.adapter,
         },
         "data": job.data.summary(),

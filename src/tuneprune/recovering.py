@@ -248,6 +248,7 @@ def write_record(recovery: Recovery, result: TuneResult, proof: Proof, scores: d
             "id": config.model,
             "family": recovery.architecture.family,
             "parameters": proof.parameters.kept_total,
+            "path": config.model if Path(config.model).is_dir() else None,
         },
         "data": recovery.data.summary(),
         "scores": scores,

@@ -1,11 +1,11 @@
 """The model card: README.md of an exported folder, with the front matter that the Hugging Face hub reads."""
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import yaml
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from tuneprune.errors import printable
 from tuneprune.report.comparison import compare
@@ -13,11 +13,10 @@ from tuneprune.report.costs import memory_rows, memory_sentence, speed_sentence,
 from tuneprune.report.exports import HEADERS, export_rows
 from tuneprune.report.numbers import alignment_text, bytes_text, count_text, counted_text, percent_text, score_text
 from tuneprune.report.proof import Check, Proof
-from tuneprune.report.record import RunRecord
+from tuneprune.report.record import ModelRecord, RunRecord
 from tuneprune.report.summary import data_rows
 from tuneprune.report.tables import code_span, escape_markdown
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 MAX_PROMPT = 80
 MARKS = {True: "passed", False: "**FAILED**", None: "measured"}
 
@@ -94,13 +93,22 @@ def loading_section(proof: Proof | None) -> str:
 def _front_matter(record: RunRecord, base_licence: str | None) -> str:
     tags = ["tuneprune", "structured-pruning", "lora", record.method.name, record.model.family]
     header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    # The hub links to this id; a folder on somebody's disk is reduced to its name.
-    is_hub_id = record.model.path is None and HUB_ID.fullmatch(record.model.id) is not None
-    header["base_model"] = printable(record.model.id if is_hub_id else record.model.short_name)
+    header |= base_entry(record.model)
     if base_licence:
         header["license"] = printable(base_licence)
     header["tags"] = list(dict.fromkeys(map(printable, tags)))
     return "---\n" + yaml.safe_dump(header, sort_keys=False, allow_unicode=True) + "---"
+
+
+def base_entry(model: ModelRecord) -> dict[str, str]:
+    """The front matter's `base_model`, to which the hub links; empty for a folder, whose name a stranger's may be."""
+    if model.path is not None:
+        return {}
+    try:
+        validate_repo_id(model.id)
+    except HFValidationError:
+        return {}
+    return {"base_model": model.id}
 
 
 def _introduction(record: RunRecord) -> str:

@@ -7,7 +7,7 @@ from pydantic import Field
 from rich.table import Table
 
 from tuneprune.errors import printable
-from tuneprune.report.card import MARKS, failure_warning, loading_section
+from tuneprune.report.card import MARKS, base_entry, failure_warning, loading_section
 from tuneprune.report.numbers import count_text, score_text
 from tuneprune.report.proof import Proof
 from tuneprune.report.record import EnvironmentRecord, MemoryRecord, ModelRecord, Scores, TrainingRecord
@@ -71,8 +71,9 @@ def recover_table(record: RecoverRecord) -> Table:
 def recover_card(record: RecoverRecord) -> str:
     """The card of the tuned model as Markdown with YAML front matter."""
     name, proof = record.name, record.proof
-    tags, base = ["tuneprune", "lora", printable(record.model.family)], printable(name)
-    header = {"library_name": "transformers", "pipeline_tag": "text-generation", "base_model": base, "tags": tags}
+    tags = ["tuneprune", "lora", printable(record.model.family)]
+    header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    header |= base_entry(record.model) | {"tags": tags}
     size, family = count_text(record.model.parameters), escape_markdown(record.model.family)
     lines = [
         "---\n" + yaml.safe_dump(header, sort_keys=False, allow_unicode=True) + "---",

@@ -6,6 +6,7 @@ from report_samples import proof, proof_data, record
 
 from tuneprune.report import model_card
 from tuneprune.report.card import loading_code
+from tuneprune.report.recovered import RecoverRecord, recover_card
 
 
 def front_matter(card):
@@ -31,11 +32,32 @@ def test_front_matter_is_what_the_hub_reads():
         {"id": "models/tiny", "path": "models/tiny", "family": "llama", "parameters": 1},
     ],
 )
-def test_a_local_folder_is_reduced_to_its_name(model):
+def test_a_local_folder_is_reduced_to_its_name_and_links_to_nobody(model):
     card = model_card(record(model=model), proof())
-    assert front_matter(card)["base_model"] == "tiny"
+    assert "# tiny, tuned and pruned" in card
+    assert "base_model" not in front_matter(card)
     assert "license" not in front_matter(card)
     assert model["id"] not in card
+
+
+@pytest.mark.parametrize(
+    ("model", "linked"),
+    [
+        ({"id": "gpt2"}, True),
+        ({"id": "owner/name"}, True),
+        ({"id": "bert-base-uncased", "path": "bert-base-uncased"}, False),
+        ({"id": "owner/name", "path": "owner/name"}, False),
+        ({"id": "My base [v1]"}, False),
+        ({"id": "a--b"}, False),
+        ({"id": "owner/" + 100 * "x"}, False),
+    ],
+)
+def test_only_ids_of_the_hub_are_linked(model, linked):
+    about = model | {"family": "llama", "parameters": 1}
+    scores = {"before": {}, "after": {}}
+    content = {"schema": 1, "seed": 0, "model": about, "scores": scores, "proof": proof_data()}
+    for card in (model_card(record(model=about), proof()), recover_card(RecoverRecord.from_data(content, "record"))):
+        assert front_matter(card).get("base_model") == (model["id"] if linked else None)
 
 
 def test_a_hostile_name_breaks_neither_the_yaml_nor_the_table():
