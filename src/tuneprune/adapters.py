@@ -15,6 +15,10 @@ MERGED_ONLY = "Only LoRA (also DoRA and rsLoRA) for causal language models is me
 PATIENCE_S = 120.0
 """Seconds until a pattern of modules is given up; the largest models take some."""
 Shapes = Mapping[str, tuple[int, ...]]
+REPEATABLE_STARTS = ("gaussian", "eva", "orthogonal", "mica", "pissa", "olora")
+"""Starts (init_lora_weights) that leave the base alone, or change it in the same way whenever peft loads them."""
+CONVERTIBLE_STARTS = ("pissa", "corda", "lora_ga")
+"""How the names of others begin that peft can save as plain LoRA where it has the base as it was changed."""
 
 
 def merged_config(adapter: str, skeleton: PreTrainedModel) -> PretrainedConfig:
@@ -135,8 +139,26 @@ def _options(adapter: str) -> Any:  # noqa: ANN401  (peft's config, imported onl
         )
     if task not in ("CAUSAL_LM", "None"):
         raise ConfigError(f"model.adapter: {adapter} was made for the task {task}. {MERGED_ONLY}; name one of those.")
+    _refuse_start(adapter, str(options.init_lora_weights))
     options.init_lora_weights = False
     return options
+
+
+def _refuse_start(adapter: str, start: str) -> None:
+    """Refuse an adapter over a base that its start changed by chance or by data, which merging would not know of.
+
+    Raises:
+        ConfigError: says how to save it instead.
+    """
+    if start in ("True", "False", "None") or start.lower() in REPEATABLE_STARTS:
+        return
+    convertible = start.lower().startswith(CONVERTIBLE_STARTS)
+    plain = "save it as plain LoRA (save_pretrained with path_initial_model_for_weight_conversion), or "
+    raise ConfigError(
+        f"model.adapter: {adapter} began with init_lora_weights: {start}, and what that did to the weights of its base"
+        f" cannot be repeated from its files. Where it was trained, {plain if convertible else ''}merge it with peft"
+        " and name the result as model.base."
+    )
 
 
 @contextmanager

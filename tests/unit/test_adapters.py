@@ -166,6 +166,39 @@ def test_lora_on_tied_embeddings_is_refused(tmp_path, bases, target):
         load_config(bases["llama3"], str(tmp_path))
 
 
+KEPT_STARTS = [False, "gaussian", "orthogonal", "eva", "mica", "pissa", "olora"]
+LOST_STARTS = {
+    "pissa_niter_4": {},
+    "corda": {"corda_config": {}},
+    "lora_ga": {"lora_ga_config": {}},
+    "loftq": {"loftq_config": {"loftq_bits": 4, "loftq_iter": 1}},
+    "of_tomorrow": {},
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*eva")  # peft on a start without data
+@pytest.mark.parametrize("start", KEPT_STARTS)
+def test_starts_that_leave_the_base_or_can_be_repeated_are_exact(tmp_path, bases, start):
+    expected = make_adapter(tmp_path, init_lora_weights=start)
+    torch.manual_seed(99)  # nothing depends on it
+    torch.testing.assert_close(logits(load_model(bases["llama"], str(tmp_path), CPU)), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("start", LOST_STARTS)
+def test_starts_that_change_the_base_past_repeating_are_refused(tmp_path, bases, start):
+    make_adapter(tmp_path)
+    settings = tmp_path / "adapter_config.json"
+    settings.write_text(
+        json.dumps(json.loads(settings.read_text()) | {"init_lora_weights": start, **LOST_STARTS[start]})
+    )
+    with pytest.raises(
+        ConfigError, match=rf"init_lora_weights: {start}.*cannot be repeated.*as model\.base\."
+    ) as caught:
+        load_config(bases["llama"], str(tmp_path))
+    assert "ownload" not in str(caught.value)
+    assert ("path_initial_model_for_weight_conversion" in str(caught.value)) == (start not in ("loftq", "of_tomorrow"))
+
+
 def test_adapters_of_other_kinds_are_refused(tmp_path, bases):
     options = IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
     get_peft_model(tiny_model("llama", dtype=torch.float32), options).save_pretrained(tmp_path)
