@@ -95,6 +95,19 @@ def replace_stops(model: str, loaded: PreTrainedModel) -> None:
         )
 
 
+def turn_cache_on(model: str, loaded: PreTrainedModel) -> None:
+    """Let a model keep keys and values while it generates, in place, where training with checkpoints left that off."""
+    holders: Any = (loaded.config, loaded.generation_config)
+    off = [holder for holder in holders if getattr(holder, "use_cache", None) is False]
+    for holder in off:
+        holder.use_cache = True
+    if off:
+        remark(
+            f"{model}: its settings say use_cache=False, as gradient checkpointing leaves it, with which generation is"
+            " slow; the result's say True."
+        )
+
+
 def follow_files(model: str, config: PretrainedConfig, skeleton: PreTrainedModel) -> None:
     """Let the weight files decide on the precision, and on whether the head is the embeddings, in place.
 

@@ -199,7 +199,7 @@ def load_model(model: str, adapter: str | None, device: torch.device) -> PreTrai
             loaded = merge(loaded, adapter)
     refuse_bad_weights(loaded, adapter or model)
     corrections.replace_stops(model, loaded)
-    loaded.config.use_cache = True
+    corrections.turn_cache_on(model, loaded)
     return loaded.to(device).eval()  # pyright: ignore[reportArgumentType]  (transformers hides its self)
 
 
@@ -275,6 +275,7 @@ def skeleton(config: PretrainedConfig, generation: str | None = None) -> PreTrai
     if generation is not None:
         model.generation_config = check_generation(generation) or model.generation_config
         corrections.replace_stops(generation, model)
+        corrections.turn_cache_on(generation, model)
     return model
 
 

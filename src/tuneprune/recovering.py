@@ -24,7 +24,7 @@ from tuneprune.checks import (
 )
 from tuneprune.claiming import claim, fingerprinted
 from tuneprune.config import RecoverConfig
-from tuneprune.corrections import replace_stops
+from tuneprune.corrections import replace_stops, turn_cache_on
 from tuneprune.data import Data, load
 from tuneprune.environment import environment
 from tuneprune.errors import reading
@@ -166,6 +166,7 @@ def load_smaller(model: str, device: torch.device) -> PreTrainedModel:
         loaded: Any = export.load_exported(Path(model), dtype)
     refuse_bad_weights(loaded, model)
     replace_stops(model, loaded)
+    turn_cache_on(model, loaded)
     return loaded.to(device)
 
 

@@ -191,7 +191,6 @@ def compress_model(
 
 def _streamed(model: str, config: PretrainedConfig, space_name: str, plan: Plan) -> Streamed | None:
     """The smaller model without its weights in memory, None where it needs them there."""
-    config.use_cache = True  # as `load_model` leaves it
     empty = skeleton(config, generation=model)
     architecture = families.describe(empty)
     return stream(model, empty, architecture, spaces.build(space_name, architecture, empty), plan)

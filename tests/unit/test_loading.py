@@ -10,7 +10,8 @@ from transformers import LlamaForCausalLM
 
 from tuneprune import export
 from tuneprune.errors import ConfigError, reading
-from tuneprune.loading import cast_weights, load_config, load_model, load_tokenizer
+from tuneprune.loading import cast_weights, load_config, load_model, load_tokenizer, skeleton
+from tuneprune.progress import remark
 from tuneprune.recovering import load_smaller
 
 CPU = torch.device("cpu")
@@ -201,3 +202,14 @@ def test_an_adapter_whose_weights_are_not_finite_is_refused(tmp_path):
     poison(adapter / "adapter_model.safetensors", "", math.nan)
     with pytest.raises(ConfigError, match="holds NaN or infinite"):
         load_model(str(model), str(adapter), CPU)
+
+
+@pytest.mark.parametrize("file", [CONFIG, GENERATION])
+def test_the_cache_that_gradient_checkpointing_turned_off_is_on_again(tmp_path, caplog, file):
+    remark.cache_clear()
+    entries(file, use_cache=False)(save_model(tmp_path))
+    config = load_config(str(tmp_path))
+    for model in (load_model(str(tmp_path), None, CPU), skeleton(config, generation=str(tmp_path))):
+        assert model.config.use_cache
+        assert model.generation_config.use_cache in (True, None)
+    assert "use_cache" in caplog.text
