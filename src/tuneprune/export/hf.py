@@ -13,7 +13,7 @@ from tuneprune.errors import TunePruneError
 from tuneprune.export import shipped
 from tuneprune.export.placing import placed, sizes, write_record
 from tuneprune.export.shards import write_shards
-from tuneprune.progress import Progress
+from tuneprune.progress import Progress, remark
 
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
 CODE = "auto_map"
@@ -51,6 +51,7 @@ def write(
         ConfigError: `folder` is a file, or holds something that is not an export.
         TunePruneError: the disk refused the files.
     """
+    _stop_at_end(model.model if isinstance(model, Streamed) else model, tokenizer)
     try:
         with placed(folder) as partial:
             if isinstance(model, Streamed):
@@ -70,6 +71,20 @@ def write(
             f"{folder.resolve()}: the model could not be written ({error}). Free space on the disk or choose another"
             " folder; what was there before is untouched."
         ) from error
+
+
+def _stop_at_end(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let the model stop at its tokenizer's end of text too, which it was tuned to end with, in place."""
+    settings: Any = model.generation_config
+    end, said = tokenizer.eos_token_id, settings.eos_token_id
+    stops = said if isinstance(said, list) else [token for token in [said] if token is not None]
+    if not isinstance(end, int) or end in stops or end >= model.config.get_text_config().vocab_size:
+        return
+    settings.eos_token_id = [*stops, end] if stops else end
+    remark(
+        f"The model's generation settings say eos_token_id={said}, but texts end with {tokenizer.eos_token} (token"
+        f" {end}) by its tokenizer: the result stops at that too."
+    )
 
 
 def weight_bytes(folder: Path) -> int:

@@ -6,12 +6,14 @@ import json
 import pytest
 import torch
 from tiny import logits, random_masks, tiny_model
+from tiny_runs import letter_tokenizer
 from toy_tokenizer import tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, logging
 
 from tuneprune import export, families
 from tuneprune.compress import compress
 from tuneprune.errors import ConfigError, TunePruneError
+from tuneprune.progress import remark
 from tuneprune.structure import spaces
 from tuneprune.structure.plan import Plan
 
@@ -112,6 +114,28 @@ def test_tokenizer_is_of_a_class_that_transformers_4_knows_too(tmp_path):
     export.write(pruned(), loaded, tmp_path / "again")
     again = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())
     assert again["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+@pytest.mark.parametrize(("stops", "kept"), [(7, [7, 2]), ([7, 9], [7, 9, 2]), (None, 2), (2, 2), ([9, 2], [9, 2])])
+def test_the_result_stops_where_its_texts_end(tmp_path, caplog, stops, kept):
+    remark.cache_clear()
+    model = pruned()
+    model.generation_config = GenerationConfig(eos_token_id=stops)
+    export.write(model, letter_tokenizer(), tmp_path / "model")
+    assert GenerationConfig.from_pretrained(tmp_path / "model").eos_token_id == kept
+    said = [record.getMessage() for record in caplog.records if "eos_token_id" in record.getMessage()]
+    assert len(said) == (stops != kept)
+    if said:
+        assert f"eos_token_id={stops}" in said[0]
+        assert "</s>" in said[0]
+
+
+def test_a_stop_without_an_embedding_is_not_added(tmp_path):
+    tokenizer = letter_tokenizer()
+    tokenizer.add_tokens([f"<{number}>" for number in range(40)])
+    tokenizer.eos_token = "<39>"
+    export.write(pruned(), tokenizer, tmp_path / "model")
+    assert 69 not in [GenerationConfig.from_pretrained(tmp_path / "model").eos_token_id]
 
 
 def test_earlier_export_is_replaced_as_a_whole(tmp_path):
