@@ -28,17 +28,28 @@ def base_and_adapter(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: an adapter whose base cannot be found by the name that it gives.
     """
-    folder = Path(located(name))
-    if not folders.is_adapter(folder):
-        return {"base": located(name)}
-    base = folders.base_of(folder)
-    if not base or not (Path(base).is_dir() or is_hub_id(base)):
+    named = as_named(name)
+    base = named.get("base", "")
+    if "adapter" in named and not (Path(base).is_dir() or is_hub_id(base)):
         where = f"its base, {base}, is not on this machine" if base else "it does not say of which base"
         raise ConfigError(
             f"model: {name} is an adapter, and {where}. Write `model: {{base: FOLDER, adapter: {name}}}`, with the"
             " folder or hub id of its base."
         )
-    return {"base": base, "adapter": str(folder)}
+    return named
+
+
+def as_named(name: str) -> dict[str, Any]:
+    """The base, and the adapter where the name is one's folder, whose base is left out where it does not name any.
+
+    Raises:
+        ConfigError: an adapter whose settings cannot be read.
+    """
+    folder = Path(located(name))
+    if not folders.is_adapter(folder):
+        return {"base": located(name)}
+    base = folders.base_of(folder)
+    return {"base": base, "adapter": str(folder)} if base else {"adapter": str(folder)}
 
 
 def is_hub_id(name: str) -> bool:

@@ -244,3 +244,21 @@ def test_recovery_answers_with_our_words_too(tmp_path):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(CONTENT | {"recover": {"lr": 1e-3}}))
     with pytest.raises(ConfigError, match=r"unknown key `tune.lr`: write `tune.learning_rate`"):
         load_recover_file("small", tmp_path / "run.yaml")
+
+
+def test_an_override_keeps_the_adapter_that_the_model_is(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    settings = tmp_path / "adapter" / "adapter_config.json"
+    path, adapter = tmp_path / "run.yaml", str(tmp_path / "adapter")
+    path.write_text(yaml.safe_dump(CONTENT | {"model": adapter}))
+    for named in ({"base_model_name_or_path": "/gone/llama"}, {}):
+        settings.write_text(json.dumps(named))
+        model = load_run_file(path, ["model.base=other"]).model
+        assert (model.base, model.adapter) == ("other", adapter)
+    settings.write_text(json.dumps({"base_model_name_or_path": "owner/llama"}))
+    model = load_run_file(path, ["model.adapter=another"]).model
+    assert (model.base, model.adapter) == ("owner/llama", "another")
+    assert load_run_file(path, ["model=other"]).model.adapter is None
+    path.write_text(yaml.safe_dump(CONTENT))
+    model = load_run_file(path, ["model.adapter=another"]).model
+    assert (model.base, model.adapter) == ("base", "another")

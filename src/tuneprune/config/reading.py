@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from tuneprune import documents
+from tuneprune import documents, places
 from tuneprune.config.mistakes import explain, refuse_truths
 from tuneprune.config.schema import SHARED, RecoverConfig, RunConfig, like_tune
 from tuneprune.errors import ConfigError
@@ -110,6 +110,8 @@ def _opened(inner: object, plain: str | None) -> object:
     """
     if inner is None:
         return {}
+    if isinstance(inner, str) and plain == "base":
+        return places.as_named(inner)
     if isinstance(inner, str) and plain is not None:
         return {plain: inner} if plain else [inner]
     return inner
