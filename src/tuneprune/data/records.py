@@ -98,12 +98,13 @@ def _files(path: Path, split: str) -> Sequence[Path]:
         return _files_of_split(path, split)
     if path.is_file():
         return [path]
+    place = "" if path.is_absolute() else f" in {Path.cwd()}"
     if not glob.has_magic(str(path)):
-        raise DataError(f"{path}: there is no such data file. Name a file or a folder that exists.")
+        raise DataError(f"{path}: there is no such data file{place}. Name a file or a folder that exists.")
     files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
     files = [file for file in files if file.is_file()]
     if not files:
-        raise DataError(f"{path}: no file fits this pattern. Name files that exist.")
+        raise DataError(f"{path}: there is no file that fits this pattern{place}. Name files that exist.")
     return files
 
 

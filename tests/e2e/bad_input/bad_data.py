@@ -85,7 +85,9 @@ ROWS = {
         ["x.json:2", "not valid JSON", "ends inside"], data_file("x.json", f"[\n{GOOD},")
     ),
     "plain text": Row(["x.txt", "where a document ends", "Write JSONL"], data_file("x.txt", "a text")),
-    "a pattern that fits nothing": Row(["*.jsonl", "no file fits"], set_to("data.train", [{"path": "none/*.jsonl"}])),
+    "a pattern that fits nothing": Row(
+        ["*.jsonl", "no file that fits"], set_to("data.train", [{"path": "none/*.jsonl"}])
+    ),
     "shards of which one is missing": Row(
         ["train-00000-of-00002.jsonl", "some are missing"], folder_of_splits("train-00000-of-00002.jsonl")
     ),

@@ -247,7 +247,7 @@ def test_a_pattern_names_several_files(tmp_path, tokenizer):
         file(tmp_path, f"deep/{index}/a.jsonl", json.dumps(row))
     assert read(tmp_path / "deep/*/a.jsonl", tokenizer) == TEXTS
     assert read(tmp_path / "**/[01]/*.jsonl", tokenizer) == TEXTS[:2]
-    with pytest.raises(DataError, match=r"\*\.csv: no file fits this pattern"):
+    with pytest.raises(DataError, match=r"\*\.csv: there is no file that fits this pattern\. "):
         read(tmp_path / "*.csv", tokenizer)
     with pytest.raises(ConfigError, match="leave out `split`"):
         read_source(SourceConfig(path=tmp_path / "deep/*/a.jsonl", split="val"), tokenizer, "train")

@@ -116,8 +116,20 @@ def test_unusable_files_are_named(tmp_path, chat_tokenizer, name, content, messa
         read_source(SourceConfig(path=path), chat_tokenizer, "train")
 
 
+@pytest.mark.parametrize(
+    ("name", "said"), [("a.jsonl", "such data file"), ("no/*.jsonl", "file that fits this pattern")]
+)
+def test_a_relative_path_is_refused_with_the_place_where_it_was_looked_for(
+    tmp_path, monkeypatch, tokenizer, name, said
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError) as caught:
+        read_source(SourceConfig(path=name), tokenizer, "train")
+    assert f"{name}: there is no {said} in {tmp_path}. " in str(caught.value)
+
+
 def test_missing_file_split_and_column(tmp_path, tokenizer):
-    with pytest.raises(DataError, match=r"nothing\.jsonl: there is no such data file"):
+    with pytest.raises(DataError, match=r"nothing\.jsonl: there is no such data file\. "):
         read_source(SourceConfig(path=tmp_path / "nothing.jsonl"), tokenizer, "train")
     path = write(tmp_path / "train.jsonl", {"text": "a"})
     with pytest.raises(DataError, match=r"holds no split `test` \(found: train\.jsonl\)"):
