@@ -14,6 +14,8 @@ from tuneprune.limits import within
 MERGED_ONLY = "Only LoRA (also DoRA and rsLoRA) for causal language models is merged here"
 PATIENCE_S = 120.0
 """Seconds until a pattern of modules is given up; the largest models take some."""
+UNMERGED = ("kasa_config", "monteclora_config", "alora_invocation_tokens", "arrow_config")
+"""Settings of kinds of LoRA that need more than two matrices a linear: its weight's SVD, samples, or the text."""
 Shapes = Mapping[str, tuple[int, ...]]
 REPEATABLE_STARTS = ("gaussian", "eva", "orthogonal", "mica", "pissa", "olora")
 """Starts (init_lora_weights) that leave the base alone, or change it in the same way whenever peft loads them."""
@@ -139,6 +141,12 @@ def _options(adapter: str) -> Any:  # noqa: ANN401  (peft's config, imported onl
         )
     if task not in ("CAUSAL_LM", "None"):
         raise ConfigError(f"model.adapter: {adapter} was made for the task {task}. {MERGED_ONLY}; name one of those.")
+    special = [name for name in UNMERGED if getattr(options, name, None)]
+    if special:
+        raise ConfigError(
+            f"model.adapter: {adapter} sets {special[0]}, a kind of LoRA that is not merged here. {MERGED_ONLY}; name"
+            " one of those."
+        )
     _refuse_start(adapter, str(options.init_lora_weights))
     options.init_lora_weights = False
     return options

@@ -7,6 +7,7 @@ import pytest
 import tiny_runs
 import torch
 from peft import IA3Config, LoraConfig, TaskType, get_peft_model
+from peft.tuners.lora.config import KasaConfig
 from sweeps import quick_where
 from tiny import logits, tiny_model
 from tiny_runs import make_adapter
@@ -203,6 +204,13 @@ def test_adapters_of_other_kinds_are_refused(tmp_path, bases):
     options = IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
     get_peft_model(tiny_model("llama", dtype=torch.float32), options).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"of type IA3.*merge yours with peft and name the result as model\.base"):
+        load_config(bases["llama"], str(tmp_path))
+
+
+@pytest.mark.parametrize("options", [{"kasa_config": KasaConfig()}, {"alora_invocation_tokens": [3]}])
+def test_kinds_of_lora_that_are_not_merged_are_refused_by_name(tmp_path, bases, options):
+    make_adapter(tmp_path, **options)
+    with pytest.raises(ConfigError, match=f"sets {next(iter(options))}, a kind of LoRA that is not merged here"):
         load_config(bases["llama"], str(tmp_path))
 
 
