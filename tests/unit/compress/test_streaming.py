@@ -203,7 +203,7 @@ def test_what_cannot_work_is_refused_before_anything_is_read(tmp_path, monkeypat
     forbid_loading(monkeypatch)
     with pytest.raises(PlanMismatch, match="belongs to space"):
         stages.compress_model(str(folder), plan, tmp_path / "small")
-    with pytest.raises(ConfigError, match="`large` is no size"):
+    with pytest.raises(ConfigError, match="`large` is not a size"):
         stages.compress_model(str(folder), plan, tmp_path / "small", max_shard_size="large")
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="is a file"):
