@@ -125,8 +125,8 @@ def test_the_folder_of_an_adapter_names_its_base(tmp_path, bases):
     assert base_and_adapter(str(tmp_path)) == {"base": bases["llama"], "adapter": str(tmp_path)}
     with pytest.raises(ConfigError, match=rf"is an adapter.*base: {bases['llama']}, adapter: {tmp_path}"):
         load_config(str(tmp_path))
-    settings.write_text(json.dumps(content | {"base_model_name_or_path": "/root/gone/llama"}))
-    with pytest.raises(ConfigError, match=r"its base, /root/gone/llama, is not on this machine\. Write `model:"):
+    settings.write_text(json.dumps(content | {"base_model_name_or_path": "/elsewhere/llama"}))
+    with pytest.raises(ConfigError, match=r"its base, /elsewhere/llama, is not on this machine\. Write `model:"):
         base_and_adapter(str(tmp_path))
 
 
