@@ -57,7 +57,7 @@ def test_amounts_are_written():
     ("settings", "said"),
     [
         ({"keep": 0.5, "at_most": "3M"}, "say two sizes"),
-        ({"of": "prunable", "at_most": "3M"}, "no number of prunable parameters"),
+        ({"of": "prunable", "at_most": "3M"}, "cannot be combined with `of: prunable`"),
         ({"at_most": "300MB"}, "is parameters, such as 350M"),
         ({"of": "bytes", "at_most": "12ms"}, "is bytes, such as 300MB"),
         ({"of": "latency", "at_most": "12"}, "is a time, such as 12ms"),

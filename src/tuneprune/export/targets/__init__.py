@@ -20,7 +20,8 @@ def registry() -> dict[str, type[Target]]:
     """Every target by name."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
-    return {target.name: target for target in sorted(Target.__subclasses__(), key=lambda target: target.name)}
+    here = [target for target in Target.__subclasses__() if target.__module__.startswith(f"{__name__}.")]
+    return {target.name: target for target in sorted(here, key=lambda target: target.name)}
 
 
 def build(text: str) -> Target:
