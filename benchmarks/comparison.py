@@ -21,8 +21,8 @@ from tuneprune.compare import compare
 from tuneprune.config import load_run_file
 from tuneprune.console import ConsoleProgress
 from tuneprune.report import ComparisonRecord, comparison_rich
-from tuneprune.signals import on_signals, stop_now
-from tuneprune.storage import write_text
+from tuneprune.system.signals import on_signals, stop_now
+from tuneprune.system.storage import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "comparison"

@@ -30,9 +30,9 @@ from tuneprune.cells import entry
 from tuneprune.config import RunConfig, load_run_file
 from tuneprune.errors import TunePruneError
 from tuneprune.job import Job, prepare
-from tuneprune.progress import Progress
 from tuneprune.recording import environment
 from tuneprune.run import subject_of
+from tuneprune.system.progress import Progress
 
 ROOT = Path(__file__).resolve().parent.parent
 

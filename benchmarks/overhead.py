@@ -33,7 +33,7 @@ def measure(variant: str, model: str, steps: int, batch_size: int) -> dict[str, 
     from tuneprune.config import RunConfig
     from tuneprune.job import prepare
     from tuneprune.methods.base import Search, Subject
-    from tuneprune.progress import Progress
+    from tuneprune.system.progress import Progress
     from tuneprune.train import inject_lora
     from tuneprune.train.memory import peak_memory
 

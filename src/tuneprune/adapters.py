@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from tuneprune.errors import ConfigError, TunePruneError, first_line, reading
-from tuneprune.limits import within
+from tuneprune.system.timeout import within
 
 MERGED_ONLY = "Only LoRA (also DoRA and rsLoRA) for causal language models is merged here"
 PATIENCE_S = 120.0

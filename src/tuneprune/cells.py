@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneprune import documents, methods
+from tuneprune import methods
 from tuneprune.config import RunConfig
 from tuneprune.errors import ConfigError, DataError, TunePruneError, reading, suggest
 from tuneprune.job import Checked, check, check_shape, prepare
 from tuneprune.loading import load_config
 from tuneprune.methods.base import Method
-from tuneprune.progress import Progress
 from tuneprune.recording import PROOF_FAILED
 from tuneprune.report import ReferenceRecord, RunRecord, ScoreRecord
 from tuneprune.run import reference_scores, run
-from tuneprune.storage import write_text
 from tuneprune.structure.spaces import SPACES
+from tuneprune.system import yaml_files
+from tuneprune.system.progress import Progress
+from tuneprune.system.storage import write_text
 
 MANIFEST = "cells.json"
 
@@ -71,7 +72,7 @@ def entry(text: str, config: RunConfig) -> Entry:
         key, separator, value = setting.partition("=")
         if not separator or not key:
             raise ConfigError(f"--methods {label}: write options as name:option=value, not `{setting}`.")
-        options[key] = documents.load(value, f"--methods {label}: {key}")
+        options[key] = yaml_files.load(value, f"--methods {label}: {key}")
     space = options.pop("space", None)
     try:
         method = methods.build(options)

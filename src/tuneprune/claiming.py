@@ -7,12 +7,12 @@ from typing import Any
 
 import yaml
 
-from tuneprune import documents
 from tuneprune.config import RecoverConfig, RunConfig
 from tuneprune.errors import ConfigError
 from tuneprune.identity import FORMAT, Identity, announcements, refusals
-from tuneprune.locks import LOCK, FolderLock
-from tuneprune.storage import make_folder, refusals_explained, sweep, write_text
+from tuneprune.system import yaml_files
+from tuneprune.system.locks import LOCK, FolderLock
+from tuneprune.system.storage import make_folder, refusals_explained, sweep, write_text
 
 SETTINGS, IDENTITY = "config.yaml", "identity.json"
 
@@ -100,7 +100,7 @@ def _settings(config: RunConfig | RecoverConfig) -> dict[str, Any]:
 
 def _settings_in(path: Path) -> Any:  # noqa: ANN401  (whatever the file holds)
     try:
-        return documents.load(documents.read_text(path), str(path))
+        return yaml_files.load(yaml_files.read_text(path), str(path))
     except ConfigError as error:
         raise ConfigError(f"{path} cannot be read, so nothing can be resumed here. Name another --out.") from error
 

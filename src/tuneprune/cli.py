@@ -14,7 +14,7 @@ import typer
 
 from tuneprune import catalogue
 from tuneprune.catalogue import AsJson
-from tuneprune.peers import PeerLost, launched, together
+from tuneprune.system.processes import PeerLost, launched, together
 from tuneprune.terminal import (
     Commands,
     at_work,
@@ -163,8 +163,8 @@ def latency(
     multiple_of: Annotated[str, typer.Option(help="as in the run file: widths that are measured")] = "auto",
 ) -> None:
     """Measure what a model's layers take by their width on this machine, for budgets of time."""
-    from tuneprune.signals import leave_nothing
     from tuneprune.stages import measure_table
+    from tuneprune.system.signals import leave_nothing
 
     with at_work(leave_nothing):
         table = measure_table(model, out, phase, batch_size, multiple_of)
@@ -183,8 +183,8 @@ def evaluate(
 ) -> None:
     """Evaluate a model on suites, or on tasks of lm-evaluation-harness, and print its scores as JSON."""
     from tuneprune.errors import ConfigError
-    from tuneprune.signals import leave
     from tuneprune.stages import evaluate_model, evaluate_on_tasks
+    from tuneprune.system.signals import leave
 
     if (suite is None) == (tasks is None):
         raise ConfigError("evaluate: give either --suite (`tuneprune suites` lists them) or --tasks.")
@@ -201,8 +201,8 @@ def evaluate(
 def plan(run_file: RunFile, out: Out = None, overrides: Set = None) -> None:
     """Decide by a one-shot method and write the plan, without tuning or cutting anything."""
     from tuneprune.config import load_run_file
-    from tuneprune.signals import leave_finished
     from tuneprune.stages import plan_model
+    from tuneprune.system.signals import leave_finished
 
     config = load_run_file(run_file, overrides or ())
     folder = out or Path("out") / run_file.stem
@@ -220,8 +220,8 @@ def compress(
     max_shard_size: Annotated[str, typer.Option(help="largest size of one weight file")] = "5GB",
 ) -> None:
     """Apply a plan to a dense model and write the smaller one, in little memory."""
-    from tuneprune.signals import leave_nothing
     from tuneprune.stages import compress_model
+    from tuneprune.system.signals import leave_nothing
 
     with at_work(leave_nothing) as progress:
         num_parameters = compress_model(model, plan, out, adapter, max_shard_size=max_shard_size, progress=progress)
@@ -236,8 +236,8 @@ def export(
     proof: Annotated[bool, typer.Option(help="run what was written, and compare")] = True,
 ) -> None:
     """Convert a finished model for other runtimes, and prove that it says the same there."""
-    from tuneprune.signals import leave_finished
     from tuneprune.stages import export_model
+    from tuneprune.system.signals import leave_finished
 
     with at_work(leave_finished) as progress:
         found = export_model(model, to.split(","), out, progress, proof=proof)
@@ -255,7 +255,7 @@ def report(folder: Annotated[Path, typer.Argument(callback=expand, help="the fol
 def main() -> None:
     """Run the command line; what the user can fix exits with 2, a failed proof with 3, a stop after saving with 75."""
     from tuneprune.errors import TunePruneError
-    from tuneprune.signals import Stopped, leave, let_through, on_signals
+    from tuneprune.system.signals import Stopped, leave, let_through, on_signals
 
     try:
         check_interpreter()
@@ -271,7 +271,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             raise
-        from tuneprune.storage import advice
+        from tuneprune.system.storage import advice
 
         _leave(f"{error}. {advice(error)}", EXIT_USER)
 

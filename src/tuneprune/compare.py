@@ -14,9 +14,9 @@ from tuneprune.config import RunConfig
 from tuneprune.errors import ConfigError
 from tuneprune.identity import identify
 from tuneprune.job import processes
-from tuneprune.peers import meet
-from tuneprune.progress import Progress
 from tuneprune.report import ComparisonRecord, write_comparison
+from tuneprune.system.processes import meet
+from tuneprune.system.progress import Progress
 from tuneprune.workers import Crew
 
 

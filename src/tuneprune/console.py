@@ -12,7 +12,7 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 
 from tuneprune.errors import printable
-from tuneprune.progress import Progress
+from tuneprune.system.progress import Progress
 
 
 class ConsoleProgress(Progress):

@@ -9,7 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from tuneprune import families
 from tuneprune.compress.checkpoint import Checkpoint
 from tuneprune.errors import ConfigError
-from tuneprune.progress import remark
+from tuneprune.system.progress import remark
 
 IMPLEMENTATIONS = {
     "attention": ("_attn_implementation", (None, "eager", "sdpa")),

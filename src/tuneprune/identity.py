@@ -12,10 +12,10 @@ from typing import Any
 from accelerate import Accelerator
 from transformers.utils.hub import cached_file
 
-from tuneprune import folders
 from tuneprune.data import Data
-from tuneprune.environment import environment
 from tuneprune.evaluate import LoadedTask
+from tuneprune.system import model_folder
+from tuneprune.system.environment import environment
 
 FORMAT = 1
 SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja", ".tiktoken")
@@ -52,7 +52,7 @@ def identify(
         "data": _by_source(data.summary()),
         "test": {task.name: _items(task) for task in tasks},
         "model": contents(model, "config.json"),
-        "adapter": {} if adapter is None else contents(adapter, folders.ADAPTER_CONFIG),
+        "adapter": {} if adapter is None else contents(adapter, model_folder.ADAPTER_CONFIG),
         "code": {"tuneprune": version("tuneprune"), "sources": sources()},
         "place": place,
         "around": around,

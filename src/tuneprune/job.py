@@ -36,15 +36,15 @@ from tuneprune.errors import ConfigError
 from tuneprune.identity import identify
 from tuneprune.loading import load_config, load_model, load_tokenizer, skeleton, stored_dtype
 from tuneprune.methods.store import ScoreStore
-from tuneprune.peers import check_launcher, meet
-from tuneprune.progress import Progress
 from tuneprune.report import load_scores
-from tuneprune.storage import write_text
 from tuneprune.structure import spaces
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.budget import Budget
 from tuneprune.structure.latency_table import LatencyTable
 from tuneprune.structure.space import PruningSpace
+from tuneprune.system.processes import check_launcher, meet
+from tuneprune.system.progress import Progress
+from tuneprune.system.storage import write_text
 from tuneprune.train import TuneConfig, Tuner, TuneResult
 from tuneprune.train.checkpoint import fingerprint
 

@@ -15,12 +15,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from tuneprune import corrections, folders
+from tuneprune import corrections
 from tuneprune.adapters import merge, merged_config
 from tuneprune.errors import ConfigError, UnsupportedModel, reading
 from tuneprune.export import Shape
 from tuneprune.families import refuse_unknown
 from tuneprune.structure.finite import all_finite
+from tuneprune.system import model_folder
 
 SAFELY: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
 """What transformers is told wherever it loads weights that anybody may have made."""
@@ -45,8 +46,8 @@ def load_config(model: str, adapter: str | None = None) -> PretrainedConfig:
         )
     if adapter is None:
         return config
-    check_folder(adapter, "model.adapter", folders.ADAPTER_CONFIG)
-    folders.check_adapter(adapter, "model.adapter")
+    check_folder(adapter, "model.adapter", model_folder.ADAPTER_CONFIG)
+    model_folder.check_adapter(adapter, "model.adapter")
     return merged_config(adapter, skeleton(config))
 
 
@@ -85,13 +86,13 @@ def read_config(model: str, *, any_family: bool = False, trust_remote_code: bool
         UnsupportedModel: a family nobody described, unless any is wanted.
     """
     check_folder(model, "model", "config.json")
-    folders.refuse_adapter(model, "model")
+    model_folder.refuse_adapter(model, "model")
     with reading(f"model: cannot read config.json of {model}", advice="Correct it, or name another model."):
         if Path(model).is_dir():
-            folders.read_json(Path(model) / "config.json", "model")
+            model_folder.read_json(Path(model) / "config.json", "model")
         raw, _ = PretrainedConfig.get_config_dict(model)
-        folders.check_numbers(raw, model, "model")
-        folders.check_precision(raw, model, "model")
+        model_folder.check_numbers(raw, model, "model")
+        model_folder.check_precision(raw, model, "model")
         if not any_family:
             refuse_unknown(str(raw.get("model_type")))
         outputs = corrections.outputs(model, raw)
@@ -109,7 +110,7 @@ def check_room(model: str, empty: PreTrainedModel) -> None:
     Raises:
         ConfigError: says how many parameters both have.
     """
-    folders.check_sizes(sum(parameter.numel() for parameter in empty.parameters()), model, "model")
+    model_folder.check_sizes(sum(parameter.numel() for parameter in empty.parameters()), model, "model")
 
 
 def check_generation(model: str) -> GenerationConfig | None:
@@ -118,7 +119,7 @@ def check_generation(model: str) -> GenerationConfig | None:
     Raises:
         ConfigError: some that transformers cannot read, which would fail to load the model, or be lost in silence.
     """
-    if not folders.holds(model, GENERATION_CONFIG):
+    if not model_folder.holds(model, GENERATION_CONFIG):
         return None
     advice = f"Correct {GENERATION_CONFIG}, or take it out."
     with reading(f"model: the generation settings of {model} do not hold", advice=advice):
@@ -141,8 +142,8 @@ def _stored_as(folder: Path) -> str:
     """The type of weights that no config declares and that are no floating-point numbers of 16 bits or more."""
     if not folder.is_dir():
         return ""
-    for name, kind in folders.stored(folder, "model").types.items():
-        if name.endswith(WEIGHT_NAMES) and kind not in folders.FLOATS:
+    for name, kind in model_folder.stored(folder, "model").types.items():
+        if name.endswith(WEIGHT_NAMES) and kind not in model_folder.FLOATS:
             return f"{name} is stored as {kind}"
     return ""
 
@@ -163,13 +164,13 @@ def check_folder(name: str, key: str, config_file: str) -> None:
     if folder.is_file():
         raise ConfigError(f"{key}: {name} is a file. Name the folder that holds {config_file}.")
     if folder.is_dir():
-        if config_file != folders.ADAPTER_CONFIG and folders.is_adapter(folder):
-            raise folders.adapter_alone(name, folders.base_of(folder), key)
+        if config_file != model_folder.ADAPTER_CONFIG and model_folder.is_adapter(folder):
+            raise model_folder.adapter_alone(name, model_folder.base_of(folder), key)
         if not (folder / config_file).is_file():
             raise ConfigError(f"{key}: {name} has no {config_file}. Name a Hugging Face folder or a hub id.")
-        folders.check_files(folder, key)
-        if config_file != folders.ADAPTER_CONFIG:
-            folders.check_names(folder, key)
+        model_folder.check_files(folder, key)
+        if config_file != model_folder.ADAPTER_CONFIG:
+            model_folder.check_names(folder, key)
     elif (folder.parent / "config.yaml").is_file():  # by its form it could be a hub id, which takes a minute to miss
         raise ConfigError(f"{key}: the run in {folder.parent} has no {folder.name} yet. Finish it with --resume.")
     elif folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
@@ -187,7 +188,7 @@ def load_model(model: str, adapter: str | None, device: torch.device) -> PreTrai
     if adapter is not None:
         load_config(model, adapter)  # for its checks
     dtype = torch.float32 if device.type == "cpu" else stored_dtype(config)
-    folders.check_index(model, "model")
+    model_folder.check_index(model, "model")
     with reading(f"model: cannot load {adapter or model}"):
         options = SAFELY | {"config": config, "dtype": dtype, "output_loading_info": True}
         both: Any = AutoModelForCausalLM.from_pretrained(model, **options)
@@ -241,7 +242,7 @@ def load_tokenizer(model: str, config: PretrainedConfig, adapter: str | None = N
     Raises:
         ConfigError: there is none.
     """
-    if adapter is not None and folders.holds(adapter, TOKENIZER_CONFIG):
+    if adapter is not None and model_folder.holds(adapter, TOKENIZER_CONFIG):
         corrections.remark(
             f"{adapter}: the tokenizer and the chat template beside the adapter are used, not its base's."
         )

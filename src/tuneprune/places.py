@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from tuneprune import folders
-from tuneprune.data.paths import expanded
 from tuneprune.errors import ConfigError
+from tuneprune.system import model_folder
+from tuneprune.system.paths import expanded
 
 
 def located(name: str) -> str:
@@ -46,9 +46,9 @@ def as_named(name: str) -> dict[str, Any]:
         ConfigError: an adapter whose settings cannot be read.
     """
     folder = Path(located(name))
-    if not folders.is_adapter(folder):
+    if not model_folder.is_adapter(folder):
         return {"base": located(name)}
-    base = folders.base_of(folder)
+    base = model_folder.base_of(folder)
     return {"base": base, "adapter": str(folder)} if base else {"adapter": str(folder)}
 
 

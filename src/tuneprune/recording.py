@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from tuneprune import evaluate, export
-from tuneprune.environment import environment
 from tuneprune.errors import DataError, ProofFailed, reading
 from tuneprune.job import Job, Scores
 from tuneprune.report import Proof, RunRecord, model_card, write_report
 from tuneprune.report.findings import decision_warnings, score_warnings, training_findings
 from tuneprune.structure.budget import Budget, units_per_step
 from tuneprune.structure.plan import Plan
+from tuneprune.system.environment import environment
 
 PROOF_FAILED = "PROOF_FAILED"
 """Name of the file that marks a model whose proof failed."""

@@ -26,7 +26,6 @@ from tuneprune.claiming import claim, fingerprinted
 from tuneprune.config import RecoverConfig
 from tuneprune.corrections import replace_stops, turn_cache_on
 from tuneprune.data import Data, load
-from tuneprune.environment import environment
 from tuneprune.errors import reading
 from tuneprune.identity import identify
 from tuneprune.job import Scores, processes
@@ -39,15 +38,16 @@ from tuneprune.loading import (
     stored_dtype,
 )
 from tuneprune.methods.base import Search
-from tuneprune.peers import meet
-from tuneprune.progress import Progress
 from tuneprune.recording import write_card
 from tuneprune.report import Proof, load_scores
 from tuneprune.report.findings import score_warnings, training_findings
 from tuneprune.report.recovered import RecoverRecord, recover_card
 from tuneprune.run import convert, round_weights
-from tuneprune.storage import write_text
 from tuneprune.structure.architecture import Architecture
+from tuneprune.system.environment import environment
+from tuneprune.system.processes import meet
+from tuneprune.system.progress import Progress
+from tuneprune.system.storage import write_text
 from tuneprune.train import Tuner, TuneResult, inject_lora, merge_lora
 from tuneprune.train.checkpoint import fingerprint
 

@@ -17,11 +17,11 @@ from tuneprune.errors import NonFinite
 from tuneprune.job import Job, Scores, prepare
 from tuneprune.loading import cast_weights
 from tuneprune.methods.base import Search, Subject
-from tuneprune.progress import Progress
 from tuneprune.recording import make_proof, make_record, write_results
 from tuneprune.report import RunRecord, ScoreRecord
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.routing import simulated
+from tuneprune.system.progress import Progress
 from tuneprune.train import Tuner, inject_lora, merge_lora
 
 

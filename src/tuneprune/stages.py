@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from tuneprune import documents, evaluate, export, families, folders
+from tuneprune import evaluate, export, families
 from tuneprune.budgets import measured
 from tuneprune.checks import check_test_tokens
 from tuneprune.claiming import SETTINGS
@@ -33,15 +33,16 @@ from tuneprune.loading import (
 )
 from tuneprune.methods import registry
 from tuneprune.places import located
-from tuneprune.progress import Progress
 from tuneprune.recording import read_metrics
 from tuneprune.report import RunRecord, write_report
 from tuneprune.run import tune_and_prune
-from tuneprune.storage import write_text
 from tuneprune.structure import spaces
 from tuneprune.structure.budget import Budget
 from tuneprune.structure.latency_table import LatencyTable
 from tuneprune.structure.plan import Plan
+from tuneprune.system import model_folder, yaml_files
+from tuneprune.system.progress import Progress
+from tuneprune.system.storage import write_text
 
 
 def evaluate_model(
@@ -103,7 +104,7 @@ def _any_model(
         is_foreign = needs_own_code(config)
     if is_foreign and not trust_remote_code:
         raise ConfigError(f"{model} comes with its own model code: add --trust-remote-code.")
-    folders.check_index(model, "model")
+    model_folder.check_index(model, "model")
     with reading(f"cannot load {model}"):
         if not is_foreign:
             check_room(model, skeleton(config))
@@ -119,7 +120,7 @@ def measure_table(model: str, out: Path, phase: str, batch_size: int, multiple_o
     Raises:
         TunePruneError: a model whose layers have no times, an option out of range, or no place to write.
     """
-    multiple = documents.load(multiple_of, "--multiple-of")
+    multiple = yaml_files.load(multiple_of, "--multiple-of")
     options = {"phase": phase, "batch_size": batch_size, "multiple_of": multiple}
     try:
         budget = Budget.model_validate({"of": "latency"} | options)

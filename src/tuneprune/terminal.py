@@ -119,8 +119,8 @@ def at_work(stop: Callable[[], NoReturn] | None = None) -> Iterator[Any]:
     from transformers.utils.logging import disable_progress_bar
 
     from tuneprune.console import ConsoleProgress
-    from tuneprune.progress import Progress
-    from tuneprune.signals import on_signals, stop_now
+    from tuneprune.system.progress import Progress
+    from tuneprune.system.signals import on_signals, stop_now
 
     disable_progress_bar()
     with on_signals(stop or stop_now):

@@ -19,9 +19,9 @@ import torch
 
 from tuneprune.cells import Cell, perform
 from tuneprune.errors import TunePruneError
-from tuneprune.progress import Progress
 from tuneprune.report.numbers import seconds_text
-from tuneprune.signals import Stopped, on_signals, stop_now
+from tuneprune.system.progress import Progress
+from tuneprune.system.signals import Stopped, on_signals, stop_now
 
 STOPPED = 75
 

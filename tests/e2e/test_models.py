@@ -9,7 +9,7 @@ from refusals import assert_refused
 from tiny import logits
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tuneprune.progress import remark
+from tuneprune.system.progress import remark
 
 TYPES = {"dtype": None, "torch_dtype": None}
 

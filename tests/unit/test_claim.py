@@ -10,7 +10,7 @@ from tuneprune.claiming import IDENTITY, SETTINGS, claim
 from tuneprune.config import RunConfig
 from tuneprune.errors import ConfigError
 from tuneprune.identity import FORMAT
-from tuneprune.locks import LOCK
+from tuneprune.system.locks import LOCK
 
 
 def dead_process():

@@ -12,9 +12,9 @@ from tuneprune.compress import compress
 from tuneprune.config import load_run_file
 from tuneprune.errors import TunePruneError
 from tuneprune.job import prepare
-from tuneprune.progress import Progress
 from tuneprune.report import Proof
 from tuneprune.structure.plan import Plan
+from tuneprune.system.progress import Progress
 
 WIDER = {"intermediate_size": 256, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
 MEMORY = {"weight_bytes": 1, "cache_bytes_per_token": 1, "libraries_bytes": 1, "loaded_bytes": 1, "peaks": []}

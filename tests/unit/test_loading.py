@@ -11,8 +11,8 @@ from transformers import LlamaForCausalLM
 from tuneprune import export
 from tuneprune.errors import ConfigError, reading
 from tuneprune.loading import cast_weights, load_config, load_model, load_tokenizer, skeleton
-from tuneprune.progress import remark
 from tuneprune.recovering import load_smaller
+from tuneprune.system.progress import remark
 
 CPU = torch.device("cpu")
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"

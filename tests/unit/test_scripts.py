@@ -13,8 +13,8 @@ import yaml
 from tuneprune import families
 from tuneprune.config import load_run_file
 from tuneprune.job import prepare
-from tuneprune.progress import Progress
 from tuneprune.structure import spaces
+from tuneprune.system.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
-from tuneprune import folders
 from tuneprune.compress.conversion import Conversion, Pattern
 from tuneprune.errors import TunePruneError
+from tuneprune.system import model_folder
 
 EQUAL_RUN = 2**22
 """Numbers of two tensors that are compared at once."""
@@ -133,5 +133,5 @@ def _files(model_id: str, *, local_files_only: bool) -> list[Path]:
         return [Path(str(file))]
     except OSError:
         index = cached_file(model_id, SAFE_WEIGHTS_INDEX_NAME, **where)
-        folders.check_index(model_id, "model")
+        model_folder.check_index(model_id, "model")
         return [Path(file) for file in get_checkpoint_shard_files(model_id, index, **where)[0]]

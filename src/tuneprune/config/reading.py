@@ -6,10 +6,11 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from tuneprune import documents, places
+from tuneprune import places
 from tuneprune.config.mistakes import explain, refuse_truths
 from tuneprune.config.schema import SHARED, RecoverConfig, RunConfig, like_tune
 from tuneprune.errors import ConfigError
+from tuneprune.system import yaml_files
 
 PLAIN = {"model": "base", "method": "name", "compensate": "name", "train": "", "calibration": ""}
 """What a text alone is in a section: the value of this key, or the one entry of a list."""
@@ -49,7 +50,7 @@ def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: missing or malformed file, or an override that is none.
     """
-    content = documents.load(documents.read_text(path), str(path))
+    content = yaml_files.load(yaml_files.read_text(path), str(path))
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a run file is a mapping with the keys {', '.join(RunConfig.model_fields)}.")
     for override in overrides:
@@ -75,7 +76,7 @@ def _override(content: dict[str, Any], override: str) -> None:
     path, separator, text = override.partition("=")
     if not separator or not path:
         raise ConfigError(f"--set {override}: write it as key.path=value, such as budget.keep=0.5.")
-    value = documents.load(text, f"--set {override:.80}")
+    value = yaml_files.load(text, f"--set {override:.80}")
     *parents, leaf = path.split(".")
     section: dict[str, Any] | list[Any] = content
     for depth, parent in enumerate(parents):

@@ -14,7 +14,7 @@ from tuneprune.data.examples import Note
 from tuneprune.data.rereadings import SYSTEM_ROLES, rereadings
 from tuneprune.data.unusable import UnusableRecord, columns, shown
 from tuneprune.errors import ConfigError, DataError, first_line, reading
-from tuneprune.limits import within
+from tuneprune.system.timeout import within
 
 SystemRole = Literal["fold", "refuse"]
 PATIENCE_S = 10.0

@@ -20,12 +20,12 @@ from tuneprune.data.hub import read_hub
 from tuneprune.data.json_files import Numbered
 from tuneprune.data.own_forms import REQUIRED
 from tuneprune.data.own_records import by_fields
-from tuneprune.data.paths import DataPath
 from tuneprune.data.prompts import TASKS, Kind, Record, Task, renamed, word_all, wording
 from tuneprune.data.records import is_one, read_path
 from tuneprune.data.summary import in_notes
 from tuneprune.data.unusable import LeftOut, columns
 from tuneprune.errors import ConfigError, DataError, suggest
+from tuneprune.system.paths import DataPath
 
 Split = Literal["train", "val", "test"]
 DATA_FOLDER = "TUNEPRUNE_DATA"

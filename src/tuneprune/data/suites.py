@@ -9,10 +9,10 @@ from transformers import PreTrainedTokenizerBase
 
 from tuneprune.data.chat_template import SystemRole
 from tuneprune.data.examples import Example
-from tuneprune.data.paths import DataPath
 from tuneprune.data.prompts import TASKS, Kind
 from tuneprune.data.sources import SourceConfig, Split, read_source
 from tuneprune.data.unusable import LeftOut
+from tuneprune.system.paths import DataPath
 
 METRICS: Mapping[Kind, tuple[str, ...]] = {
     "perplexity": ("perplexity", "nats_per_byte"),

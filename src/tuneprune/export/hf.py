@@ -13,7 +13,7 @@ from tuneprune.errors import TunePruneError
 from tuneprune.export import shipped
 from tuneprune.export.placing import placed, sizes, write_record
 from tuneprune.export.shards import write_shards
-from tuneprune.progress import Progress, remark
+from tuneprune.system.progress import Progress, remark
 
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
 CODE = "auto_map"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneprune.errors import ConfigError
-from tuneprune.storage import PARTIAL, replacing_folder, write_text
+from tuneprune.system.storage import PARTIAL, replacing_folder, write_text
 
 RECORD = "export.json"
 """What was exported: a file beside the others, with the size of each, by which an export is known as one."""

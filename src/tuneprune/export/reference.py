@@ -9,10 +9,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from tuneprune import families, folders
+from tuneprune import families
 from tuneprune.compress.modeling_pruned import equal_layers, resize, resize_head
 from tuneprune.errors import ConfigError
 from tuneprune.export.proof import Probe, take_probe
+from tuneprune.system import model_folder
 
 TEXTS = (
     "The patient was given two tablets a day and came back after a week without fever.",
@@ -86,7 +87,7 @@ def _check_weights(folder: Path, model: PreTrainedModel) -> None:
     Raises:
         ConfigError: names one.
     """
-    shapes = folders.stored(folder, str(folder)).shapes
+    shapes = model_folder.stored(folder, str(folder)).shapes
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     missing = wanted.keys() - shapes.keys() - set(model.all_tied_weights_keys)
     if missing:

@@ -17,7 +17,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from tuneprune.compress import Streamed
 from tuneprune.errors import ConfigError
-from tuneprune.progress import Progress
+from tuneprune.system.progress import Progress
 
 DTYPES = {
     torch.int64: "I64",

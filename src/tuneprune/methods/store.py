@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tuneprune.storage import replacing
+from tuneprune.system.storage import replacing
 
 Tensors = dict[str, Tensor]
 

@@ -17,7 +17,7 @@ from tuneprune.report.numbers import MISSING, percent_text
 from tuneprune.report.quality import quality_picture
 from tuneprune.report.summary import flat
 from tuneprune.report.templates import render, source
-from tuneprune.storage import write_text
+from tuneprune.system.storage import write_text
 
 
 def write_comparison(comparison: ComparisonRecord, config_yaml: str, out: Path) -> Path:

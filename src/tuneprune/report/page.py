@@ -20,7 +20,7 @@ from tuneprune.report.summary import data_rows, flat
 from tuneprune.report.tables import html_table, seeds_sentence
 from tuneprune.report.templates import render, source
 from tuneprune.report.widths import widths_picture
-from tuneprune.storage import write_text
+from tuneprune.system.storage import write_text
 
 PAGE_NAME = "report.html"
 

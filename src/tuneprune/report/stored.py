@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tuneprune.errors import DataError
-from tuneprune.storage import write_text
+from tuneprune.system.storage import write_text
 
 SCHEMA = 1
 

@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnkn
 from torch import Tensor
 
 from tuneprune.errors import PlanMismatch
-from tuneprune.storage import refusals_explained, replacing, write_text
 from tuneprune.structure import edits as kinds
 from tuneprune.structure.edits import Bias, Drop, Edit, Keep, Rotate, Route
 from tuneprune.structure.fitting import check_edit
 from tuneprune.structure.rotation import added_by_rotating
 from tuneprune.structure.space import Masks, PruningSpace
+from tuneprune.system.storage import refusals_explained, replacing, write_text
 
 FORMAT = 2
 LARGEST = 2**24

@@ -18,7 +18,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 
 from tuneprune.errors import ConfigError, PlanMismatch
-from tuneprune.storage import advice, reason, refusals_explained, replacing_folder
+from tuneprune.system.storage import advice, reason, refusals_explained, replacing_folder
 from tuneprune.train import manifest
 from tuneprune.train.manifest import CONTENT, MANIFEST, TENSORS, Damaged
 from tuneprune.train.nested import flatten, unflatten

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tuneprune.storage import flush, make_folder, refusals_explained, write_text
+from tuneprune.system.storage import flush, make_folder, refusals_explained, write_text
 
 
 class StepLog:

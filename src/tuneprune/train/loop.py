@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 from tuneprune.data import Stream
 from tuneprune.errors import ConfigError, TrainingDiverged
 from tuneprune.methods.base import Search
-from tuneprune.peers import meet
-from tuneprune.signals import Stopped, on_signals
 from tuneprune.structure.budget import count_parameters
 from tuneprune.structure.space import PruningSpace
+from tuneprune.system.processes import meet
+from tuneprune.system.signals import Stopped, on_signals
 from tuneprune.train import checkpoint
 from tuneprune.train.config import TuneConfig
 from tuneprune.train.health import update_in_range, what_is_bad

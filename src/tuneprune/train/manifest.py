@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from tuneprune.errors import PlanMismatch
-from tuneprune.storage import reason
+from tuneprune.system.storage import reason
 
 FORMAT = 2
 TENSORS, CONTENT, MANIFEST = "state.safetensors", "state.json", "manifest.json"

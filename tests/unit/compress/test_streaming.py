@@ -13,11 +13,11 @@ from tuneprune.compress import compress, streaming
 from tuneprune.errors import ConfigError, PlanMismatch
 from tuneprune.export.shards import write_file
 from tuneprune.loading import load_config, load_model, load_tokenizer
-from tuneprune.progress import Progress
-from tuneprune.signals import Stopped
 from tuneprune.structure import spaces
 from tuneprune.structure.edits import Bias, Rotate
 from tuneprune.structure.plan import Plan
+from tuneprune.system.progress import Progress
+from tuneprune.system.signals import Stopped
 
 logging.disable_progress_bar()
 ONE, MANY = "5GB", "10KB"

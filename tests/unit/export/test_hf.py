@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from tuneprune import export, families
 from tuneprune.compress import compress
 from tuneprune.errors import ConfigError, TunePruneError
-from tuneprune.progress import remark
 from tuneprune.structure import spaces
 from tuneprune.structure.plan import Plan
+from tuneprune.system.progress import remark
 
 logging.disable_progress_bar()
 

@@ -18,7 +18,7 @@ STARTER = """
 import sys
 from types import ModuleType
 from tuneprune.export.fresh import run_tied
-from tuneprune.signals import on_signals, stop_now
+from tuneprune.system.signals import on_signals, stop_now
 program = ModuleType("sleeper")
 program.__file__ = sys.argv[1]
 with on_signals(stop_now):

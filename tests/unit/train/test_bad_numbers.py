@@ -37,8 +37,8 @@ from tuneprune import methods
 from tuneprune.errors import NonFinite, TrainingDiverged
 from tuneprune.methods.base import Search
 from tuneprune.run import round_weights
-from tuneprune.signals import Stopped
 from tuneprune.structure.budget import Budget
+from tuneprune.system.signals import Stopped
 
 NAN, INF = float("nan"), float("inf")
 BAD = 2

@@ -9,7 +9,7 @@ from tiny_tuning import assert_equal, hooks_of, setting, trainable
 
 from tuneprune.errors import PlanMismatch, TrainingDiverged
 from tuneprune.methods.base import Search
-from tuneprune.signals import Stopped
+from tuneprune.system.signals import Stopped
 
 
 class Poison(Search):

@@ -9,9 +9,9 @@ from tiny_tuning import assert_equal, setting, trainable
 from torch import nn
 
 from tuneprune.methods.base import Search, Trained
-from tuneprune.signals import Stopped
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.weights import lora_factors
+from tuneprune.system.signals import Stopped
 
 
 class Soft(Search):

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tuneprune import documents
 from tuneprune.errors import ConfigError, UnsupportedExport, suggest
 from tuneprune.export.targets.base import Target
+from tuneprune.system import yaml_files
 
 HUGGING_FACE = "hf"
 """The folder that every run writes, and every target is made of."""
@@ -41,7 +41,7 @@ def build(text: str) -> Target:
         key, separator, value = setting.partition("=")
         if not separator or not key:
             raise ConfigError(f"export {text}: write options as name:option=value, not `{setting}`.")
-        options[key] = documents.load(value, f"export {text}: {key}")
+        options[key] = yaml_files.load(value, f"export {text}: {key}")
     try:
         return known[name](**options)
     except ValidationError as error:

@@ -16,7 +16,7 @@ import psutil
 from safetensors import SafetensorError
 
 from tuneprune.errors import ConfigError
-from tuneprune.locks import taken
+from tuneprune.system.locks import taken
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SEALED = (errno.EROFS, errno.EACCES, errno.EPERM)

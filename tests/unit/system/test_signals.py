@@ -9,11 +9,11 @@ from contextlib import suppress
 
 import pytest
 
-from tuneprune.signals import Stopped, on_signals, stop_now
+from tuneprune.system.signals import Stopped, on_signals, stop_now
 
 BUSY = """
 import hashlib, os, sys, time
-from tuneprune.signals import on_signals, stop_now
+from tuneprune.system.signals import on_signals, stop_now
 with on_signals(stop_now):
     print("ready", flush=True)
     {work}

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 from tuneprune.errors import ConfigError, TunePruneError
-from tuneprune.signals import Stopped, interrupt, on_signals
+from tuneprune.system.signals import Stopped, interrupt, on_signals
 
 BEAT = 0.5
 """Seconds between two signs of life."""

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from tuneprune import locks
 from tuneprune.errors import ConfigError
-from tuneprune.locks import LOCK, FolderLock
+from tuneprune.system import locks
+from tuneprune.system.locks import LOCK, FolderLock
 
-HOLD = "import sys, time; from pathlib import Path; from tuneprune.locks import FolderLock;"
+HOLD = "import sys, time; from pathlib import Path; from tuneprune.system.locks import FolderLock;"
 HOLD += "lock = FolderLock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tuneprune import storage
 from tuneprune.errors import ConfigError
+from tuneprune.system import storage
 
 
 def refuse(number):

@@ -1,0 +1,1 @@
+"""Files, folders, locks, processes and signals: everything below the models."""
