@@ -8,7 +8,6 @@ from transformers import PretrainedConfig
 from tuneprune import export, families
 from tuneprune.errors import TunePruneError
 from tuneprune.loading import load_config, skeleton, stored_dtype
-from tuneprune.methods.magnitude import Magnitude
 from tuneprune.places import located
 from tuneprune.structure import spaces
 from tuneprune.structure.amounts import bytes_written
@@ -113,7 +112,7 @@ def takers(
 
     From one decision that meets the budget.
     """
-    shape = export.foresee(skeleton(deepcopy(config)), architecture, space, Magnitude(), budget)
+    shape = export.foresee(skeleton(deepcopy(config)), architecture, space, budget)
     able, others = [f"hf ({'one file of remote code' if shape.is_ragged else STOCK})"], {}
     for name, target in export.registry().items():
         try:

@@ -187,7 +187,8 @@ def check_shape(
     costs = costs_of(config.budget, hf_config, space, table)
     space, budget = costs.space, costs.budget
     check_reach(costs, config.method, hf_config)
-    export.check(config.export, lambda: export.foresee(skeleton(hf_config), architecture, space, config.method, budget))
+    budget, added = config.method.constrained(budget), config.method.adds(space)
+    export.check(config.export, lambda: export.foresee(skeleton(hf_config), architecture, space, budget, added))
     return architecture, costs
 
 
@@ -275,11 +276,12 @@ def outlook(config: RunConfig) -> dict[str, Any]:
     checked = check(config)
     space, budget = checked.space, checked.budget
     hf_config = load_config(config.model.base, config.model.adapter)
+    widths, added = config.method.constrained(budget), config.method.adds(space)
     return {
         "model": f"{config.model.base} ({checked.architecture.family}, {space.num_parameters:,} parameters)",
         "method": f"{config.method.title} on space {space.name}",
         "result": size_text(space, budget, checked.table, checked.dtype),
-        "loads as": export.loads_as(hf_config, checked.architecture, space, budget, config.method),
+        "loads as": export.loads_as(hf_config, checked.architecture, space, widths, added),
         "training": f"{len(checked.data.train)} documents, {lengths_in_words(config, checked.config, checked.data)}",
         "calibration": f"{len(checked.data.calibration)} documents",
         "data": checked.data.words(),

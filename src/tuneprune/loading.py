@@ -17,8 +17,8 @@ from transformers import (
 
 from tuneprune import corrections
 from tuneprune.adapters import merge, merged_config
+from tuneprune.compress.shape import Shape
 from tuneprune.errors import ConfigError, UnsupportedModel, reading
-from tuneprune.export import Shape
 from tuneprune.families import refuse_unknown
 from tuneprune.structure.finite import all_finite
 from tuneprune.system import model_folder

@@ -23,6 +23,7 @@ from tuneprune.checks import (
     in_steps,
 )
 from tuneprune.claiming import claim, fingerprinted
+from tuneprune.compress.shape import Shape
 from tuneprune.config import RecoverConfig
 from tuneprune.corrections import replace_stops, turn_cache_on
 from tuneprune.data import Data, load
@@ -124,7 +125,7 @@ def prepare(config: RecoverConfig, out: Path, *, resume: bool, progress: Progres
     hf_config = load_any_config(config.model)
     check_lengths(config, hf_config.max_position_embeddings)
     check_trackers(config.tune.trackers)
-    export.check(config.export, lambda: export.Shape.of(hf_config))
+    export.check(config.export, lambda: Shape.of(hf_config))
     architecture, dtype = families.describe_config(hf_config), stored_dtype(hf_config)
     check_targets(config, architecture)
     tokenizer = load_tokenizer(config.model, hf_config)
@@ -159,7 +160,7 @@ def load_smaller(model: str, device: torch.device) -> PreTrainedModel:
         ConfigError: weights that cannot be read or hold bad numbers.
     """
     config = load_any_config(model)
-    if not export.Shape.of(config).is_ragged:
+    if not Shape.of(config).is_ragged:
         return load_model(model, None, device)
     dtype = torch.float32 if device.type == "cpu" else stored_dtype(config)
     with reading(f"model: cannot load {model}"):

@@ -12,6 +12,7 @@ from tuneprune.budgets import measured
 from tuneprune.checks import check_test_tokens
 from tuneprune.claiming import SETTINGS
 from tuneprune.compress import Streamed, compress, stream
+from tuneprune.compress.shape import Shape
 from tuneprune.config import Compensation, RunConfig, explain
 from tuneprune.corrections import follow_files
 from tuneprune.errors import ConfigError, DataError, reading
@@ -224,7 +225,7 @@ def export_model(
         )
     for label in named:
         export.check_replaceable(out / label, model)
-    shape = export.Shape.of(_exported_config(model))
+    shape = Shape.of(_exported_config(model))
     for target in named.values():
         target.refuse(shape)
         target.require()

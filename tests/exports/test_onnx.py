@@ -11,6 +11,7 @@ from toys import LAYOUTS, MAIN, pretrained, sweep, toy
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from tuneprune import export
+from tuneprune.compress.shape import Shape
 from tuneprune.errors import TunePruneError
 from tuneprune.export import targets
 
@@ -103,21 +104,21 @@ def test_names_that_other_tools_expect_and_no_paths_of_this_machine(source, fold
     assert [value.name for value in graph.output] == ["logits", *(f"present.{cache}" for cache in caches)]
     io = json.loads((folder / "io.json").read_text())
     assert io["inputs"]["input_ids"] == {"dtype": "int64", "shape": ["batch_size", "sequence_length"]}
-    heads = [layer.num_kv_heads for layer in export.Shape.of(AutoConfig.from_pretrained(source)).layers]
+    heads = [layer.num_kv_heads for layer in Shape.of(AutoConfig.from_pretrained(source)).layers]
     assert [io["inputs"][f"past_key_values.{index}.key"]["shape"][1] for index in (0, 1)] == heads
     assert str(Path(export.__file__).parents[2]).encode() not in (folder / "model.onnx").read_bytes()
     assert GenerationConfig.from_pretrained(folder).eos_token_id == io["eos_token_id"] == 2
 
 
 def test_without_onnxruntime_the_graph_is_checked(source, folder, monkeypatch):
-    target, shape = targets.build("onnx"), export.Shape.of(AutoConfig.from_pretrained(source))
+    target, shape = targets.build("onnx"), Shape.of(AutoConfig.from_pretrained(source))
     monkeypatch.setattr(type(target), "runtime", ("no_such_runtime",))
     proof = target.prove(folder, export.take_reference(source), shape)
     assert proof == {"status": "structure", "why": "no_such_runtime is not installed (extra `onnx`)"}
 
 
 def test_a_graph_that_says_something_else_fails_its_proof(tmp_path, source, folder):
-    target, shape = targets.build("onnx"), export.Shape.of(AutoConfig.from_pretrained(source))
+    target, shape = targets.build("onnx"), Shape.of(AutoConfig.from_pretrained(source))
     other = export.take_reference(toy(tmp_path / "other", "qwen2", "width", "uniform"))
     with pytest.raises(TunePruneError, match="onnxruntime's logits differ by"):
         target.prove(folder, other, shape)

@@ -9,6 +9,7 @@ from toys import LAYOUTS, MAIN, pretrained, sweep, toy
 from transformers import AutoConfig
 
 from tuneprune import export
+from tuneprune.compress.shape import Shape
 from tuneprune.errors import TunePruneError, UnsupportedExport
 from tuneprune.export import targets
 from tuneprune.export.quantised import folder as quantised
@@ -61,7 +62,7 @@ def test_int8_weights_of_every_family_load(tmp_path, target, family, space, layo
 def test_mixtures_are_refused(tmp_path, target, family, layout):
     config = AutoConfig.from_pretrained(toy(tmp_path / "model", family, "experts", layout))
     with pytest.raises(UnsupportedExport, match="experts in packed tensors"):
-        targets.build(target).refuse(export.Shape.of(config))
+        targets.build(target).refuse(Shape.of(config))
     cell(target, family, "experts", layout, "impossible", "experts are packed in tensors that the library leaves as is")
 
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Sequence
 
+from tuneprune.compress.shape import Shape
 from tuneprune.export.conversion import convert
+from tuneprune.export.expected_shape import foresee, loads_as
 from tuneprune.export.hf import Loader, weight_bytes, write
-from tuneprune.export.hosting import loads_as, stock_holds
 from tuneprune.export.memory import memory_use
 from tuneprune.export.placing import add_to_export, check_replaceable, placed
 from tuneprune.export.proof import Probe, compare, prove, take_probe
 from tuneprune.export.reference import Reference, load_exported, take_reference
-from tuneprune.export.shape import Shape, foresee
 from tuneprune.export.shards import check_size
 from tuneprune.export.targets import HUGGING_FACE, build, registry
 from tuneprune.export.targets.base import Target
@@ -18,7 +18,6 @@ __all__ = [
     "Loader",
     "Probe",
     "Reference",
-    "Shape",
     "Target",
     "add_to_export",
     "check",
@@ -34,7 +33,6 @@ __all__ = [
     "placed",
     "prove",
     "registry",
-    "stock_holds",
     "take_probe",
     "take_reference",
     "weight_bytes",

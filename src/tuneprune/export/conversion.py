@@ -5,10 +5,10 @@ from typing import Any
 
 from transformers import AutoConfig
 
+from tuneprune.compress.shape import Shape
 from tuneprune.errors import TunePruneError
 from tuneprune.export.placing import placed, sizes, write_record
 from tuneprune.export.reference import Reference
-from tuneprune.export.shape import Shape
 from tuneprune.export.targets.base import Target
 
 

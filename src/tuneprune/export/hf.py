@@ -8,9 +8,8 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tuneprune.compress import Streamed
+from tuneprune.compress import Streamed, shipped_code
 from tuneprune.errors import TunePruneError
-from tuneprune.export import shipped
 from tuneprune.export.placing import placed, sizes, write_record
 from tuneprune.export.shards import write_shards
 from tuneprune.system.progress import Progress, remark
@@ -103,8 +102,8 @@ def _finish(model: PreTrainedModel, folder: Path) -> Loader:
     config |= _legacy_rope(config)
     config.pop(CODE, None)  # of the base model, whose code is not here
     if _is_ragged(model):
-        config |= shipped.entries(model.config)
-        (folder / f"{shipped.MODULE}.py").write_text(shipped.source(model.config), encoding="utf8")
+        config |= shipped_code.entries(model.config)
+        (folder / f"{shipped_code.MODULE}.py").write_text(shipped_code.source(model.config), encoding="utf8")
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf8")
     _settle_tokenizer(folder / TOKENIZER_CONFIG)
     return Loader(config["architectures"][0], _is_ragged(model), config["model_type"])

@@ -21,10 +21,18 @@ def test_unknown_target_names_the_known_ones():
         export.check(["hff"], lambda: pytest.fail("the shape was foreseen"))
 
 
+def loads_as(made, budget, method=None):
+    """What is said to load the result; of any size where no method is named."""
+    budget, additions = budget or Budget(), None
+    if method is not None:
+        budget, additions = method.constrained(budget), method.adds(made.space)
+    return export.loads_as(made.model.config, made.architecture, made.space, budget, additions)
+
+
 def holds(made, budget, **options):
-    return export.stock_holds(
-        made.model.config, made.architecture, made.space, methods.build(options), budget or Budget()
-    )
+    """Whether a stock class is said to load the result; None where that depends on the decision."""
+    said = loads_as(made, budget, methods.build(options))
+    return None if ", else " in said else "stock Hugging Face" in said
 
 
 @pytest.mark.parametrize(
@@ -84,8 +92,7 @@ def test_methods_that_set_or_add_something_are_asked(tmp_path):
 def test_the_class_that_will_load_it_is_named(tmp_path):
     def said(variant, space_name, budget=None, method=None):
         made = setting(tmp_path / f"{variant}-{space_name}", variant=variant, space_name=space_name, lora=False)
-        method = methods.build({"name": method}) if method else None
-        return export.loads_as(made.model.config, made.architecture, made.space, budget or Budget(), method)
+        return loads_as(made, budget, methods.build({"name": method}) if method else None)
 
     uniform = Budget(per_layer="uniform")
     by_file = "PrunedLlamaForCausalLM (llama), with one file of remote code"

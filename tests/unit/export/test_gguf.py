@@ -73,15 +73,15 @@ def test_what_a_method_adds_is_refused_before_training(tmp_path, method, space, 
     made = setting(tmp_path, space_name=space, lora=False)
     options = {"variant": "skip"} if method == "slicegpt" else {}
     chosen = methods.build({"name": method, **options})
-    shape = export.foresee(skeleton(made.model.config), made.architecture, made.space, chosen, Budget(keep=0.8))
+    additions = chosen.adds(made.space)
+    shape = export.foresee(skeleton(made.model.config), made.architecture, made.space, Budget(keep=0.8), additions)
     with pytest.raises(UnsupportedExport, match=reason):
         targets.build("gguf:type=q8_0").refuse(shape)
 
 
 def test_biases_go_where_there_is_room(tmp_path):
     made = setting(tmp_path, lora=False)
-    flap = methods.build({"name": "flap", "batches": 1})
-    shape = export.foresee(skeleton(made.model.config), made.architecture, made.space, flap, Budget(keep=0.8))
+    shape = export.foresee(skeleton(made.model.config), made.architecture, made.space, Budget(keep=0.8), {"biases"})
     assert hosts.choose(shape).name in ("llama", "deci")
 
 

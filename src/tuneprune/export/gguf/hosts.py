@@ -7,9 +7,9 @@ it: `llama` for one number of heads that is not the family's, `deci` and `openel
 from dataclasses import dataclass
 from typing import Any
 
+from tuneprune.compress.shape import Shape
 from tuneprune.errors import UnsupportedExport
 from tuneprune.export.gguf import rope
-from tuneprune.export.shape import Shape
 
 ATTENTION_BIASES = frozenset({"attn_q", "attn_k", "attn_v"})
 ALL_BIASES = ATTENTION_BIASES | {"attn_output", "ffn_gate", "ffn_up", "ffn_down"}

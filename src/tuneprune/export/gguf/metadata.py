@@ -5,9 +5,9 @@ from typing import Any
 
 from gguf import GGUFWriter, RopeScalingType
 
+from tuneprune.compress.shape import Shape
 from tuneprune.export.gguf import rope
 from tuneprune.export.gguf.hosts import GEMMA2, GRANITE, Host, context_length, sliding_window
-from tuneprune.export.shape import Shape
 from tuneprune.structure.architecture import Experts
 
 NEVER_REACHED = 1e6

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from tuneprune.compress.shape import Shape
 from tuneprune.export.gguf.hosts import GRANITE, Host
-from tuneprune.export.shape import Shape
 
 LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
 """By their number of layers llama.cpp knows the models whose attention it scales by the width of the stream."""

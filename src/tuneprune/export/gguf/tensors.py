@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from tuneprune.compress.shape import LayerShape, Shape
 from tuneprune.errors import UnsupportedExport
 from tuneprune.export.gguf import rope
 from tuneprune.export.gguf.hosts import Host
 from tuneprune.export.gguf.scales import folded
-from tuneprune.export.shape import LayerShape, Shape
 from tuneprune.export.weights import Weights
 from tuneprune.structure.architecture import Attention, Block, Experts, Mlp, Projection
 

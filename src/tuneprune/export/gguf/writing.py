@@ -11,10 +11,10 @@ from gguf.quants import quantize
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from tuneprune.compress.shape import Shape
 from tuneprune.export.gguf import metadata, vocabulary
 from tuneprune.export.gguf.hosts import Host
 from tuneprune.export.gguf.tensors import Constant, Piece, tensors
-from tuneprune.export.shape import Shape
 from tuneprune.export.weights import Weights
 
 TYPES = {

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tuneprune import families
-from tuneprune.export.shape import Shape
+from tuneprune.compress.shape import Shape
 from tuneprune.export.weights import Weights
 from tuneprune.structure.architecture import Block
 

@@ -8,16 +8,16 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from tuneprune.compress import shipped_code
+from tuneprune.compress.shape import Shape
 from tuneprune.errors import TunePruneError
-from tuneprune.export import shipped
 from tuneprune.export.fresh import run_fresh
 from tuneprune.export.hf import CODE as CODE_ENTRY
 from tuneprune.export.hf import CONFIG, weight_bytes
 from tuneprune.export.quantised import quantising, reload_quantised
 from tuneprune.export.reference import Reference
-from tuneprune.export.shape import Shape
 
-CODE = f"{shipped.MODULE}.py"
+CODE = f"{shipped_code.MODULE}.py"
 FLOAT = ("lm_head", "embed_out", "attention_skip", "mlp_skip")
 """Linear layers that stay as they are: heads, and SliceGPT's matrices, which the whole residual stream passes."""
 CACHE_TOLERANCE = 0.1
@@ -33,7 +33,7 @@ def write(source: Path, folder: Path, shape: Shape, settings: Mapping[str, Any])
     config = json.loads((source / CONFIG).read_text(encoding="utf8"))  # saving again would lose what `hf` added to it
     config.pop(CODE_ENTRY, None)
     if shape.is_ragged:
-        config |= shipped.entries(shape.config)
+        config |= shipped_code.entries(shape.config)
     with tempfile.TemporaryDirectory(prefix="tuneprune-quantise-") as scratch:
         stage = Path(scratch)
         for file in source.iterdir():
@@ -41,7 +41,7 @@ def write(source: Path, folder: Path, shape: Shape, settings: Mapping[str, Any])
                 (stage / file.name).symlink_to(file.resolve())
         (stage / CONFIG).write_text(json.dumps(config), encoding="utf8")
         if shape.is_ragged:
-            (stage / CODE).write_text(shipped.source(shape.config), encoding="utf8")
+            (stage / CODE).write_text(shipped_code.source(shape.config), encoding="utf8")
         run_fresh(quantising, str(stage), [str(folder), json.dumps(dict(settings)), str(int(shape.is_ragged))])
     config["quantization_config"] = json.loads((folder / CONFIG).read_text(encoding="utf8"))["quantization_config"]
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf8")

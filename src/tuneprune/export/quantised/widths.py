@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
+from tuneprune.compress.shape import Shape
 from tuneprune.errors import UnsupportedExport
-from tuneprune.export.shape import Shape
 
 
 def misfits(shape: Shape, *, inputs: int, outputs: int) -> list[str]:

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
+from tuneprune.compress.shape import Shape
 from tuneprune.errors import UnsupportedExport
 from tuneprune.export.reference import Reference
-from tuneprune.export.shape import Shape
 
 
 class Target(BaseModel, frozen=True, extra="forbid"):

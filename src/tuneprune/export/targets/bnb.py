@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from tuneprune.compress.shape import Shape
 from tuneprune.errors import UnsupportedExport
 from tuneprune.export.quantised import folder as quantised
 from tuneprune.export.quantised.widths import misfits, refuse_mixture
 from tuneprune.export.reference import Reference
-from tuneprune.export.shape import Shape
 from tuneprune.export.targets.base import Target
 
 OPTIONS = {"int8": {"load_in_8bit": True}, "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}}

@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from tuneprune import families
+from tuneprune.compress.shape import LayerShape, Shape
 from tuneprune.errors import TunePruneError, UnsupportedExport
 from tuneprune.export.deci import configuration_deci
 from tuneprune.export.reference import Reference
-from tuneprune.export.shape import LayerShape, Shape
 from tuneprune.export.targets.base import Target
 from tuneprune.export.weights import Weights
 from tuneprune.structure.architecture import Block

@@ -7,12 +7,12 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from tuneprune.compress.shape import Shape
 from tuneprune.errors import TunePruneError, UnsupportedExport
 from tuneprune.export.fresh import run_fresh
 from tuneprune.export.gguf import hosts
 from tuneprune.export.hf import weight_bytes
 from tuneprune.export.reference import Reference
-from tuneprune.export.shape import Shape
 from tuneprune.export.targets.base import Target
 from tuneprune.export.weights import Weights
 

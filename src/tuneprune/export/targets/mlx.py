@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from tuneprune.compress.shape import Shape
 from tuneprune.errors import TunePruneError, UnsupportedExport
 from tuneprune.export.fresh import last_words, run_tied
 from tuneprune.export.mlx import openelm, run_probe
 from tuneprune.export.reference import Reference
-from tuneprune.export.shape import Shape
 from tuneprune.export.targets.base import Target
 from tuneprune.export.weights import Weights
 

@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from transformers import AutoTokenizer, GenerationConfig
 
+from tuneprune.compress.shape import Shape
 from tuneprune.errors import TunePruneError
 from tuneprune.export.fresh import run_fresh
 from tuneprune.export.onnx import graph, session_probe
 from tuneprune.export.reference import Reference, load_exported
-from tuneprune.export.shape import Shape
 from tuneprune.export.targets.base import Target
 
 TOLERANCE = {"f32": 1e-3, "f16": 1e-2}

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from tuneprune.compress.shape import Shape
 from tuneprune.export.quantised import folder as quantised
 from tuneprune.export.quantised.widths import refuse_mixture
 from tuneprune.export.reference import Reference
-from tuneprune.export.shape import Shape
 from tuneprune.export.targets.base import Target
 
 CONFIGS = {"int8": "Int8WeightOnlyConfig", "int8_dynamic": "Int8DynamicActivationInt8WeightConfig"}

@@ -1,28 +1,48 @@
-"""Which class will load what a method makes of a model, known before any training."""
+"""What a run will make of a model, known before any training: its shape, and which class loads it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
-from transformers import PretrainedConfig
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
 
 from tuneprune import families
-from tuneprune.export import shipped
-from tuneprune.methods.base import Method
+from tuneprune.compress import cut, shipped_code
+from tuneprune.compress.shape import Shape
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.budget import Budget, allocate, units_per_step
+from tuneprune.structure.edits import Addition
+from tuneprune.structure.plan import Plan
 from tuneprune.structure.space import PruningSpace
 
 
-def stock_holds(
-    config: PretrainedConfig, architecture: Architecture, space: PruningSpace, method: Method, budget: Budget
-) -> bool | None:
-    """Whether a stock class holds what the method makes of the model; None where that depends on its decision.
+def foresee(
+    skeleton: PreTrainedModel,
+    architecture: Architecture,
+    space: PruningSpace,
+    budget: Budget,
+    additions: Collection[Addition] = (),
+) -> Shape:
+    """The shape of one decision that meets the budget: what a method may make of the model, before it has decided.
 
-    Layers of free widths do not count as such a case, though they may turn out equal.
+    Whatever the constraints of space and budget force on every decision holds for this one too; what they leave open
+    (which layer keeps how much) is as arbitrary as a method's answer.
+
+    Args:
+        skeleton: a model of shapes only, which is changed.
+        budget: with the constraints that the method sets itself.
+        additions: what the method adds to the model (`Method.adds`).
     """
-    if method.adds(space):
-        return False
-    held = {host is not None for host in _hosts(config, architecture, space, method.constrained(budget))}
-    return held.pop() if len(held) == 1 else None
+    draw = torch.Generator().manual_seed(0)
+    scores = {group.name: torch.rand(group.size, generator=draw) for group in space.groups}
+    plan = Plan.from_masks(allocate(scores, space, budget), space)
+    stock = families.uniform_config(skeleton.config, architecture, space, plan.widths(space))
+    if stock is not None and not additions:
+        return Shape.of(stock)
+    if any(group.kind == "block" for group in space.groups):  # what is added to a shallower model holds nowhere
+        shape = Shape.of(skeleton.config if stock is None else stock)
+    else:
+        shape = Shape.of(cut(skeleton, architecture, space, plan).config)
+    return Shape(shape.config, shape.architecture, shape.hidden, shape.layers, shape.oddities | set(additions))
 
 
 def loads_as(
@@ -30,21 +50,21 @@ def loads_as(
     architecture: Architecture,
     space: PruningSpace,
     budget: Budget,
-    method: Method | None = None,
+    additions: Collection[Addition] | None = None,
 ) -> str:
     """The class, or classes, that load what comes out, with their model types, and what that takes.
 
     Args:
-        method: None where neither it nor how much to keep is chosen yet: any size, and nothing added.
+        budget: with the constraints that the method sets itself.
+        additions: what the method adds to the model (`Method.adds`). None where neither the method nor how much to keep
+            is chosen yet: any size, and nothing added.
     """
     hosts: list[PretrainedConfig | None] = [None]
-    if method is None:
-        hosts = list(_hosts(config, architecture, space, budget, is_open=True))
-    elif not method.adds(space):
-        hosts = list(_hosts(config, architecture, space, method.constrained(budget)))
+    if not additions:
+        hosts = list(_hosts(config, architecture, space, budget, is_open=additions is None))
     stock = {f"{families.stock_class(host).__name__} ({host.model_type})" for host in hosts if host is not None}
     named = " or ".join(sorted(stock))
-    own = f"{shipped.classes(config)['AutoModelForCausalLM']} ({config.model_type}), with one file of remote code"
+    own = f"{shipped_code.classes(config)['AutoModelForCausalLM']} ({config.model_type}), with one file of remote code"
     if None not in hosts:
         return f"{named}, stock Hugging Face" + (", by what goes" if len(stock) > 1 else "")
     return own if not stock else f"{named} where a stock class has room for the widths, else {own}"

@@ -11,7 +11,7 @@ from toy_tokenizer import tiny_tokenizer
 
 from tuneprune import export, families, methods
 from tuneprune.compress import compress
-from tuneprune.export.shape import LayerShape
+from tuneprune.compress.shape import LayerShape, Shape
 from tuneprune.loading import skeleton
 from tuneprune.structure import spaces
 from tuneprune.structure.architecture import Experts
@@ -30,7 +30,7 @@ def small_model(variant, space_name, *, uniform=False, dtype=torch.float32):
 @pytest.mark.parametrize(("variant", "space_name"), CASES)
 def test_the_shape_is_that_of_the_weights(variant, space_name, uniform):
     small = small_model(variant, space_name, uniform=uniform)
-    shape = export.Shape.of(small.config)
+    shape = Shape.of(small.config)
     assert shape.hidden == small.get_input_embeddings().weight.shape[1]
     modules = dict(small.named_modules())
     for block, layer in zip(shape.architecture.blocks, shape.layers, strict=True):
@@ -57,9 +57,9 @@ def test_an_exported_folder_is_loaded_without_its_code(tmp_path, variant, space_
 
 
 def test_oddities_are_named():
-    assert export.Shape.of(small_model("llama", "head_dim").config).oddities == {"rotary pairs"}
-    assert export.Shape.of(small_model("llama", "disp").config).oddities == {"parts of the stream"}
-    assert not export.Shape.of(small_model("llama", "width").config).oddities
+    assert Shape.of(small_model("llama", "head_dim").config).oddities == {"rotary pairs"}
+    assert Shape.of(small_model("llama", "disp").config).oddities == {"parts of the stream"}
+    assert not Shape.of(small_model("llama", "width").config).oddities
 
 
 @pytest.mark.parametrize("per_layer", ["free", "uniform"])
@@ -67,9 +67,9 @@ def test_oddities_are_named():
 def test_the_foreseen_shape_is_one_that_comes_out(tmp_path, space_name, per_layer):
     made = setting(tmp_path, space_name=space_name, lora=False)
     method, budget = methods.build({"name": "random"}), Budget(keep=0.8, per_layer=per_layer)
-    foreseen = export.foresee(skeleton(made.model.config), made.architecture, made.space, method, budget)
+    foreseen = export.foresee(skeleton(made.model.config), made.architecture, made.space, budget)
     plan = method.begin(made.subject, budget).plan()
-    found = export.Shape.of(compress(copy.deepcopy(made.model), made.architecture, made.space, plan).config)
+    found = Shape.of(compress(copy.deepcopy(made.model), made.architecture, made.space, plan).config)
     assert foreseen.is_ragged == found.is_ragged
     assert foreseen.oddities == found.oddities
     assert len(foreseen.layers) == len(found.layers)
@@ -80,6 +80,5 @@ def test_the_foreseen_shape_is_one_that_comes_out(tmp_path, space_name, per_laye
 
 def test_what_a_method_adds_is_foreseen(tmp_path):
     made = setting(tmp_path, lora=False)
-    method = methods.build({"name": "flap", "batches": 1})
-    found = export.foresee(skeleton(made.model.config), made.architecture, made.space, method, Budget(keep=0.8))
+    found = export.foresee(skeleton(made.model.config), made.architecture, made.space, Budget(keep=0.8), {"biases"})
     assert found.oddities == {"biases"}

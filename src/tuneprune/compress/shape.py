@@ -1,20 +1,14 @@
-"""The shape of a smaller model, for whoever has to hold it: read off its config, or foreseen before any training."""
+"""The shape of a model, read off its config: the widths of each layer, and what no stock class does."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from tuneprune import families
-from tuneprune.compress import cut
 from tuneprune.compress.modeling_pruned import equal_layers
-from tuneprune.methods.base import Method
 from tuneprune.structure.architecture import Architecture, Block, Experts
-from tuneprune.structure.budget import Budget, allocate
-from tuneprune.structure.plan import Plan
-from tuneprune.structure.space import PruningSpace
 
 
 @dataclass(frozen=True)
@@ -68,29 +62,6 @@ class Shape:
     def widths(self) -> dict[str, set[int]]:
         """All values of each width over the layers."""
         return {name: {getattr(layer, name) for layer in self.layers} for name in LayerShape.__annotations__}
-
-
-def foresee(
-    skeleton: PreTrainedModel, architecture: Architecture, space: PruningSpace, method: Method, budget: Budget
-) -> Shape:
-    """The shape of one decision that meets the budget: what a method may make of the model, before it has decided.
-
-    Whatever the constraints of space and budget force on every decision holds for this one too; what they leave open
-    (which layer keeps how much) is as arbitrary as a method's answer. Consumes `skeleton`, a model of shapes only.
-    """
-    budget = method.constrained(budget)
-    draw = torch.Generator().manual_seed(0)
-    scores = {group.name: torch.rand(group.size, generator=draw) for group in space.groups}
-    plan = Plan.from_masks(allocate(scores, space, budget), space)
-    additions = method.adds(space)
-    stock = families.uniform_config(skeleton.config, architecture, space, plan.widths(space))
-    if stock is not None and not additions:
-        return Shape.of(stock)
-    if any(group.kind == "block" for group in space.groups):  # what is added to a shallower model holds nowhere
-        shape = Shape.of(skeleton.config if stock is None else stock)
-    else:
-        shape = Shape.of(cut(skeleton, architecture, space, plan).config)
-    return Shape(shape.config, shape.architecture, shape.hidden, shape.layers, shape.oddities | additions)
 
 
 def _layer(block: Block, pruned: Mapping[str, Mapping[str, Any]]) -> LayerShape:
