@@ -28,7 +28,7 @@ from tuneprune.budgets import Costs
 from tuneprune.compress import cut
 from tuneprune.errors import UnreachableBudget
 from tuneprune.evaluate import compare_speed, measure_latency
-from tuneprune.loading import load_config
+from tuneprune.model.loading import load_config
 from tuneprune.structure import spaces
 from tuneprune.structure.budget import Budget, allocate
 from tuneprune.structure.latency_table import Phase

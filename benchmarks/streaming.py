@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, PreTrainedModel
 
 from tuneprune import families
-from tuneprune.loading import skeleton
+from tuneprune.model.loading import skeleton
 from tuneprune.structure import spaces
 from tuneprune.structure.budget import Budget, allocate
 from tuneprune.structure.plan import Plan

@@ -9,9 +9,9 @@ from transformers import PretrainedConfig
 
 from tuneprune import evaluate, families
 from tuneprune.errors import ConfigError, TunePruneError, UnreachableBudget
-from tuneprune.loading import skeleton, stored_dtype
 from tuneprune.methods import registry
 from tuneprune.methods.base import Method
+from tuneprune.model.loading import skeleton, stored_dtype
 from tuneprune.structure import spaces
 from tuneprune.structure.amounts import bytes_written, milliseconds_written
 from tuneprune.structure.budget import Budget, check

@@ -11,8 +11,8 @@ from tuneprune import methods
 from tuneprune.config import RunConfig
 from tuneprune.errors import ConfigError, DataError, TunePruneError, reading, suggest
 from tuneprune.job import Checked, check, check_shape, prepare
-from tuneprune.loading import load_config
 from tuneprune.methods.base import Method
+from tuneprune.model.loading import load_config
 from tuneprune.recording import PROOF_FAILED
 from tuneprune.report import ReferenceRecord, RunRecord, ScoreRecord
 from tuneprune.run import reference_scores, run

@@ -7,8 +7,8 @@ from transformers import PretrainedConfig
 
 from tuneprune import export, families
 from tuneprune.errors import TunePruneError
-from tuneprune.loading import load_config, skeleton, stored_dtype
-from tuneprune.places import located
+from tuneprune.model.loading import load_config, skeleton, stored_dtype
+from tuneprune.model.location import located
 from tuneprune.structure import spaces
 from tuneprune.structure.amounts import bytes_written
 from tuneprune.structure.architecture import Architecture

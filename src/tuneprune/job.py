@@ -34,8 +34,8 @@ from tuneprune.config import RecoverConfig, RunConfig
 from tuneprune.data import Data, load
 from tuneprune.errors import ConfigError
 from tuneprune.identity import identify
-from tuneprune.loading import load_config, load_model, load_tokenizer, skeleton, stored_dtype
 from tuneprune.methods.store import ScoreStore
+from tuneprune.model.loading import load_config, load_model, load_tokenizer, skeleton, stored_dtype
 from tuneprune.report import load_scores
 from tuneprune.structure import spaces
 from tuneprune.structure.architecture import Architecture

@@ -25,12 +25,13 @@ from tuneprune.checks import (
 from tuneprune.claiming import claim, fingerprinted
 from tuneprune.compress.shape import Shape
 from tuneprune.config import RecoverConfig
-from tuneprune.corrections import replace_stops, turn_cache_on
 from tuneprune.data import Data, load
 from tuneprune.errors import reading
 from tuneprune.identity import identify
 from tuneprune.job import Scores, processes
-from tuneprune.loading import (
+from tuneprune.methods.base import Search
+from tuneprune.model.corrections import replace_stops, turn_cache_on
+from tuneprune.model.loading import (
     cast_weights,
     load_any_config,
     load_model,
@@ -38,7 +39,6 @@ from tuneprune.loading import (
     refuse_bad_weights,
     stored_dtype,
 )
-from tuneprune.methods.base import Search
 from tuneprune.recording import write_card
 from tuneprune.report import Proof, load_scores
 from tuneprune.report.findings import score_warnings, training_findings

@@ -15,8 +15,8 @@ from tuneprune.config import RunConfig
 from tuneprune.costs import measure_costs
 from tuneprune.errors import NonFinite
 from tuneprune.job import Job, Scores, prepare
-from tuneprune.loading import cast_weights
 from tuneprune.methods.base import Search, Subject
+from tuneprune.model.loading import cast_weights
 from tuneprune.recording import make_proof, make_record, write_results
 from tuneprune.report import RunRecord, ScoreRecord
 from tuneprune.structure.plan import Plan

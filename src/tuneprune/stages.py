@@ -14,11 +14,12 @@ from tuneprune.claiming import SETTINGS
 from tuneprune.compress import Streamed, compress, stream
 from tuneprune.compress.shape import Shape
 from tuneprune.config import Compensation, RunConfig, explain
-from tuneprune.corrections import follow_files
 from tuneprune.errors import ConfigError, DataError, reading
 from tuneprune.evaluate import EvaluateConfig
 from tuneprune.job import Scores, prepare
-from tuneprune.loading import (
+from tuneprune.methods import registry
+from tuneprune.model.corrections import follow_files
+from tuneprune.model.loading import (
     SAFELY,
     check_folder,
     check_room,
@@ -32,8 +33,7 @@ from tuneprune.loading import (
     stored_dtype,
     vocabulary,
 )
-from tuneprune.methods import registry
-from tuneprune.places import located
+from tuneprune.model.location import located
 from tuneprune.recording import read_metrics
 from tuneprune.report import RunRecord, write_report
 from tuneprune.run import tune_and_prune

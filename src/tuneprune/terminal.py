@@ -96,7 +96,7 @@ def expand(path: Path | None) -> Path | None:
     """
     if path is None or not {"$", "~"} & set(str(path)):
         return path
-    from tuneprune.places import located
+    from tuneprune.model.location import located
 
     return Path(located(str(path)))
 

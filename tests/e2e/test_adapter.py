@@ -10,7 +10,7 @@ from tiny import logits
 from transformers import AutoModelForCausalLM
 
 from tuneprune import families
-from tuneprune.loading import load_model
+from tuneprune.model.loading import load_model
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing"),  # peft asks by the old name

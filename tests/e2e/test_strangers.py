@@ -18,7 +18,7 @@ from tuneprune import export, families
 from tuneprune.compress import compress
 from tuneprune.export import fresh, reload_probe
 from tuneprune.export.quantised import folder as quantised
-from tuneprune.loading import load_model
+from tuneprune.model.loading import load_model
 from tuneprune.structure import spaces
 from tuneprune.structure.plan import Plan
 
@@ -219,7 +219,7 @@ def test_adapters_that_are_pickles_are_refused(kept, tmp_path, model_folder, mar
 def test_settings_of_adapters_cost_neither_time_nor_memory(
     settings, fragment, tmp_path, model_folder, tuneprune, capsys, monkeypatch
 ):
-    monkeypatch.setattr("tuneprune.adapters.PATIENCE_S", 0.5)
+    monkeypatch.setattr("tuneprune.model.adapters.PATIENCE_S", 0.5)
     tiny_runs.make_adapter(tmp_path / "adapter")
     change(tmp_path / "adapter" / "adapter_config.json", **settings)
     run_file = tiny_runs.write_run(tmp_path, model_folder)

@@ -18,7 +18,7 @@ from tiny import random_masks
 from tuneprune import export, families
 from tuneprune.compress import compress
 from tuneprune.config import load_run_file
-from tuneprune.loading import load_model
+from tuneprune.model.loading import load_model
 from tuneprune.structure import spaces
 from tuneprune.structure.latency_table import Curve, LatencyTable, shapes_of
 from tuneprune.structure.plan import Plan

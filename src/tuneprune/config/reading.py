@@ -6,10 +6,10 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from tuneprune import places
 from tuneprune.config.mistakes import explain, refuse_truths
 from tuneprune.config.schema import SHARED, RecoverConfig, RunConfig, like_tune
 from tuneprune.errors import ConfigError
+from tuneprune.model import location
 from tuneprune.system import yaml_files
 
 PLAIN = {"model": "base", "method": "name", "compensate": "name", "train": "", "calibration": ""}
@@ -112,7 +112,7 @@ def _opened(inner: object, plain: str | None) -> object:
     if inner is None:
         return {}
     if isinstance(inner, str) and plain == "base":
-        return places.as_named(inner)
+        return location.as_named(inner)
     if isinstance(inner, str) and plain is not None:
         return {plain: inner} if plain else [inner]
     return inner

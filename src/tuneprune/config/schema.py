@@ -7,12 +7,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
-from tuneprune import methods, places
+from tuneprune import methods
 from tuneprune.config.mistakes import advice_on
 from tuneprune.data import DataConfig
 from tuneprune.errors import ConfigError, suggest
 from tuneprune.evaluate import EvaluateConfig
 from tuneprune.methods.base import Method
+from tuneprune.model import location
 from tuneprune.structure.budget import Budget
 from tuneprune.structure.spaces import SPACES
 from tuneprune.train import TuneConfig
@@ -37,8 +38,8 @@ def like_tune(tune: Mapping[str, Any], recover: Mapping[str, Any]) -> dict[str, 
 class BaseWithAdapter(BaseModel, frozen=True, extra="forbid"):
     """A base model with a LoRA adapter that is merged into it first."""
 
-    base: Annotated[str, AfterValidator(places.located)]
-    adapter: Annotated[str, AfterValidator(places.located)] | None = None
+    base: Annotated[str, AfterValidator(location.located)]
+    adapter: Annotated[str, AfterValidator(location.located)] | None = None
 
 
 class Compensation(BaseModel, frozen=True, extra="forbid"):
@@ -90,7 +91,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     @field_validator("model", mode="before")
     @classmethod
     def _plain_model(cls, value: Any) -> Any:  # noqa: ANN401  (raw YAML)
-        return places.base_and_adapter(str(value)) if isinstance(value, str | Path) else value
+        return location.base_and_adapter(str(value)) if isinstance(value, str | Path) else value
 
     @field_validator("compensate", mode="before")
     @classmethod
@@ -145,7 +146,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
 class RecoverConfig(BaseModel, frozen=True, extra="forbid"):
     """One tuning of a model as it is: the sections of a run file that have nothing to do with pruning."""
 
-    model: Annotated[str, AfterValidator(places.located)]
+    model: Annotated[str, AfterValidator(location.located)]
     data: DataConfig
     tune: TuneConfig = TuneConfig()
     evaluate: EvaluateConfig

@@ -4,7 +4,7 @@ import torch
 from refusals import Row, all_of, as_it_was, copied, exported, holding, linked, own_model
 
 from tuneprune import families
-from tuneprune.loading import load_config, skeleton
+from tuneprune.model.loading import load_config, skeleton
 from tuneprune.structure import spaces
 from tuneprune.structure.edits import Keep
 from tuneprune.structure.plan import Plan

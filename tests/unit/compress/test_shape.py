@@ -12,7 +12,7 @@ from toy_tokenizer import tiny_tokenizer
 from tuneprune import export, families, methods
 from tuneprune.compress import compress
 from tuneprune.compress.shape import LayerShape, Shape
-from tuneprune.loading import skeleton
+from tuneprune.model.loading import skeleton
 from tuneprune.structure import spaces
 from tuneprune.structure.architecture import Experts
 from tuneprune.structure.budget import Budget

@@ -12,7 +12,7 @@ from tuneprune import export, families, stages
 from tuneprune.compress import compress, streaming
 from tuneprune.errors import ConfigError, PlanMismatch
 from tuneprune.export.shards import write_file
-from tuneprune.loading import load_config, load_model, load_tokenizer
+from tuneprune.model.loading import load_config, load_model, load_tokenizer
 from tuneprune.structure import spaces
 from tuneprune.structure.edits import Bias, Rotate
 from tuneprune.structure.plan import Plan

@@ -11,7 +11,7 @@ from tuneprune.errors import ConfigError, UnsupportedExport
 from tuneprune.export import targets
 from tuneprune.export.gguf import hosts
 from tuneprune.export.gguf.tensors import _neighbours
-from tuneprune.loading import skeleton
+from tuneprune.model.loading import skeleton
 from tuneprune.structure import spaces
 from tuneprune.structure.budget import Budget
 from tuneprune.structure.plan import Plan

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from tuneprune import families
 from tuneprune.compress import compress
 from tuneprune.errors import ConfigError
-from tuneprune.loading import load_any_config, load_config, load_model, skeleton, stored_dtype
+from tuneprune.model.loading import load_any_config, load_config, load_model, skeleton, stored_dtype
 from tuneprune.stages import compress_model, export_model
 from tuneprune.structure import spaces
 from tuneprune.structure.plan import Plan

@@ -14,8 +14,8 @@ from tiny_runs import make_adapter
 
 from tuneprune import families
 from tuneprune.errors import ConfigError
-from tuneprune.loading import load_config, load_model, load_tokenizer, skeleton
-from tuneprune.places import base_and_adapter
+from tuneprune.model.loading import load_config, load_model, load_tokenizer, skeleton
+from tuneprune.model.location import base_and_adapter
 from tuneprune.structure import spaces
 
 pytestmark = [

@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 
 from tuneprune import export
 from tuneprune.errors import ConfigError, reading
-from tuneprune.loading import cast_weights, load_config, load_model, load_tokenizer, skeleton
+from tuneprune.model.loading import cast_weights, load_config, load_model, load_tokenizer, skeleton
 from tuneprune.recovering import load_smaller
 from tuneprune.system.progress import remark
 

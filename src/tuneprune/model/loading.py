@@ -15,11 +15,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from tuneprune import corrections
-from tuneprune.adapters import merge, merged_config
 from tuneprune.compress.shape import Shape
 from tuneprune.errors import ConfigError, UnsupportedModel, reading
 from tuneprune.families import refuse_unknown
+from tuneprune.model import corrections
+from tuneprune.model.adapters import merge, merged_config
 from tuneprune.structure.finite import all_finite
 from tuneprune.system import model_folder
 
