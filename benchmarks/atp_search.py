@@ -28,11 +28,12 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from tuneprune import families, methods
+from tuneprune.calibration.subject import Subject
 from tuneprune.config import RunConfig, load_run_file
 from tuneprune.data import Data, Example, Part, encode_all, read_source
 from tuneprune.data.overlap import content_fingerprint, leaks
 from tuneprune.job import Checked, check
-from tuneprune.methods.base import Search, Subject
+from tuneprune.methods.base import Search
 from tuneprune.model.loading import load_model
 from tuneprune.structure import spaces
 from tuneprune.structure.masks import Gates

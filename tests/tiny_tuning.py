@@ -7,8 +7,8 @@ from accelerate import Accelerator
 from tiny import layers_for, tiny_model
 
 from tuneprune import families, methods
+from tuneprune.calibration.subject import Subject
 from tuneprune.data import Encoded, Stream
-from tuneprune.methods.base import Subject
 from tuneprune.structure import spaces
 from tuneprune.structure.budget import Budget
 from tuneprune.train import LoraOptions, TuneConfig, Tuner, inject_lora

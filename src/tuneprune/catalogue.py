@@ -25,7 +25,8 @@ def methods(as_json: AsJson = False) -> None:
     from tuneprune.methods import presets, registry
 
     listed = {
-        name: f"{first_line(method.__doc__)} Spaces: {', '.join(method.spaces)}. {method.paper}"
+        name: f"{first_line(method.__doc__)} Spaces: {', '.join(method.spaces)}."
+        f"{' Not on a quantised base.' if method.needs_weight_gradients else ''} {method.paper}"
         for name, method in registry().items()
     }
     for name, method in presets().items():

@@ -17,6 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from tuneprune import evaluate, export, families
 from tuneprune.budgets import TABLE, Costs, check_reach, costs_of, size_text
+from tuneprune.calibration.score_store import ScoreStore
 from tuneprune.checks import (
     check_answers,
     check_compensation,
@@ -34,7 +35,6 @@ from tuneprune.config import RecoverConfig, RunConfig
 from tuneprune.data import Data, load
 from tuneprune.errors import ConfigError
 from tuneprune.identity import identify
-from tuneprune.methods.store import ScoreStore
 from tuneprune.model.loading import load_config, load_model, load_tokenizer, skeleton, stored_dtype
 from tuneprune.report import load_scores
 from tuneprune.structure import spaces

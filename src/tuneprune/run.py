@@ -9,13 +9,14 @@ import torch
 from transformers import PreTrainedModel
 
 from tuneprune import export, families
+from tuneprune.calibration.subject import Subject
 from tuneprune.compress import Part, cut, rescaled_weights, rewrite
 from tuneprune.compress.compensate import compensate_plan
 from tuneprune.config import RunConfig
 from tuneprune.costs import measure_costs
 from tuneprune.errors import NonFinite
 from tuneprune.job import Job, Scores, prepare
-from tuneprune.methods.base import Search, Subject
+from tuneprune.methods.base import Search
 from tuneprune.model.loading import cast_weights
 from tuneprune.recording import make_proof, make_record, write_results
 from tuneprune.report import RunRecord, ScoreRecord

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from tuneprune.calibration.finite import Accepts, Batch, FiniteSums, accepts_here, all_finite
+from tuneprune.calibration.statistics import Statistics, input_statistics
 from tuneprune.errors import NonFinite
 from tuneprune.structure.edits import Bias
-from tuneprune.structure.finite import Accepts, Batch, FiniteSums, accepts_here, all_finite
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.space import Kind, Masks, PruningSpace
-from tuneprune.structure.statistics import Statistics, input_statistics
 from tuneprune.structure.weights import base_weight, effective_weight
 
 KINDS: frozenset[Kind] = frozenset({"kv_group", "mlp_channel", "vo_dim", "read"})

@@ -7,9 +7,9 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
+from tuneprune.calibration.statistics import IGNORED
 from tuneprune.data.examples import Example, Note
 from tuneprune.errors import ConfigError
-from tuneprune.structure.statistics import IGNORED
 
 _SHORTEST = 8
 

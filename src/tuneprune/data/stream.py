@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tuneprune.calibration.statistics import IGNORED
 from tuneprune.data.encoding import Encoded
 from tuneprune.errors import ConfigError, DataError
-from tuneprune.structure.statistics import IGNORED
 
 Batch = dict[str, Tensor]
 

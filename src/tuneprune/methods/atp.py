@@ -19,13 +19,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from tuneprune.methods.base import Method, Metrics, Search, Subject, churn, generator_for
+from tuneprune.calibration.scores import fisher, prior, standardised_logs
+from tuneprune.calibration.subject import Subject
+from tuneprune.methods.base import Method, Metrics, Search, churn, generator_for
 from tuneprune.methods.compensate import Compensation
 from tuneprune.methods.generator import GeneratorOptimizer, budget_distance, lifted, make_generator, on_budget, sampled
 from tuneprune.methods.paper_settings import ATP_PAPER
 from tuneprune.methods.regularise import Regulariser, settle
 from tuneprune.methods.removal import cubic, partial
-from tuneprune.methods.scoring import fisher, prior, standardised_logs
 from tuneprune.structure.budget import Budget, allocate
 from tuneprune.structure.masks import Gates, straight_through
 from tuneprune.structure.plan import Plan

@@ -1,76 +1,22 @@
 """What a method is: frozen hyper-parameters that begin a search, and a search that ends in a plan."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from tuneprune.methods.store import ScoreStore
+from tuneprune.calibration.subject import Subject
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.budget import Budget
 from tuneprune.structure.edits import Addition, Edit
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.space import Masks, PruningSpace
 
-Batch = Mapping[str, Tensor]
 Metrics = dict[str, float]
-
-
-class Runtime(Protocol):
-    """What the training loop lends a search, so that it gives the same result on one process and on many."""
-
-    def loss(self, batch: Batch) -> Tensor:
-        """Mean cross-entropy per token of this process's share, scaled so that averaging gradients is exact."""
-        ...
-
-    def average(self, tensors: Iterable[Tensor]) -> None:
-        """Average tensors over all processes, in place."""
-        ...
-
-    def accepts(self, batch: Batch, tensors: Iterable[Tensor], what: str = "calibration") -> bool:
-        """Whether all that a batch gave is finite, on all processes; what was bad is counted and logged otherwise.
-
-        A search leaves all of its state as it was before a batch that is not accepted.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The model a method works on, with everything it may need to know about it.
-
-    `calibration()` gives the next batch of held-out data; `total_steps` is the length of the tuning that the search
-    takes part in; `store` keeps scores for other runs of a comparison, where the run is one.
-    """
-
-    model: PreTrainedModel
-    architecture: Architecture
-    space: PruningSpace
-    runtime: Runtime
-    calibration: Callable[[], Batch]
-    total_steps: int
-    seed: int
-    store: ScoreStore | None = None
-
-    def scores(
-        self, statistic: str, compute: Callable[[], Mapping[str, Tensor]], **options: object
-    ) -> Mapping[str, Tensor]:
-        """What `compute` gives; taken from the store where another budget of the comparison computed it already.
-
-        For one-shot methods: `compute` may depend on the dense model, the space, the calibration data that it draws,
-        the seed and `options`, and on nothing else; not on the budget.
-
-        Args:
-            statistic: a name for what is computed, such as `taylor`.
-        """
-        if self.store is None:
-            return compute()
-        return self.store.get(statistic, options, compute, self.calibration)
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from tuneprune.calibration.finite import all_finite, refuse_none
+from tuneprune.calibration.subject import Subject
 from tuneprune.compress.compensate import ridge_solution
 from tuneprune.errors import NonFinite
-from tuneprune.methods.base import Subject
-from tuneprune.structure.finite import all_finite, refuse_none
 from tuneprune.structure.space import Masks, PruningSpace
 from tuneprune.structure.weights import base_weight
 

@@ -17,7 +17,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tuneprune.methods.base import Method, Metrics, Search, Subject, Trained, churn, generator_for
+from tuneprune.calibration.subject import Subject
+from tuneprune.methods.base import Method, Metrics, Search, Trained, churn, generator_for
 from tuneprune.methods.generator import budget_distance, lifted
 from tuneprune.methods.regularise import project, settle
 from tuneprune.structure.budget import Budget, allocate

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tuneprune.methods.activations import (
+from tuneprune.calibration.activations import (
     consumer,
     consumer_weight,
     input_statistics,
@@ -23,12 +23,13 @@ from tuneprune.methods.activations import (
     standardised,
     wanda,
 )
-from tuneprune.methods.base import Decided, Method, Search, Subject, decide
+from tuneprune.calibration.statistics import Statistics
+from tuneprune.calibration.subject import Subject
+from tuneprune.methods.base import Decided, Method, Search, decide
 from tuneprune.structure.budget import Budget, allocate, fractional_ranks
 from tuneprune.structure.budget import check as check_budget
 from tuneprune.structure.edits import Addition, Bias
 from tuneprune.structure.space import Group, Masks, PruningSpace
-from tuneprune.structure.statistics import Statistics
 
 FIRST = 1e6
 """Added to the score of attention units that `attention_keep` wants kept, taken from the others."""

@@ -17,11 +17,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from tuneprune.methods.base import Method, Metrics, Search, Subject, churn
-from tuneprune.methods.gradients import refuse_without_gradients
+from tuneprune.calibration.gradients import refuse_without_gradients
+from tuneprune.calibration.subject import Subject
+from tuneprune.calibration.unit_gradients import UnitGradients, unit_gradients
+from tuneprune.methods.base import Method, Metrics, Search, churn
 from tuneprune.methods.regularise import project, settle
 from tuneprune.methods.removal import partial, shrink
-from tuneprune.methods.unit_gradients import UnitGradients, unit_gradients
 from tuneprune.structure.budget import Budget, allocate
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.plan import Plan

@@ -19,9 +19,11 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from tuneprune.calibration.finite import Batch
+from tuneprune.calibration.gradients import Gradients, rows_of, weight_gradients, with_prompts
+from tuneprune.calibration.subject import Subject
 from tuneprune.errors import UnreachableBudget
-from tuneprune.methods.base import Batch, Decided, Method, Search, Subject, decide
-from tuneprune.methods.gradients import Gradients, rows_of, weight_gradients, with_prompts
+from tuneprune.methods.base import Decided, Method, Search, decide
 from tuneprune.methods.protection import Layers, end_layers
 from tuneprune.structure.budget import Budget, allocate, reachable
 from tuneprune.structure.space import PruningSpace, WeightSlice

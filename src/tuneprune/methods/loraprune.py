@@ -18,12 +18,13 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tuneprune.calibration.scores import unit_costs
+from tuneprune.calibration.subject import Subject
 from tuneprune.errors import TunePruneError
-from tuneprune.methods.base import Method, Metrics, Search, Subject, churn
+from tuneprune.methods.base import Method, Metrics, Search, churn
 from tuneprune.methods.protection import Layers, end_layers
 from tuneprune.methods.regularise import project, settle
 from tuneprune.methods.removal import cubic, partial, shrink
-from tuneprune.methods.scoring import unit_costs
 from tuneprune.structure.budget import Budget, allocate, fractional_ranks
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.plan import Plan

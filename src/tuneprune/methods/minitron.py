@@ -15,12 +15,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tuneprune.methods.activations import consumer
-from tuneprune.methods.base import Decided, Method, Search, Subject, decide
+from tuneprune.calibration.activations import consumer
+from tuneprune.calibration.finite import FiniteSums
+from tuneprune.calibration.statistics import reading, real_tokens
+from tuneprune.calibration.subject import Subject
+from tuneprune.methods.base import Decided, Method, Search, decide
 from tuneprune.structure.budget import Budget, allocate, reachable
-from tuneprune.structure.finite import FiniteSums
 from tuneprune.structure.space import PruningSpace
-from tuneprune.structure.statistics import reading, real_tokens
 
 Join = Literal["mean", "l2"]
 

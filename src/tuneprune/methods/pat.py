@@ -20,7 +20,8 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from tuneprune.methods.base import Method, Metrics, Search, Subject, Trained, decide, generator_for
+from tuneprune.calibration.subject import Subject
+from tuneprune.methods.base import Method, Metrics, Search, Trained, decide, generator_for
 from tuneprune.methods.regularise import project
 from tuneprune.structure.budget import Budget, allocate
 from tuneprune.structure.masks import straight_through

@@ -5,7 +5,8 @@ Paper for the surprising strength of the floor: https://arxiv.org/abs/2202.02643
 
 import torch
 
-from tuneprune.methods.base import Decided, Method, Search, Subject, decide, generator_for
+from tuneprune.calibration.subject import Subject
+from tuneprune.methods.base import Decided, Method, Search, decide, generator_for
 from tuneprune.structure.budget import Budget, allocate
 
 

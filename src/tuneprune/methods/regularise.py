@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tuneprune.methods.base import Method, Subject, decide
+from tuneprune.calibration.subject import Subject
+from tuneprune.methods.base import Method, decide
 from tuneprune.structure.budget import Budget
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.space import Masks, PruningSpace

@@ -17,9 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tuneprune.errors import UnsupportedModel
-from tuneprune.methods.base import Decided, Method, Search, Subject, decide
-from tuneprune.methods.stream import (
+from tuneprune.calibration.residual_stream import (
     Moments,
     Walk,
     epsilon_of,
@@ -27,6 +25,9 @@ from tuneprune.methods.stream import (
     pooled_moments,
     principal_axes,
 )
+from tuneprune.calibration.subject import Subject
+from tuneprune.errors import UnsupportedModel
+from tuneprune.methods.base import Decided, Method, Search, decide
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.budget import Budget, Reserved, allocate
 from tuneprune.structure.budget import check as check_budget

@@ -19,8 +19,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from tuneprune.calibration.finite import Batch
+from tuneprune.calibration.scores import prior, standardised_logs
+from tuneprune.calibration.subject import Subject
 from tuneprune.errors import UnsupportedModel
-from tuneprune.methods.base import Batch, Method, Metrics, Search, Subject, decide, generator_for
+from tuneprune.methods.base import Method, Metrics, Search, decide, generator_for
 from tuneprune.methods.experts import (
     ExpertGenerator,
     SampledChoice,
@@ -39,7 +42,6 @@ from tuneprune.methods.experts import (
 )
 from tuneprune.methods.generator import GeneratorOptimizer, lifted
 from tuneprune.methods.regularise import lora_residue, project
-from tuneprune.methods.scoring import prior, standardised_logs
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.budget import Budget, allocate, check, units_per_step
 from tuneprune.structure.edits import Addition, Edit, Keep, Route

@@ -15,14 +15,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tuneprune.methods.activations import consumer, input_statistics, per_unit, wanda
-from tuneprune.methods.base import Batch, Decided, Method, Search, Subject, decide
-from tuneprune.structure import statistics
+from tuneprune.calibration import statistics
+from tuneprune.calibration.activations import consumer, input_statistics, per_unit, wanda
+from tuneprune.calibration.finite import Batch, FiniteSums, refuse_none
+from tuneprune.calibration.statistics import Statistics
+from tuneprune.calibration.subject import Subject
+from tuneprune.methods.base import Decided, Method, Search, decide
 from tuneprune.structure.budget import Budget, allocate
-from tuneprune.structure.finite import FiniteSums, refuse_none
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.space import Group
-from tuneprune.structure.statistics import Statistics
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """What a layer is called with beside the hidden states."""

@@ -15,12 +15,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from tuneprune.calibration.finite import all_finite
 from tuneprune.compress.shape import Shape
 from tuneprune.errors import ConfigError, UnsupportedModel, reading
 from tuneprune.families import refuse_unknown
 from tuneprune.model import corrections
 from tuneprune.model.adapters import merge, merged_config
-from tuneprune.structure.finite import all_finite
 from tuneprune.system import model_folder
 
 SAFELY: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tuneprune.structure.finite import WEIGHT_LIMIT, stays_in_range
+from tuneprune.calibration.finite import WEIGHT_LIMIT, stays_in_range
 
 EXAMPLES, RECORDS = 5, 10
 """How many bad events, and how many records of each, are remembered for the run's record; the log has all."""

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from tuneprune.structure.finite import all_finite
-from tuneprune.structure.statistics import IGNORED
+from tuneprune.calibration.finite import all_finite
+from tuneprune.calibration.statistics import IGNORED
 from tuneprune.system.processes import transfer
 from tuneprune.train.config import TuneConfig
 from tuneprune.train.health import Health

@@ -6,13 +6,13 @@ from tiny import probe_ids, random_masks, tiny_model
 from torch import nn
 
 from tuneprune import families
+from tuneprune.calibration.statistics import Statistics, input_statistics
 from tuneprune.compress import compensate
 from tuneprune.structure import spaces
 from tuneprune.structure.edits import Bias
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.space import Gate, Group, PruningSpace, Segment, WeightSlice
-from tuneprune.structure.statistics import Statistics, input_statistics
 from tuneprune.train.config import LoraOptions
 from tuneprune.train.lora import inject_lora
 

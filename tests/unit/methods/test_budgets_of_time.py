@@ -11,9 +11,9 @@ from toy_latency import timed
 from toy_spaces import tiny_space
 
 from tuneprune import methods
+from tuneprune.calibration.scores import taylor, unit_costs
 from tuneprune.errors import UnreachableBudget
 from tuneprune.methods.generator import budget_distance
-from tuneprune.methods.scoring import taylor, unit_costs
 from tuneprune.structure.budget import Budget
 from tuneprune.structure.latency_table import TIMED
 

@@ -7,6 +7,7 @@ import torch
 from precision import FLOAT32
 from tiny_tuning import setting
 
+from tuneprune.calibration.scores import magnitude, taylor, unit_costs
 from tuneprune.methods.generator import FreeGenerator, TransformerGenerator, budget_distance
 from tuneprune.methods.regularise import (
     group_lasso,
@@ -16,7 +17,6 @@ from tuneprune.methods.regularise import (
     proximal_step,
     proximal_strength,
 )
-from tuneprune.methods.scoring import magnitude, taylor, unit_costs
 from tuneprune.structure.masks import Gates, gumbel, gumbel_sigmoid
 from tuneprune.structure.weights import lora_factors, lora_norms
 

@@ -6,8 +6,8 @@ from tiny_tuning import hooks_of, setting
 from toy_spaces import tiny_space
 
 from tuneprune import methods
+from tuneprune.calibration.gradients import Gradients, rows_of, weight_gradients, with_prompts
 from tuneprune.errors import ConfigError, UnreachableBudget, UnsupportedModel
-from tuneprune.methods.gradients import Gradients, rows_of, weight_gradients, with_prompts
 from tuneprune.methods.llm_pruner import reduced, salience
 from tuneprune.structure.budget import Budget, count_parameters
 
@@ -107,14 +107,11 @@ def test_gradients_leave_the_model_as_it_was(made):
     assert hooks_of(made.model) == 0
 
 
-def test_a_quantised_base_is_refused_with_the_methods_that_work(made):
+def test_a_quantised_base_is_refused(made):
     layer = made.model.model.layers[0].mlp.up_proj
     layer.weight = torch.nn.Parameter(layer.weight.to(torch.int8), requires_grad=False)
-    with pytest.raises(
-        UnsupportedModel, match=r"up_proj\.weight` is stored as int8.*needs none: .*magnitude"
-    ) as caught:
+    with pytest.raises(UnsupportedModel, match=r"up_proj\.weight` is int8.*a method that works on a quantised"):
         pruner().begin(made.subject, Budget(keep=0.7))
-    assert "llm_pruner" not in str(caught.value).split("needs none")[1]
 
 
 def test_loss_on_prompts_labels_every_real_token_but_the_first_of_a_document():

@@ -5,12 +5,12 @@ import torch
 from tiny_tuning import hooks_of, setting
 
 from tuneprune import methods
+from tuneprune.calibration.activations import consumer
+from tuneprune.calibration.statistics import reading, real_tokens
 from tuneprune.errors import ConfigError
-from tuneprune.methods.activations import consumer
 from tuneprune.methods.minitron import importance, joined
 from tuneprune.structure.budget import Budget
 from tuneprune.structure.space import PruningSpace
-from tuneprune.structure.statistics import reading, real_tokens
 
 
 def test_joined_by_hand():

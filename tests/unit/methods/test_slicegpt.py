@@ -9,9 +9,9 @@ from tiny import VARIANTS, logits, tiny_model
 from tiny_tuning import hooks_of, setting
 
 from tuneprune import families, methods
+from tuneprune.calibration.residual_stream import Moments, Walk, principal_axes
 from tuneprune.compress import compress, rewrite
 from tuneprune.errors import UnreachableBudget, UnsupportedModel
-from tuneprune.methods.stream import Moments, Walk, principal_axes
 from tuneprune.structure.budget import Budget
 from tuneprune.structure.edits import Keep, Rotate
 

@@ -5,11 +5,11 @@ import torch
 from tiny_tuning import hooks_of, setting
 
 from tuneprune import methods
-from tuneprune.methods.activations import consumer, gather
+from tuneprune.calibration.activations import consumer, gather
+from tuneprune.calibration.statistics import Statistics
 from tuneprune.methods.wanda_sp import in_order, unit_scores
 from tuneprune.structure.budget import Budget, allocate
 from tuneprune.structure.masks import Gates
-from tuneprune.structure.statistics import Statistics
 
 
 def test_a_kv_group_counts_all_features_of_its_query_heads(tmp_path):

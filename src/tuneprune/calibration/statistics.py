@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from tuneprune.structure.finite import Batch, FiniteSums
+from tuneprune.calibration.finite import Batch, FiniteSums
 
 IGNORED = -100
 """The label of a token that no loss is taken on."""

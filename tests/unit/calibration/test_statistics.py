@@ -5,7 +5,7 @@ import torch
 from tiny_tuning import hooks_of
 from torch import nn
 
-from tuneprune.structure.statistics import input_statistics, real_tokens
+from tuneprune.calibration.statistics import input_statistics, real_tokens
 
 
 class Doubler(nn.Module):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tuneprune.calibration.finite import Batch, refuse_none
+from tuneprune.calibration.statistics import IGNORED, real_tokens
+from tuneprune.calibration.subject import Subject
 from tuneprune.errors import UnsupportedModel
-from tuneprune.methods.base import Batch, Subject
-from tuneprune.structure.finite import refuse_none
-from tuneprune.structure.statistics import IGNORED, real_tokens
 from tuneprune.structure.weights import base_weight
 
 
@@ -124,17 +124,14 @@ def refuse_without_gradients(weights: Mapping[str, nn.Parameter]) -> None:
     """Refuse weights that no gradient can be taken of.
 
     Raises:
-        UnsupportedModel: names one, and the methods that need no such gradients.
+        UnsupportedModel: names one, and where to look for methods that need no such gradients.
     """
-    from tuneprune.methods import registry  # all methods, of which this is a part
-
     for name, weight in weights.items():
         if not weight.is_floating_point():
             kind = str(weight.dtype).removeprefix("torch.")
-            ways = ", ".join(method.name for method in registry().values() if not method.needs_weight_gradients)
             raise UnsupportedModel(
                 f"The method needs gradients of the base weights, but `{name}` is stored as {kind}, which has none. Use"
-                f" the unquantised base model, or a method that needs none: {ways}."
+                " the unquantised base model, or a method that works on a quantised one (see `tuneprune methods`)."
             )
 
 

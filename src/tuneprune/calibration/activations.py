@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from jaxtyping import Float
 from torch import Tensor
 
-from tuneprune.methods.base import Batch, Subject
-from tuneprune.structure import statistics
-from tuneprune.structure.finite import FiniteSums
+from tuneprune.calibration import statistics
+from tuneprune.calibration.finite import Batch, FiniteSums
+from tuneprune.calibration.statistics import Statistics
+from tuneprune.calibration.subject import Subject
 from tuneprune.structure.space import Gate, Group
-from tuneprune.structure.statistics import Statistics
 from tuneprune.structure.weights import effective_weight
 
 

@@ -7,8 +7,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from tuneprune.methods.base import Subject
-from tuneprune.structure.finite import FiniteSums
+from tuneprune.calibration.finite import FiniteSums
+from tuneprune.calibration.subject import Subject
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.space import PruningSpace
 from tuneprune.structure.weights import group_norms

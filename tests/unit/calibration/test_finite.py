@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from tuneprune.structure.finite import all_finite
+from tuneprune.calibration.finite import all_finite
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tuneprune.methods.base import Batch, Subject
-from tuneprune.structure.finite import none_finite
+from tuneprune.calibration.finite import Batch, none_finite
+from tuneprune.calibration.subject import Subject
 from tuneprune.structure.space import Group, WeightSlice
 from tuneprune.structure.weights import base_weight, by_unit, effective_weight
 

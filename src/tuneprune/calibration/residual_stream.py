@@ -9,10 +9,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tuneprune.methods.base import Batch, Runtime, Subject
+from tuneprune.calibration.finite import Batch, FiniteSums, refuse_none
+from tuneprune.calibration.statistics import reading, real_tokens
+from tuneprune.calibration.subject import Runtime, Subject
 from tuneprune.structure.architecture import Architecture
-from tuneprune.structure.finite import FiniteSums, refuse_none
-from tuneprune.structure.statistics import reading, real_tokens
 
 Watcher = Callable[[Tensor], None]
 

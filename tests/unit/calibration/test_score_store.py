@@ -7,8 +7,8 @@ import tiny_tuning
 import torch
 
 from tuneprune import methods
-from tuneprune.methods.scoring import taylor
-from tuneprune.methods.store import ScoreStore
+from tuneprune.calibration.score_store import ScoreStore
+from tuneprune.calibration.scores import taylor
 from tuneprune.structure.budget import Budget
 
 

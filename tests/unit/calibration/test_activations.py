@@ -6,14 +6,14 @@ from tiny import tiny_model
 from tiny_tuning import setting
 
 from tuneprune import methods
+from tuneprune.calibration.activations import consumer, gather, input_statistics, per_unit, standardised, wanda
+from tuneprune.calibration.statistics import Statistics, reading, real_tokens
 from tuneprune.compress import rewrite
 from tuneprune.errors import UnreachableBudget
-from tuneprune.methods.activations import consumer, gather, input_statistics, per_unit, standardised, wanda
 from tuneprune.methods.flap import feature_scores
 from tuneprune.structure.budget import Budget
 from tuneprune.structure.edits import Bias
 from tuneprune.structure.masks import Gates
-from tuneprune.structure.statistics import Statistics, reading, real_tokens
 
 INPUTS = torch.tensor([[1.0, 2], [3, 2], [2, -4]], dtype=torch.double)  # 3 tokens of 2 features
 
