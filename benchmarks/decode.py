@@ -71,7 +71,7 @@ def drawn_masks(space: Any, variant: str, settings: dict[str, Any]) -> dict[str,
     """Masks within the budget whose widths differ from layer to layer as scores do that were drawn."""
     import torch
 
-    from tuneprune.structure.budget import Budget, allocate
+    from tuneprune.budget import Budget, allocate
 
     draw = torch.Generator().manual_seed(1)
     scores = {g.name: torch.rand(g.size, generator=draw) + torch.rand(1, generator=draw) for g in space.groups}

@@ -24,14 +24,14 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
 
 from tuneprune import families
+from tuneprune.budget import Budget, allocate
+from tuneprune.budget.latency_table import Phase
 from tuneprune.budgets import Costs
 from tuneprune.compress import cut
 from tuneprune.errors import UnreachableBudget
 from tuneprune.evaluate import compare_speed, measure_latency
 from tuneprune.model.loading import load_config
 from tuneprune.structure import spaces
-from tuneprune.structure.budget import Budget, allocate
-from tuneprune.structure.latency_table import Phase
 from tuneprune.structure.plan import Plan
 
 ROOT = Path(__file__).resolve().parent.parent

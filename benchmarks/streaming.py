@@ -28,9 +28,9 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, PreTrainedModel
 
 from tuneprune import families
+from tuneprune.budget import Budget, allocate
 from tuneprune.model.loading import skeleton
 from tuneprune.structure import spaces
-from tuneprune.structure.budget import Budget, allocate
 from tuneprune.structure.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]

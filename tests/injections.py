@@ -7,8 +7,8 @@ import torch
 from tiny_tuning import ATP, setting
 
 from tuneprune import methods
+from tuneprune.budget import Budget
 from tuneprune.errors import TunePruneError
-from tuneprune.structure.budget import Budget
 
 STATEFUL = {
     "atp": {"control_limit": None},

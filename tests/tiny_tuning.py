@@ -7,10 +7,10 @@ from accelerate import Accelerator
 from tiny import layers_for, tiny_model
 
 from tuneprune import families, methods
+from tuneprune.budget import Budget
 from tuneprune.calibration.subject import Subject
 from tuneprune.data import Encoded, Stream
 from tuneprune.structure import spaces
-from tuneprune.structure.budget import Budget
 from tuneprune.train import LoraOptions, TuneConfig, Tuner, inject_lora
 
 ATP = {"name": "atp", "prior_batches": 2, "generator_size": 8, "generator_heads": 2, "generator_blocks": 1}

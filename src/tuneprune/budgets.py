@@ -8,14 +8,14 @@ import torch
 from transformers import PretrainedConfig
 
 from tuneprune import evaluate, families
+from tuneprune.budget import Budget, check
+from tuneprune.budget.amounts import bytes_written, milliseconds_written
+from tuneprune.budget.latency_table import LatencyTable, refuse_untimed
 from tuneprune.errors import ConfigError, TunePruneError, UnreachableBudget
 from tuneprune.methods import registry
 from tuneprune.methods.base import Method
 from tuneprune.model.loading import skeleton, stored_dtype
 from tuneprune.structure import spaces
-from tuneprune.structure.amounts import bytes_written, milliseconds_written
-from tuneprune.structure.budget import Budget, check
-from tuneprune.structure.latency_table import LatencyTable, refuse_untimed
 from tuneprune.structure.space import PruningSpace
 from tuneprune.structure.spaces import SPACES
 

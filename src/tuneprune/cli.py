@@ -86,9 +86,9 @@ def compare(
     resume: Annotated[bool, typer.Option("--resume", help="go on, or add methods, budgets and seeds")] = False,
 ) -> None:
     """Run several methods at the same sizes, on the same data and steps, beside dense and dense + LoRA."""
+    from tuneprune.budget.amounts import read_share
     from tuneprune.compare import compare as compare_methods
     from tuneprune.config import load_run_file
-    from tuneprune.structure.amounts import read_share
 
     config = load_run_file(run_file, overrides or ())
     folder = out or Path("out") / run_file.stem

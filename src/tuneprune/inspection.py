@@ -6,13 +6,13 @@ from typing import Any, Literal
 from transformers import PretrainedConfig
 
 from tuneprune import export, families
+from tuneprune.budget import Budget, allocate, reachable
+from tuneprune.budget.amounts import bytes_written
 from tuneprune.errors import TunePruneError
 from tuneprune.model.loading import load_config, skeleton, stored_dtype
 from tuneprune.model.location import located
 from tuneprune.structure import spaces
-from tuneprune.structure.amounts import bytes_written
 from tuneprune.structure.architecture import Architecture
-from tuneprune.structure.budget import Budget, allocate, reachable
 from tuneprune.structure.space import Kind, PruningSpace
 from tuneprune.structure.spaces import UNIT_NAMES
 

@@ -16,6 +16,8 @@ from accelerate.utils import InitProcessGroupKwargs
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tuneprune import evaluate, export, families
+from tuneprune.budget import Budget
+from tuneprune.budget.latency_table import LatencyTable
 from tuneprune.budgets import TABLE, Costs, check_reach, costs_of, size_text
 from tuneprune.calibration.score_store import ScoreStore
 from tuneprune.checks import (
@@ -39,8 +41,6 @@ from tuneprune.model.loading import load_config, load_model, load_tokenizer, ske
 from tuneprune.report import load_scores
 from tuneprune.structure import spaces
 from tuneprune.structure.architecture import Architecture
-from tuneprune.structure.budget import Budget
-from tuneprune.structure.latency_table import LatencyTable
 from tuneprune.structure.space import PruningSpace
 from tuneprune.system.processes import check_launcher, meet
 from tuneprune.system.progress import Progress

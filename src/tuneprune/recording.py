@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from tuneprune import evaluate, export
+from tuneprune.budget import Budget, units_per_step
 from tuneprune.errors import DataError, ProofFailed, reading
 from tuneprune.job import Job, Scores
 from tuneprune.report import Proof, RunRecord, model_card, write_report
 from tuneprune.report.findings import decision_warnings, score_warnings, training_findings
-from tuneprune.structure.budget import Budget, units_per_step
 from tuneprune.structure.plan import Plan
 from tuneprune.system.environment import environment
 

@@ -8,6 +8,8 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from tuneprune import evaluate, export, families
+from tuneprune.budget import Budget
+from tuneprune.budget.latency_table import LatencyTable
 from tuneprune.budgets import measured
 from tuneprune.checks import check_test_tokens
 from tuneprune.claiming import SETTINGS
@@ -38,8 +40,6 @@ from tuneprune.recording import read_metrics
 from tuneprune.report import RunRecord, write_report
 from tuneprune.run import tune_and_prune
 from tuneprune.structure import spaces
-from tuneprune.structure.budget import Budget
-from tuneprune.structure.latency_table import LatencyTable
 from tuneprune.structure.plan import Plan
 from tuneprune.system import model_folder, yaml_files
 from tuneprune.system.progress import Progress

@@ -9,8 +9,8 @@ import yaml
 from tiny_tuning import ATP, setting
 
 from tuneprune import methods
+from tuneprune.budget import Budget
 from tuneprune.errors import ConfigError, TunePruneError
-from tuneprune.structure.budget import Budget
 
 EVERY = [(name, space) for name, method in methods.registry().items() for space in method.spaces]
 SMALL = {

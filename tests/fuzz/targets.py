@@ -16,11 +16,11 @@ from mutations import damaged, json_bytes, json_file, mutated, tensor_file
 from tiny import random_masks
 
 from tuneprune import export, families
+from tuneprune.budget.latency_table import Curve, LatencyTable, shapes_of
 from tuneprune.compress import compress
 from tuneprune.config import load_run_file
 from tuneprune.model.loading import load_model
 from tuneprune.structure import spaces
-from tuneprune.structure.latency_table import Curve, LatencyTable, shapes_of
 from tuneprune.structure.plan import Plan
 
 

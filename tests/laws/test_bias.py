@@ -15,10 +15,10 @@ from tiny import CASES, logits, probe_ids, random_masks, tiny_model
 from toy_tokenizer import tiny_tokenizer
 
 from tuneprune import export, families
+from tuneprune.budget import count_parameters
 from tuneprune.compress import compress, rewrite
 from tuneprune.errors import PlanMismatch
 from tuneprune.structure import spaces
-from tuneprune.structure.budget import count_parameters
 from tuneprune.structure.edits import Bias
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.plan import Plan

@@ -9,10 +9,10 @@ from tiny import CASES, DENSE, MIXTURES, NO_NARROW_HEADS, REFUSED, logits, rando
 from transformers import AutoModelForCausalLM
 
 from tuneprune import families
+from tuneprune.budget import count_parameters
 from tuneprune.compress import compress
 from tuneprune.errors import UnsupportedModel
 from tuneprune.structure import spaces
-from tuneprune.structure.budget import count_parameters
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.plan import Plan
 

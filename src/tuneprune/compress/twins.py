@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from tuneprune import families
+from tuneprune.budget import units_per_step
 from tuneprune.structure.architecture import Architecture
-from tuneprune.structure.budget import units_per_step
 from tuneprune.structure.space import Group, Kind, PruningSpace
 
 TOLERANCE = 0.05

@@ -8,13 +8,13 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from tuneprune import methods
+from tuneprune.budget import Budget
 from tuneprune.config.mistakes import advice_on
 from tuneprune.data import DataConfig
 from tuneprune.errors import ConfigError, suggest
 from tuneprune.evaluate import EvaluateConfig
 from tuneprune.methods.base import Method
 from tuneprune.model import location
-from tuneprune.structure.budget import Budget
 from tuneprune.structure.spaces import SPACES
 from tuneprune.train import TuneConfig
 

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from tuneprune import families
+from tuneprune.budget import units_per_step
+from tuneprune.budget.chains import MultipleOf
+from tuneprune.budget.latency_table import Curve, LatencyTable, Phase, shapes_of
 from tuneprune.compress import cut
 from tuneprune.evaluate.speed import Turns, device_name
 from tuneprune.structure import spaces
-from tuneprune.structure.budget import units_per_step
-from tuneprune.structure.chains import MultipleOf
-from tuneprune.structure.latency_table import Curve, LatencyTable, Phase, shapes_of
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.space import Kind, PruningSpace
 

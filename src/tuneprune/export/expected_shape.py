@@ -6,10 +6,10 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from tuneprune import families
+from tuneprune.budget import Budget, allocate, units_per_step
 from tuneprune.compress import cut, shipped_code
 from tuneprune.compress.shape import Shape
 from tuneprune.structure.architecture import Architecture
-from tuneprune.structure.budget import Budget, allocate, units_per_step
 from tuneprune.structure.edits import Addition
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.space import PruningSpace

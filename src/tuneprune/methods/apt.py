@@ -19,13 +19,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from tuneprune.budget import Budget
 from tuneprune.calibration.scores import unit_costs
 from tuneprune.calibration.subject import Subject
 from tuneprune.errors import TunePruneError
 from tuneprune.methods.base import Method, Metrics, Search, churn
 from tuneprune.methods.regularise import project, settle
 from tuneprune.methods.removal import cubic, partial, shrink
-from tuneprune.structure.budget import Budget
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.space import Gate, Group, Masks

@@ -19,6 +19,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from tuneprune.budget import Budget, allocate
 from tuneprune.calibration.scores import fisher, prior, standardised_logs
 from tuneprune.calibration.subject import Subject
 from tuneprune.methods.base import Method, Metrics, Search, churn, generator_for
@@ -27,7 +28,6 @@ from tuneprune.methods.generator import GeneratorOptimizer, budget_distance, lif
 from tuneprune.methods.paper_settings import ATP_PAPER
 from tuneprune.methods.regularise import Regulariser, settle
 from tuneprune.methods.removal import cubic, partial
-from tuneprune.structure.budget import Budget, allocate
 from tuneprune.structure.masks import Gates, straight_through
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.space import Masks

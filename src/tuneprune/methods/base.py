@@ -9,9 +9,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 from torch import Tensor, nn
 
+from tuneprune.budget import Budget
 from tuneprune.calibration.subject import Subject
 from tuneprune.structure.architecture import Architecture
-from tuneprune.structure.budget import Budget
 from tuneprune.structure.edits import Addition, Edit
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.space import Masks, PruningSpace

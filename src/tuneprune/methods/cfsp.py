@@ -18,12 +18,12 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from tuneprune.budget import Budget, allocate, fewest_units, fractional_ranks
 from tuneprune.calibration.activations import consumer, gather
 from tuneprune.calibration.residual_stream import Turns, streams
 from tuneprune.calibration.subject import Subject
 from tuneprune.errors import UnreachableBudget
 from tuneprune.methods.base import Decided, Method, Search, decide
-from tuneprune.structure.budget import Budget, allocate, fewest_units, fractional_ranks
 from tuneprune.structure.space import Group, PruningSpace
 from tuneprune.structure.weights import by_unit, effective_weight
 

@@ -17,11 +17,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from tuneprune.budget import Budget, allocate
 from tuneprune.calibration.subject import Subject
 from tuneprune.methods.base import Method, Metrics, Search, Trained, churn, generator_for
 from tuneprune.methods.generator import budget_distance, lifted
 from tuneprune.methods.regularise import project, settle
-from tuneprune.structure.budget import Budget, allocate
 from tuneprune.structure.masks import Gates, gumbel, gumbel_sigmoid, straight_through
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.space import Masks, PruningSpace

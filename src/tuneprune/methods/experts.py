@@ -10,12 +10,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, one_hot
 
+from tuneprune.budget import Budget, check
 from tuneprune.calibration.finite import Batch
 from tuneprune.calibration.statistics import IGNORED
 from tuneprune.calibration.subject import Runtime
 from tuneprune.errors import ConfigError
 from tuneprune.methods.generator import KEY, budget_distance
-from tuneprune.structure.budget import Budget, check
 from tuneprune.structure.edits import Route
 from tuneprune.structure.masks import gumbel, gumbel_sigmoid, straight_through
 from tuneprune.structure.routing import router_logits

@@ -15,6 +15,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from tuneprune.budget import Budget, allocate, fractional_ranks
+from tuneprune.budget import check as check_budget
 from tuneprune.calibration.activations import (
     consumer,
     consumer_weight,
@@ -26,8 +28,6 @@ from tuneprune.calibration.activations import (
 from tuneprune.calibration.statistics import Statistics
 from tuneprune.calibration.subject import Subject
 from tuneprune.methods.base import Decided, Method, Search, decide
-from tuneprune.structure.budget import Budget, allocate, fractional_ranks
-from tuneprune.structure.budget import check as check_budget
 from tuneprune.structure.edits import Addition, Bias
 from tuneprune.structure.space import Group, Masks, PruningSpace
 

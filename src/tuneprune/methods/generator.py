@@ -6,8 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tuneprune.budget import Budget
 from tuneprune.calibration.finite import stays_in_range
-from tuneprune.structure.budget import Budget
 from tuneprune.structure.masks import gumbel, gumbel_sigmoid
 from tuneprune.structure.space import Masks, PruningSpace
 

@@ -17,13 +17,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from tuneprune.budget import Budget, allocate
 from tuneprune.calibration.gradients import refuse_without_gradients
 from tuneprune.calibration.subject import Subject
 from tuneprune.calibration.unit_gradients import UnitGradients, unit_gradients
 from tuneprune.methods.base import Method, Metrics, Search, churn
 from tuneprune.methods.regularise import project, settle
 from tuneprune.methods.removal import partial, shrink
-from tuneprune.structure.budget import Budget, allocate
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.space import Masks

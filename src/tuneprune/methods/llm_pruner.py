@@ -19,13 +19,13 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from tuneprune.budget import Budget, allocate, reachable
 from tuneprune.calibration.finite import Batch
 from tuneprune.calibration.gradients import Gradients, rows_of, weight_gradients, with_prompts
 from tuneprune.calibration.subject import Subject
 from tuneprune.errors import UnreachableBudget
 from tuneprune.methods.base import Decided, Method, Search, decide
 from tuneprune.methods.protection import Layers, end_layers
-from tuneprune.structure.budget import Budget, allocate, reachable
 from tuneprune.structure.space import PruningSpace, WeightSlice
 from tuneprune.structure.weights import base_weight, by_unit
 

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tuneprune.budget import Budget, allocate, fractional_ranks
 from tuneprune.calibration.scores import unit_costs
 from tuneprune.calibration.subject import Subject
 from tuneprune.errors import TunePruneError
@@ -25,7 +26,6 @@ from tuneprune.methods.base import Method, Metrics, Search, churn
 from tuneprune.methods.protection import Layers, end_layers
 from tuneprune.methods.regularise import project, settle
 from tuneprune.methods.removal import cubic, partial, shrink
-from tuneprune.structure.budget import Budget, allocate, fractional_ranks
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.space import Group, Masks

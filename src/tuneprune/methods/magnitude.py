@@ -4,10 +4,10 @@ Paper: https://arxiv.org/abs/1608.08710 (filters by norm). Changed: a unit's nor
 group loses the same share, because norms of groups of different shape do not compare.
 """
 
+from tuneprune.budget import Budget, allocate
 from tuneprune.calibration.scores import magnitude
 from tuneprune.calibration.subject import Subject
 from tuneprune.methods.base import Decided, Method, Search, decide
-from tuneprune.structure.budget import Budget, allocate
 
 
 class Magnitude(Method):

@@ -15,12 +15,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from tuneprune.budget import Budget, allocate, reachable
 from tuneprune.calibration.activations import consumer
 from tuneprune.calibration.finite import FiniteSums
 from tuneprune.calibration.statistics import reading, real_tokens
 from tuneprune.calibration.subject import Subject
 from tuneprune.methods.base import Decided, Method, Search, decide
-from tuneprune.structure.budget import Budget, allocate, reachable
 from tuneprune.structure.space import PruningSpace
 
 Join = Literal["mean", "l2"]

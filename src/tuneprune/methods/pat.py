@@ -20,10 +20,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from tuneprune.budget import Budget, allocate
 from tuneprune.calibration.subject import Subject
 from tuneprune.methods.base import Method, Metrics, Search, Trained, decide, generator_for
 from tuneprune.methods.regularise import project
-from tuneprune.structure.budget import Budget, allocate
 from tuneprune.structure.masks import straight_through
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.space import Masks

@@ -5,9 +5,9 @@ Paper for the surprising strength of the floor: https://arxiv.org/abs/2202.02643
 
 import torch
 
+from tuneprune.budget import Budget, allocate
 from tuneprune.calibration.subject import Subject
 from tuneprune.methods.base import Decided, Method, Search, decide, generator_for
-from tuneprune.structure.budget import Budget, allocate
 
 
 class Random(Method):

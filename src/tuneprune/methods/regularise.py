@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tuneprune.budget import Budget
 from tuneprune.calibration.subject import Subject
 from tuneprune.methods.base import Method, decide
-from tuneprune.structure.budget import Budget
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.space import Masks, PruningSpace
 from tuneprune.structure.weights import lora_norms, scale_lora

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from tuneprune.structure.budget import Budget, allocate
+from tuneprune.budget import Budget, allocate
 from tuneprune.structure.space import Masks, PruningSpace
 
 

@@ -18,13 +18,13 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from tuneprune.budget import Budget, allocate
 from tuneprune.calibration.finite import Batch, FiniteSums
 from tuneprune.calibration.residual_stream import Turns, streams
 from tuneprune.calibration.statistics import real_tokens
 from tuneprune.calibration.subject import Subject
 from tuneprune.errors import ConfigError
 from tuneprune.methods.base import Decided, Method, Search, decide
-from tuneprune.structure.budget import Budget, allocate
 from tuneprune.structure.space import PruningSpace
 
 

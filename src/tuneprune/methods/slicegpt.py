@@ -17,6 +17,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from tuneprune.budget import Budget, Reserved, allocate
+from tuneprune.budget import check as check_budget
 from tuneprune.calibration.residual_stream import (
     Moments,
     Walk,
@@ -29,8 +31,6 @@ from tuneprune.calibration.subject import Subject
 from tuneprune.errors import UnsupportedModel
 from tuneprune.methods.base import Decided, Method, Search, decide
 from tuneprune.structure.architecture import Architecture
-from tuneprune.structure.budget import Budget, Reserved, allocate
-from tuneprune.structure.budget import check as check_budget
 from tuneprune.structure.edits import EVERYWHERE, Addition, Rotate
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.rotation import added_by_rotating

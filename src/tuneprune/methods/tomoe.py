@@ -19,6 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from tuneprune.budget import Budget, allocate, check, units_per_step
 from tuneprune.calibration.finite import Batch
 from tuneprune.calibration.scores import prior, standardised_logs
 from tuneprune.calibration.subject import Subject
@@ -43,7 +44,6 @@ from tuneprune.methods.experts import (
 from tuneprune.methods.generator import GeneratorOptimizer, lifted
 from tuneprune.methods.regularise import lora_residue, project
 from tuneprune.structure.architecture import Architecture
-from tuneprune.structure.budget import Budget, allocate, check, units_per_step
 from tuneprune.structure.edits import Addition, Edit, Keep, Route
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.plan import Plan

@@ -15,13 +15,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from tuneprune.budget import Budget, allocate
 from tuneprune.calibration import statistics
 from tuneprune.calibration.activations import consumer, input_statistics, per_unit, wanda
 from tuneprune.calibration.finite import Batch, FiniteSums, refuse_none
 from tuneprune.calibration.statistics import Statistics
 from tuneprune.calibration.subject import Subject
 from tuneprune.methods.base import Decided, Method, Search, decide
-from tuneprune.structure.budget import Budget, allocate
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.space import Group
 

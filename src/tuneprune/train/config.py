@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from tuneprune.structure.amounts import Share
+from tuneprune.budget.amounts import Share
 
 ALL_LINEAR = "all-linear"
 

@@ -10,10 +10,10 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
+from tuneprune.budget import count_parameters
 from tuneprune.data import Stream
 from tuneprune.errors import ConfigError, TrainingDiverged
 from tuneprune.methods.base import Search
-from tuneprune.structure.budget import count_parameters
 from tuneprune.structure.space import PruningSpace
 from tuneprune.system.processes import meet
 from tuneprune.system.signals import Stopped, on_signals

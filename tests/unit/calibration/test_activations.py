@@ -6,12 +6,12 @@ from tiny import tiny_model
 from tiny_tuning import setting
 
 from tuneprune import methods
+from tuneprune.budget import Budget
 from tuneprune.calibration.activations import consumer, gather, input_statistics, per_unit, standardised, wanda
 from tuneprune.calibration.statistics import Statistics, reading, real_tokens
 from tuneprune.compress import rewrite
 from tuneprune.errors import UnreachableBudget
 from tuneprune.methods.flap import feature_scores
-from tuneprune.structure.budget import Budget
 from tuneprune.structure.edits import Bias
 from tuneprune.structure.masks import Gates
 

@@ -7,9 +7,9 @@ import tiny_tuning
 import torch
 
 from tuneprune import methods
+from tuneprune.budget import Budget
 from tuneprune.calibration.score_store import ScoreStore
 from tuneprune.calibration.scores import taylor
-from tuneprune.structure.budget import Budget
 
 
 def subject_with(folder, identity, tmp_path):

@@ -10,12 +10,12 @@ from tiny_tuning import setting
 from toy_tokenizer import tiny_tokenizer
 
 from tuneprune import export, families, methods
+from tuneprune.budget import Budget
 from tuneprune.compress import compress
 from tuneprune.compress.shape import LayerShape, Shape
 from tuneprune.model.loading import skeleton
 from tuneprune.structure import spaces
 from tuneprune.structure.architecture import Experts
-from tuneprune.structure.budget import Budget
 from tuneprune.structure.plan import Plan
 
 

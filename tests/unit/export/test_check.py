@@ -7,9 +7,9 @@ from tiny import DENSE, REFUSED
 from tiny_tuning import setting
 
 from tuneprune import export, methods
+from tuneprune.budget import Budget
 from tuneprune.compress import compress
 from tuneprune.errors import UnsupportedExport
-from tuneprune.structure.budget import Budget
 
 
 def test_hugging_face_asks_nothing_of_the_shape():

@@ -6,6 +6,7 @@ from tiny import layers_for, random_masks, tiny_model
 from tiny_tuning import setting
 
 from tuneprune import export, families, methods
+from tuneprune.budget import Budget
 from tuneprune.compress import compress
 from tuneprune.errors import ConfigError, UnsupportedExport
 from tuneprune.export import targets
@@ -13,7 +14,6 @@ from tuneprune.export.gguf import hosts
 from tuneprune.export.gguf.tensors import _neighbours
 from tuneprune.model.loading import skeleton
 from tuneprune.structure import spaces
-from tuneprune.structure.budget import Budget
 from tuneprune.structure.plan import Plan
 
 

@@ -8,9 +8,9 @@ from precision import FLOAT32
 from tiny_tuning import assert_equal, hooks_of, setting
 
 from tuneprune import methods
+from tuneprune.budget import Budget, count_parameters
 from tuneprune.errors import ConfigError, TunePruneError
 from tuneprune.methods.apt import fallen, kurtosis, weight_moments
-from tuneprune.structure.budget import Budget, count_parameters
 from tuneprune.structure.weights import base_weight
 
 

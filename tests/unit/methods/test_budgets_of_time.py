@@ -11,11 +11,11 @@ from toy_latency import timed
 from toy_spaces import tiny_space
 
 from tuneprune import methods
+from tuneprune.budget import Budget
+from tuneprune.budget.latency_table import TIMED
 from tuneprune.calibration.scores import taylor, unit_costs
 from tuneprune.errors import UnreachableBudget
 from tuneprune.methods.generator import budget_distance
-from tuneprune.structure.budget import Budget
-from tuneprune.structure.latency_table import TIMED
 
 EVERY = [(name, space) for name, method in methods.registry().items() for space in method.spaces if space in TIMED]
 LAYERS = {"num_hidden_layers": 4}

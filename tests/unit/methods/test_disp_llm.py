@@ -8,8 +8,8 @@ from precision import FLOAT32
 from tiny_tuning import assert_equal, hooks_of, setting, trainable
 
 from tuneprune import methods
+from tuneprune.budget import Budget, allocate, count_parameters
 from tuneprune.methods.disp_llm import Hypernetwork, rounded
-from tuneprune.structure.budget import Budget, allocate, count_parameters
 from tuneprune.structure.weights import lora_factors
 
 

@@ -6,8 +6,8 @@ from sweeps import quick_where
 from tiny_tuning import ATP, hooks_of, setting
 
 from tuneprune import methods
+from tuneprune.budget import Budget, count_parameters
 from tuneprune.errors import ConfigError
-from tuneprune.structure.budget import Budget, count_parameters
 from tuneprune.structure.edits import tensors_of
 from tuneprune.structure.weights import lora_entries, lora_norms
 

@@ -7,11 +7,11 @@ import torch
 from tiny_tuning import assert_equal, hooks_of, setting
 
 from tuneprune import methods
+from tuneprune.budget import Budget, allocate, count_parameters
 from tuneprune.calibration.unit_gradients import UnitGradients, unit_gradients
 from tuneprune.errors import ConfigError, UnsupportedModel
 from tuneprune.methods import hesso
 from tuneprune.methods.hesso import Hesso, corrected_saliency, period_bounds, probed_saliency, saliency
-from tuneprune.structure.budget import Budget, allocate, count_parameters
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.weights import base_module, base_weight, effective_weight, lora_norms
 from tuneprune.train.memory import activation_checkpointing

@@ -6,10 +6,10 @@ from tiny_tuning import hooks_of, setting
 from toy_spaces import tiny_space
 
 from tuneprune import methods
+from tuneprune.budget import Budget, count_parameters
 from tuneprune.calibration.gradients import Gradients, rows_of, weight_gradients, with_prompts
 from tuneprune.errors import ConfigError, UnreachableBudget, UnsupportedModel
 from tuneprune.methods.llm_pruner import reduced, salience
-from tuneprune.structure.budget import Budget, count_parameters
 
 WEIGHT = torch.tensor([[1.0, -2.0], [3.0, 4.0]])
 GRADIENTS = Gradients(torch.tensor([[2.0, 1.0], [-1.0, 0.5]]), torch.tensor([[4.0, 1.0], [2.0, 0.25]]))

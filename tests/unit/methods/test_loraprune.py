@@ -8,10 +8,10 @@ from tiny_tuning import assert_equal, setting
 from toy_spaces import tiny_space
 
 from tuneprune import methods
+from tuneprune.budget import Budget, count_parameters
 from tuneprune.errors import ConfigError, TunePruneError
 from tuneprune.methods.loraprune import estimated_gradient, importance
 from tuneprune.methods.protection import end_layers
-from tuneprune.structure.budget import Budget, count_parameters
 from tuneprune.structure.space import Group, Segment, WeightSlice
 from tuneprune.structure.weights import LoraFactors, base_weight, lora_factors
 

@@ -10,9 +10,9 @@ from tiny import cast_exactly, logits
 from tiny_tuning import hooks_of, setting
 
 from tuneprune import methods
+from tuneprune.budget import Budget
 from tuneprune.compress import compress
 from tuneprune.methods.pat import Operator, margin, schedule
-from tuneprune.structure.budget import Budget
 from tuneprune.structure.masks import Gates
 from tuneprune.train import merge_lora
 

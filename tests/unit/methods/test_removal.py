@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_tuning import setting
 
+from tuneprune.budget import Budget, count_parameters
 from tuneprune.methods.removal import cubic, partial, shrink
-from tuneprune.structure.budget import Budget, count_parameters
 
 
 def test_cubic_by_hand():

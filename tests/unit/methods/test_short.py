@@ -8,8 +8,8 @@ import torch
 from tiny_tuning import hooks_of, setting
 
 from tuneprune import methods
+from tuneprune.budget import Budget, count_parameters
 from tuneprune.methods.short import angular_distances, block_influence, flattest, last_tokens
-from tuneprune.structure.budget import Budget, count_parameters
 from tuneprune.structure.edits import Drop
 
 BATCH = {  # two rows: documents of 3 and 2 tokens and one of padding; a document of 4, its padding counted on

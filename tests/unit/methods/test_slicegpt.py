@@ -9,10 +9,10 @@ from tiny import VARIANTS, logits, tiny_model
 from tiny_tuning import hooks_of, setting
 
 from tuneprune import families, methods
+from tuneprune.budget import Budget
 from tuneprune.calibration.residual_stream import Moments, Walk, principal_axes
 from tuneprune.compress import compress, rewrite
 from tuneprune.errors import UnreachableBudget, UnsupportedModel
-from tuneprune.structure.budget import Budget
 from tuneprune.structure.edits import Keep, Rotate
 
 

@@ -9,6 +9,7 @@ from tiny import logits
 from tiny_tuning import assert_equal, hooks_of, setting, trainable
 
 from tuneprune import methods
+from tuneprune.budget import Budget, units_per_step
 from tuneprune.compress import compress
 from tuneprune.errors import UnreachableBudget, UnsupportedModel
 from tuneprune.methods.experts import (
@@ -22,7 +23,6 @@ from tuneprune.methods.experts import (
     size_terms,
     union,
 )
-from tuneprune.structure.budget import Budget, units_per_step
 from tuneprune.structure.edits import Route
 from tuneprune.structure.routing import simulated
 from tuneprune.structure.space import Group, PruningSpace, Segment, WeightSlice

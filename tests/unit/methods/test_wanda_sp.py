@@ -5,10 +5,10 @@ import torch
 from tiny_tuning import hooks_of, setting
 
 from tuneprune import methods
+from tuneprune.budget import Budget, allocate
 from tuneprune.calibration.activations import consumer, gather
 from tuneprune.calibration.statistics import Statistics
 from tuneprune.methods.wanda_sp import in_order, unit_scores
-from tuneprune.structure.budget import Budget, allocate
 from tuneprune.structure.masks import Gates
 
 

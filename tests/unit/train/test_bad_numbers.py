@@ -34,10 +34,10 @@ from sweeps import quick_where
 from tiny_tuning import setting
 
 from tuneprune import methods
+from tuneprune.budget import Budget
 from tuneprune.errors import NonFinite, TrainingDiverged
 from tuneprune.methods.base import Search
 from tuneprune.run import round_weights
-from tuneprune.structure.budget import Budget
 from tuneprune.system.signals import Stopped
 
 NAN, INF = float("nan"), float("inf")

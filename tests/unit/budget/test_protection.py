@@ -10,8 +10,8 @@ from tiny import CASES
 from toy_latency import timed
 from toy_spaces import tiny_space
 
+from tuneprune.budget import Budget, allocate, check, count_parameters, reachable
 from tuneprune.errors import ConfigError, UnreachableBudget
-from tuneprune.structure.budget import Budget, allocate, check, count_parameters, reachable
 
 LAYERS = {"num_hidden_layers": 4}
 TOY = {

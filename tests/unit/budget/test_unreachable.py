@@ -6,9 +6,9 @@ import pytest
 from toy_latency import timed
 from toy_spaces import tiny_space
 
+from tuneprune.budget import Budget, check, reachable
+from tuneprune.budget.amounts import BYTES, PARAMETERS, parse_amount, rounded_up
 from tuneprune.errors import ConfigError, UnreachableBudget
-from tuneprune.structure.amounts import BYTES, PARAMETERS, parse_amount, rounded_up
-from tuneprune.structure.budget import Budget, check, reachable
 
 CURES = {
     r"aise (budget\.\w+) to ([\w.]+) or more": lambda found: {found[1].removeprefix("budget."): found[2]},

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from toy_latency import table_for, timed
 from toy_spaces import tiny_space
 
+from tuneprune.budget import Budget, allocate, check, reachable, units_per_step
+from tuneprune.budget.latency_table import Curve, LatencyTable
 from tuneprune.errors import ConfigError, UnreachableBudget
-from tuneprune.structure.budget import Budget, allocate, check, reachable, units_per_step
 from tuneprune.structure.latency import Latency
-from tuneprune.structure.latency_table import Curve, LatencyTable
 
 TOY = {name: tiny_space("llama_mha_biased", name) for name in ("width", "depth")}
 quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.filter_too_much])

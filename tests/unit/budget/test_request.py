@@ -6,8 +6,8 @@ from pydantic import ValidationError
 from toy_latency import timed
 from toy_spaces import tiny_space
 
-from tuneprune.errors import ConfigError, UnreachableBudget
-from tuneprune.structure.amounts import (
+from tuneprune.budget import Budget, check, units_per_step
+from tuneprune.budget.amounts import (
     BYTES,
     NANOSECONDS,
     PARAMETERS,
@@ -15,9 +15,9 @@ from tuneprune.structure.amounts import (
     milliseconds_written,
     parse_amount,
 )
-from tuneprune.structure.budget import Budget, check, units_per_step
-from tuneprune.structure.chains import alignment
-from tuneprune.structure.request import header_bytes
+from tuneprune.budget.chains import alignment
+from tuneprune.budget.request import header_bytes
+from tuneprune.errors import ConfigError, UnreachableBudget
 from tuneprune.structure.space import Group
 
 

@@ -8,24 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tuneprune.budget.chains import Chain, Scores, chains_of
+from tuneprune.budget.request import Budget
+from tuneprune.budget.unreachable import sentences
 from tuneprune.errors import TunePruneError, UnreachableBudget
-from tuneprune.structure.chains import Chain, Scores, chains_of, units_per_step
-from tuneprune.structure.request import Budget
 from tuneprune.structure.space import Group, Masks, PruningSpace
-from tuneprune.structure.unreachable import sentences
-
-__all__ = [
-    "Budget",
-    "Reserved",
-    "Scores",
-    "allocate",
-    "check",
-    "count_parameters",
-    "fewest_units",
-    "fractional_ranks",
-    "reachable",
-    "units_per_step",
-]
 
 Reserved = int | Callable[[Mapping[str, int]], int]
 """Parameters that a plan adds to what it keeps: a number, or one that follows from the units kept in every group."""

@@ -8,8 +8,8 @@ from pydantic import ValidationError
 from tiny import CASES, SPACES
 from toy_spaces import tiny_space
 
+from tuneprune.budget import Budget, allocate, check, count_parameters, reachable, units_per_step
 from tuneprune.errors import ConfigError, TunePruneError, UnreachableBudget
-from tuneprune.structure.budget import Budget, allocate, check, count_parameters, reachable, units_per_step
 
 TOY = {(variant, name): tiny_space(variant, name) for variant in ("llama_mha_biased", "phi3") for name in SPACES}
 MULTIPLES = (1, 2, 4, 8, 16)

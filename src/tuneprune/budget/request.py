@@ -18,12 +18,12 @@ from pydantic import (
 )
 from torch import Tensor
 
+from tuneprune.budget import amounts
+from tuneprune.budget.chains import MultipleOf, alignment
+from tuneprune.budget.latency_table import Phase
+from tuneprune.budget.selection import exact_widths, groups_at
 from tuneprune.errors import ConfigError
-from tuneprune.structure import amounts
-from tuneprune.structure.chains import MultipleOf, alignment
 from tuneprune.structure.latency import Latency
-from tuneprune.structure.latency_table import Phase
-from tuneprune.structure.selection import exact_widths, groups_at
 from tuneprune.structure.space import Kind, Masks, PruningSpace
 
 ABSOLUTE = {

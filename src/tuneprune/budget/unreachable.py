@@ -3,9 +3,9 @@
 import math
 from collections.abc import Callable, Iterator
 
+from tuneprune.budget.chains import alignment
+from tuneprune.budget.request import Budget
 from tuneprune.errors import ConfigError
-from tuneprune.structure.chains import alignment
-from tuneprune.structure.request import Budget
 from tuneprune.structure.space import Kind, PruningSpace
 from tuneprune.structure.spaces import UNIT_NAMES
 

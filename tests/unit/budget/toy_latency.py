@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from tuneprune.structure.latency_table import Curve, LatencyTable, shapes_of
+from tuneprune.budget.latency_table import Curve, LatencyTable, shapes_of
 
 
 def table_for(space, **changes):
