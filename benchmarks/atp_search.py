@@ -32,9 +32,9 @@ from tuneprune.calibration.subject import Subject
 from tuneprune.config import RunConfig, load_run_file
 from tuneprune.data import Data, Example, Part, encode_all, read_source
 from tuneprune.data.overlap import content_fingerprint, leaks
-from tuneprune.job import Checked, check
 from tuneprune.methods.base import Search
 from tuneprune.model.loading import load_model
+from tuneprune.pipeline.job import Checked, check
 from tuneprune.structure import spaces
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.space import Masks

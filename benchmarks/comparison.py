@@ -17,9 +17,9 @@ import transformers
 from rich.console import Console
 
 from tuneprune import methods
-from tuneprune.compare import compare
+from tuneprune.cli.progress_bars import ConsoleProgress
 from tuneprune.config import load_run_file
-from tuneprune.console import ConsoleProgress
+from tuneprune.pipeline.compare import compare
 from tuneprune.report import ComparisonRecord, comparison_rich
 from tuneprune.system.signals import on_signals, stop_now
 from tuneprune.system.storage import write_text

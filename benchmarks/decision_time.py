@@ -26,12 +26,12 @@ from typing import Any
 import torch
 
 from tuneprune import methods
-from tuneprune.cells import entry
 from tuneprune.config import RunConfig, load_run_file
 from tuneprune.errors import TunePruneError
-from tuneprune.job import Job, prepare
-from tuneprune.recording import environment
-from tuneprune.run import subject_of
+from tuneprune.pipeline.comparison_runs import entry
+from tuneprune.pipeline.job import Job, prepare
+from tuneprune.pipeline.record import environment
+from tuneprune.pipeline.run import subject_of
 from tuneprune.system.progress import Progress
 
 ROOT = Path(__file__).resolve().parent.parent

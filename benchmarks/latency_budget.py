@@ -26,11 +26,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Pr
 from tuneprune import families
 from tuneprune.budget import Budget, allocate
 from tuneprune.budget.latency_table import Phase
-from tuneprune.budgets import Costs
 from tuneprune.compress import cut
 from tuneprune.errors import UnreachableBudget
 from tuneprune.evaluate import compare_speed, measure_latency
 from tuneprune.model.loading import load_config
+from tuneprune.pipeline.budget_costs import Costs
 from tuneprune.structure import spaces
 from tuneprune.structure.plan import Plan
 

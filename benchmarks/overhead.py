@@ -32,8 +32,8 @@ def measure(variant: str, model: str, steps: int, batch_size: int) -> dict[str, 
     """Seconds of every step by phase, and peak bytes, of one variant in this process."""
     from tuneprune.calibration.subject import Subject
     from tuneprune.config import RunConfig
-    from tuneprune.job import prepare
     from tuneprune.methods.base import Search
+    from tuneprune.pipeline.job import prepare
     from tuneprune.system.progress import Progress
     from tuneprune.train import inject_lora
     from tuneprune.train.memory import peak_memory

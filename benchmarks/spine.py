@@ -13,11 +13,11 @@ from pathlib import Path
 import transformers
 from rich.console import Console
 
-from tuneprune.cells import entry
+from tuneprune.cli.progress_bars import ConsoleProgress
 from tuneprune.config import load_run_file
-from tuneprune.console import ConsoleProgress
+from tuneprune.pipeline.comparison_runs import entry
+from tuneprune.pipeline.run import run
 from tuneprune.report import RunRecord, rich_table
-from tuneprune.run import run
 from tuneprune.structure.spaces import SPACES
 
 RESULTS = Path(__file__).parent / "results"

@@ -48,7 +48,7 @@ SHAPE: dict[str, Any] = {
 CHILD = """
 import json, sys, time
 sys.argv = ["tuneprune", *sys.argv[1:]]
-from tuneprune.cli import main
+from tuneprune.cli.commands import main
 started = time.perf_counter()
 if sys.argv[1:]:
     try:
@@ -56,7 +56,7 @@ if sys.argv[1:]:
     except SystemExit as end:
         assert not end.code, end.code
 else:
-    import tuneprune.stages
+    import tuneprune.pipeline.stages
 seconds = time.perf_counter() - started
 peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(json.dumps({"peak_bytes": int(peak) * 1024, "seconds": seconds}))

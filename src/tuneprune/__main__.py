@@ -1,5 +1,5 @@
 """`python -m tuneprune`."""
 
-from tuneprune.cli import main
+from tuneprune.cli.commands import main
 
 main()

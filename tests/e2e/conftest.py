@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny_runs
 
-from tuneprune import cli
+from tuneprune.cli import commands
 from tuneprune.export import fresh
 
 REPOSITORY = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ def tuneprune(monkeypatch):
     def call(*arguments):
         monkeypatch.setattr("sys.argv", ["tuneprune", *map(str, arguments)])
         try:
-            cli.main()
+            commands.main()
         except SystemExit as leave:
             return leave.code or 0
         return 0

@@ -14,8 +14,9 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401  (import once, before the forks)
 
-from tuneprune import cli, run
+from tuneprune.cli import commands
 from tuneprune.export import fresh, reload_probe
+from tuneprune.pipeline import run
 
 torch.set_num_threads(1)
 
@@ -45,7 +46,7 @@ def child(request):
     os.dup2(log, 2)
     sys.argv = ["tuneprune", *request["argv"]]
     try:
-        cli.main()
+        commands.main()
     except SystemExit as leave:
         return leave.code or 0
     return 0

@@ -10,9 +10,9 @@ import pytest
 import tiny_runs
 import yaml
 
-from tuneprune import run as run_module
 from tuneprune.errors import TunePruneError
 from tuneprune.export import shards
+from tuneprune.pipeline import run as run_module
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ import pytest
 import tiny_runs
 import torch
 
-from tuneprune import export, run
+from tuneprune import export
+from tuneprune.pipeline import run
 from tuneprune.report import RunRecord
 
 FAULTS = {

@@ -8,9 +8,9 @@ import pytest
 import tiny_runs
 import yaml
 
-from tuneprune.checks import rows_per_epoch
 from tuneprune.config import load_run_file
-from tuneprune.job import check
+from tuneprune.pipeline.checks import rows_per_epoch
+from tuneprune.pipeline.job import check
 
 
 def write_run(folder, model, tune, **sections):

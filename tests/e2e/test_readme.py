@@ -14,9 +14,9 @@ import tiny_runs
 import yaml
 from typer.testing import CliRunner
 
-from tuneprune.cli import app
+from tuneprune.cli.commands import app
 from tuneprune.config import RunConfig
-from tuneprune.job import check
+from tuneprune.pipeline.job import check
 from tuneprune.report import RunRecord
 
 ROOT = Path(__file__).resolve().parents[2]

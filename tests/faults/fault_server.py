@@ -19,7 +19,7 @@ import fork_server
 import safetensors.torch
 import torch
 
-from tuneprune import run
+from tuneprune.pipeline import run
 from tuneprune.train import Tuner
 
 LOADED = 77

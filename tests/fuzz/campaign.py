@@ -11,7 +11,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from targets import Target, attempt
 
-from tuneprune import cli
+from tuneprune.cli import commands
 
 PATIENCE_S = 20
 """Seconds of the processor for a case, which takes one or less."""
@@ -36,7 +36,7 @@ def command_line(monkeypatch):
         with redirect_stderr(said), redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                cli.main()
+                commands.main()
             except SystemExit as leave:
                 return int(leave.code or 0), said.getvalue()
         return 0, said.getvalue()

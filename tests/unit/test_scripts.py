@@ -12,7 +12,7 @@ import yaml
 
 from tuneprune import families
 from tuneprune.config import load_run_file
-from tuneprune.job import prepare
+from tuneprune.pipeline.job import prepare
 from tuneprune.structure import spaces
 from tuneprune.system.progress import Progress
 

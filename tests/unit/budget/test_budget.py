@@ -9,6 +9,7 @@ from tiny import CASES, SPACES
 from toy_spaces import tiny_space
 
 from tuneprune.budget import Budget, allocate, check, count_parameters, reachable, units_per_step
+from tuneprune.budget.chains import steps_at_least
 from tuneprune.errors import ConfigError, TunePruneError, UnreachableBudget
 
 TOY = {(variant, name): tiny_space(variant, name) for variant in ("llama_mha_biased", "phi3") for name in SPACES}
@@ -128,11 +129,12 @@ def test_global_scope_keeps_what_scores_higher_up_to_the_step_that_does_not_fit(
     masks = allocate(scores, space, budget)
     for names in bundles(space, budget.model_copy(update={"per_layer": "uniform"})):
         removed = torch.cat([scores[name][masks[name] == 0] for name in names])
-        beyond_first = []
+        beyond_fewest = []
         for name in names:
             chosen = scores[name][masks[name] == 1].sort().values
-            beyond_first.append(chosen[:-1])  # the best unit of a group stays whatever it scores
-        held = torch.cat(beyond_first)
+            fewest = steps_at_least(space.by_name[name], budget.min_keep, 1)
+            beyond_fewest.append(chosen[:-fewest])  # the best of a group stay, whatever they score
+        held = torch.cat(beyond_fewest)
         if len(removed) and len(held):
             assert removed.max() <= held.min()
 

@@ -8,11 +8,12 @@ from sweeps import quick_where
 from tiny import CASES, MIXTURES, layers_for, random_masks, routed_plan, tiny_model
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM, logging
 
-from tuneprune import export, families, stages
+from tuneprune import export, families
 from tuneprune.compress import compress, streaming
 from tuneprune.errors import ConfigError, PlanMismatch
 from tuneprune.export.shards import write_file
 from tuneprune.model.loading import load_config, load_model, load_tokenizer
+from tuneprune.pipeline import stages
 from tuneprune.structure import spaces
 from tuneprune.structure.edits import Bias, Rotate
 from tuneprune.structure.plan import Plan

@@ -15,7 +15,7 @@ from tuneprune import families
 from tuneprune.compress import compress
 from tuneprune.errors import ConfigError
 from tuneprune.model.loading import load_any_config, load_config, load_model, skeleton, stored_dtype
-from tuneprune.stages import compress_model, export_model
+from tuneprune.pipeline.stages import compress_model, export_model
 from tuneprune.structure import spaces
 from tuneprune.structure.plan import Plan
 from tuneprune.system.progress import Progress, remark

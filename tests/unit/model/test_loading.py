@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 from tuneprune import export
 from tuneprune.errors import ConfigError, reading
 from tuneprune.model.loading import cast_weights, load_config, load_model, load_tokenizer, skeleton
-from tuneprune.recovering import load_smaller
+from tuneprune.pipeline.recover import load_smaller
 from tuneprune.system.progress import remark
 
 CPU = torch.device("cpu")

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from tuneprune import cells
 from tuneprune.errors import DataError
-from tuneprune.recording import read_metrics
+from tuneprune.pipeline import comparison_runs
+from tuneprune.pipeline.record import read_metrics
 from tuneprune.report import load_scores
 
 
@@ -26,16 +26,16 @@ def test_scores_are_read_as_they_were_written(tmp_path):
 
 @pytest.mark.parametrize("name", ["../elsewhere", "..", ".", "/etc", "a/b"])
 def test_a_manifest_names_no_folder_elsewhere(name, tmp_path):
-    (tmp_path / cells.MANIFEST).write_text(json.dumps({"schema": 1, "cells": {name: "magnitude"}}))
+    (tmp_path / comparison_runs.MANIFEST).write_text(json.dumps({"schema": 1, "cells": {name: "magnitude"}}))
     with pytest.raises(DataError, match="no cell of a comparison"):
-        cells.finished(tmp_path)
+        comparison_runs.finished(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"cells": 3}', '{"cells": ["a"]}', '{"cells": {"a": 1}}'])
 def test_a_manifest_that_is_none_is_refused(text, tmp_path):
-    (tmp_path / cells.MANIFEST).write_text(text)
+    (tmp_path / comparison_runs.MANIFEST).write_text(text)
     with pytest.raises(DataError, match=r"cannot be read|no cell"):
-        cells.finished(tmp_path)
+        comparison_runs.finished(tmp_path)
 
 
 @pytest.mark.parametrize("line", ["{", "3", "[]", "{}", '{"step": "x"}', '{"step": Infinity}', "[" * 100_000])

@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.progress import Progress as Bars
 from test_report_page import parsed
 
-from tuneprune.console import ConsoleProgress
+from tuneprune.cli.display import complain, print_sections
+from tuneprune.cli.progress_bars import ConsoleProgress
 from tuneprune.errors import CellsFailed, printable
 from tuneprune.report import markdown_table, model_card, rich_table
 from tuneprune.report.page import render_page
 from tuneprune.report.recovered import RecoverRecord, recover_card, recover_table
 from tuneprune.report.tables import code_span
-from tuneprune.terminal import complain, print_sections
 
 PIECES = (
     *(

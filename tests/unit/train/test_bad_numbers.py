@@ -37,7 +37,7 @@ from tuneprune import methods
 from tuneprune.budget import Budget
 from tuneprune.errors import NonFinite, TrainingDiverged
 from tuneprune.methods.base import Search
-from tuneprune.run import round_weights
+from tuneprune.pipeline.run import round_weights
 from tuneprune.system.signals import Stopped
 
 NAN, INF = float("nan"), float("inf")

@@ -8,7 +8,7 @@ from typing import Any
 from tuneprune import evaluate, export
 from tuneprune.budget import Budget, units_per_step
 from tuneprune.errors import DataError, ProofFailed, reading
-from tuneprune.job import Job, Scores
+from tuneprune.pipeline.job import Job, Scores
 from tuneprune.report import Proof, RunRecord, model_card, write_report
 from tuneprune.report.findings import decision_warnings, score_warnings, training_findings
 from tuneprune.structure.plan import Plan

@@ -7,11 +7,12 @@ import torch
 from tiny import random_masks
 from tiny_runs import save_model, write_run
 
-from tuneprune import costs, export
+from tuneprune import export
 from tuneprune.compress import compress
 from tuneprune.config import load_run_file
 from tuneprune.errors import TunePruneError
-from tuneprune.job import prepare
+from tuneprune.pipeline import costs
+from tuneprune.pipeline.job import prepare
 from tuneprune.report import Proof
 from tuneprune.structure.plan import Plan
 from tuneprune.system.progress import Progress

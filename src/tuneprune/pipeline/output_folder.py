@@ -9,7 +9,7 @@ import yaml
 
 from tuneprune.config import RecoverConfig, RunConfig
 from tuneprune.errors import ConfigError
-from tuneprune.identity import FORMAT, Identity, announcements, refusals
+from tuneprune.pipeline.identity import FORMAT, Identity, announcements, refusals
 from tuneprune.system import yaml_files
 from tuneprune.system.locks import LOCK, FolderLock
 from tuneprune.system.storage import make_folder, refusals_explained, sweep, write_text

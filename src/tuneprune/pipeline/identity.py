@@ -91,7 +91,7 @@ def contents(model: str, marker: str) -> dict[str, str]:
 def sources() -> str:
     """The hash of the package's own files as this process found them: an edited checkout is another version."""
     digest = hashlib.sha256()
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     for path in sorted(package.rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts:
             digest.update(f"{path.relative_to(package)}\0{_sha256(path)}\0".encode())

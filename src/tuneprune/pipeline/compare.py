@@ -8,16 +8,26 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from tuneprune.cells import Cell, Entry, cells_of, check_cells, entries, finished, perform, references, remember
-from tuneprune.claiming import claim
 from tuneprune.config import RunConfig
 from tuneprune.errors import ConfigError
-from tuneprune.identity import identify
-from tuneprune.job import processes
+from tuneprune.pipeline.comparison_runs import (
+    Cell,
+    Entry,
+    cells_of,
+    check_cells,
+    entries,
+    finished,
+    perform,
+    references,
+    remember,
+)
+from tuneprune.pipeline.identity import identify
+from tuneprune.pipeline.job import processes
+from tuneprune.pipeline.output_folder import claim
+from tuneprune.pipeline.workers import Crew
 from tuneprune.report import ComparisonRecord, write_comparison
 from tuneprune.system.processes import meet
 from tuneprune.system.progress import Progress
-from tuneprune.workers import Crew
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 from tuneprune import evaluate, export
 from tuneprune.compress.twins import Twin, uniform_twin
 from tuneprune.errors import TunePruneError
-from tuneprune.job import Job
 from tuneprune.model.loading import cast_weights
+from tuneprune.pipeline.job import Job
 from tuneprune.report.costs import SpeedRecord, speed_sentence
 from tuneprune.report.numbers import bytes_text
 from tuneprune.structure import spaces

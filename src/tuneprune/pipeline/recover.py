@@ -13,22 +13,10 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuneprune import evaluate, export, families
-from tuneprune.checks import (
-    check_answers,
-    check_lengths,
-    check_shares,
-    check_targets,
-    check_tokens,
-    check_trackers,
-    in_steps,
-)
-from tuneprune.claiming import claim, fingerprinted
 from tuneprune.compress.shape import Shape
 from tuneprune.config import RecoverConfig
 from tuneprune.data import Data, load
 from tuneprune.errors import reading
-from tuneprune.identity import identify
-from tuneprune.job import Scores, processes
 from tuneprune.methods.base import Search
 from tuneprune.model.corrections import replace_stops, turn_cache_on
 from tuneprune.model.loading import (
@@ -39,11 +27,23 @@ from tuneprune.model.loading import (
     refuse_bad_weights,
     stored_dtype,
 )
-from tuneprune.recording import write_card
+from tuneprune.pipeline.checks import (
+    check_answers,
+    check_lengths,
+    check_shares,
+    check_targets,
+    check_tokens,
+    check_trackers,
+    in_steps,
+)
+from tuneprune.pipeline.identity import identify
+from tuneprune.pipeline.job import Scores, processes
+from tuneprune.pipeline.output_folder import claim, fingerprinted
+from tuneprune.pipeline.record import write_card
+from tuneprune.pipeline.run import convert, round_weights
 from tuneprune.report import Proof, load_scores
 from tuneprune.report.findings import score_warnings, training_findings
 from tuneprune.report.recovered import RecoverRecord, recover_card
-from tuneprune.run import convert, round_weights
 from tuneprune.structure.architecture import Architecture
 from tuneprune.system.environment import environment
 from tuneprune.system.processes import meet

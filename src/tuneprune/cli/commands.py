@@ -12,10 +12,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from tuneprune import catalogue
-from tuneprune.catalogue import AsJson
-from tuneprune.system.processes import PeerLost, launched, together
-from tuneprune.terminal import (
+from tuneprune.cli import listing
+from tuneprune.cli.display import (
     Commands,
     at_work,
     check_interpreter,
@@ -26,12 +24,14 @@ from tuneprune.terminal import (
     show_recovered,
     show_results,
 )
+from tuneprune.cli.listing import AsJson
+from tuneprune.system.processes import PeerLost, launched, together
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a connection that ends is told in one sentence, not in frames
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-app.add_typer(catalogue.app)
+app.add_typer(listing.app)
 RunFile = Annotated[Path, typer.Argument(callback=expand, metavar="RUN.yaml", help="the run file")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="override: key.path=value (repeatable)")]
 Out = Annotated[Path | None, typer.Option(callback=expand, help="output folder; by default out/<name of the run file>")]
@@ -62,7 +62,7 @@ def run(
 ) -> None:
     """Tune, prune, compress, prove, evaluate and report."""
     from tuneprune.config import load_run_file
-    from tuneprune.run import run as run_job
+    from tuneprune.pipeline.run import run as run_job
 
     config = load_run_file(run_file, overrides or ())
     folder = out or Path("out") / run_file.stem
@@ -87,8 +87,8 @@ def compare(
 ) -> None:
     """Run several methods at the same sizes, on the same data and steps, beside dense and dense + LoRA."""
     from tuneprune.budget.amounts import read_share
-    from tuneprune.compare import compare as compare_methods
     from tuneprune.config import load_run_file
+    from tuneprune.pipeline.compare import compare as compare_methods
 
     config = load_run_file(run_file, overrides or ())
     folder = out or Path("out") / run_file.stem
@@ -121,7 +121,7 @@ def recover(
 ) -> None:
     """Tune a smaller model on with LoRA, in the shape that it has, and prove and evaluate it again."""
     from tuneprune.config import load_recover_file
-    from tuneprune.recovering import recover as recover_model
+    from tuneprune.pipeline.recover import recover as recover_model
 
     config = load_recover_file(model, run_file, overrides or ())
     with at_work() as progress:
@@ -133,7 +133,7 @@ def recover(
 def validate(run_file: RunFile, overrides: Set = None) -> None:
     """Check everything about a run that needs no training."""
     from tuneprune.config import load_run_file
-    from tuneprune.job import outlook
+    from tuneprune.pipeline.job import outlook
 
     print_sections(outlook(load_run_file(run_file, overrides or ())))
 
@@ -145,7 +145,7 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show the groups and units of a model, and what budgets would leave."""
-    from tuneprune.inspection import inspect as inspect_model
+    from tuneprune.pipeline.inspection import inspect as inspect_model
 
     report = inspect_model(model, space)
     if as_json:
@@ -163,7 +163,7 @@ def latency(
     multiple_of: Annotated[str, typer.Option(help="as in the run file: widths that are measured")] = "auto",
 ) -> None:
     """Measure what a model's layers take by their width on this machine, for budgets of time."""
-    from tuneprune.stages import measure_table
+    from tuneprune.pipeline.stages import measure_table
     from tuneprune.system.signals import leave_nothing
 
     with at_work(leave_nothing):
@@ -183,7 +183,7 @@ def evaluate(
 ) -> None:
     """Evaluate a model on suites, or on tasks of lm-evaluation-harness, and print its scores as JSON."""
     from tuneprune.errors import ConfigError
-    from tuneprune.stages import evaluate_model, evaluate_on_tasks
+    from tuneprune.pipeline.stages import evaluate_model, evaluate_on_tasks
     from tuneprune.system.signals import leave
 
     if (suite is None) == (tasks is None):
@@ -201,7 +201,7 @@ def evaluate(
 def plan(run_file: RunFile, out: Out = None, overrides: Set = None) -> None:
     """Decide by a one-shot method and write the plan, without tuning or cutting anything."""
     from tuneprune.config import load_run_file
-    from tuneprune.stages import plan_model
+    from tuneprune.pipeline.stages import plan_model
     from tuneprune.system.signals import leave_finished
 
     config = load_run_file(run_file, overrides or ())
@@ -220,7 +220,7 @@ def compress(
     max_shard_size: Annotated[str, typer.Option(help="largest size of one weight file")] = "5GB",
 ) -> None:
     """Apply a plan to a dense model and write the smaller one, in little memory."""
-    from tuneprune.stages import compress_model
+    from tuneprune.pipeline.stages import compress_model
     from tuneprune.system.signals import leave_nothing
 
     with at_work(leave_nothing) as progress:
@@ -236,7 +236,7 @@ def export(
     proof: Annotated[bool, typer.Option(help="run what was written, and compare")] = True,
 ) -> None:
     """Convert a finished model for other runtimes, and prove that it says the same there."""
-    from tuneprune.stages import export_model
+    from tuneprune.pipeline.stages import export_model
     from tuneprune.system.signals import leave_finished
 
     with at_work(leave_finished) as progress:
@@ -247,7 +247,7 @@ def export(
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(callback=expand, help="the folder of a finished run")]) -> None:
     """Write report.html of a finished run again."""
-    from tuneprune.stages import rewrite_report
+    from tuneprune.pipeline.stages import rewrite_report
 
     typer.echo(str(rewrite_report(folder)))
 

@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 
-from tuneprune import identity
+from tuneprune.pipeline import identity
 
 
 def test_contents_are_those_of_files_that_are_read(tmp_path, model_folder):
@@ -22,7 +22,7 @@ def test_every_file_of_the_package_counts(tmp_path, monkeypatch):
     (package / "part" / "__pycache__").mkdir(parents=True)
     (package / "identity.py").write_text("1")
     (package / "part" / "page.html").write_text("2")
-    monkeypatch.setattr(identity, "__file__", str(package / "identity.py"))
+    monkeypatch.setattr(identity, "__file__", str(package / "pipeline" / "identity.py"))
     before = identity.sources.__wrapped__()
     (package / "part" / "__pycache__" / "page.pyc").write_text("3")
     assert identity.sources.__wrapped__() == before

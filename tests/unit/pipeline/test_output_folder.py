@@ -6,10 +6,10 @@ import sys
 import pytest
 from tiny_runs import run_content
 
-from tuneprune.claiming import IDENTITY, SETTINGS, claim
 from tuneprune.config import RunConfig
 from tuneprune.errors import ConfigError
-from tuneprune.identity import FORMAT
+from tuneprune.pipeline.identity import FORMAT
+from tuneprune.pipeline.output_folder import IDENTITY, SETTINGS, claim
 from tuneprune.system.locks import LOCK
 
 

@@ -10,15 +10,11 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from tuneprune import evaluate, export, families
 from tuneprune.budget import Budget
 from tuneprune.budget.latency_table import LatencyTable
-from tuneprune.budgets import measured
-from tuneprune.checks import check_test_tokens
-from tuneprune.claiming import SETTINGS
 from tuneprune.compress import Streamed, compress, stream
 from tuneprune.compress.shape import Shape
 from tuneprune.config import Compensation, RunConfig, explain
 from tuneprune.errors import ConfigError, DataError, reading
 from tuneprune.evaluate import EvaluateConfig
-from tuneprune.job import Scores, prepare
 from tuneprune.methods import registry
 from tuneprune.model.corrections import follow_files
 from tuneprune.model.loading import (
@@ -36,9 +32,13 @@ from tuneprune.model.loading import (
     vocabulary,
 )
 from tuneprune.model.location import located
-from tuneprune.recording import read_metrics
+from tuneprune.pipeline.budget_costs import measured
+from tuneprune.pipeline.checks import check_test_tokens
+from tuneprune.pipeline.job import Scores, prepare
+from tuneprune.pipeline.output_folder import SETTINGS
+from tuneprune.pipeline.record import read_metrics
+from tuneprune.pipeline.run import tune_and_prune
 from tuneprune.report import RunRecord, write_report
-from tuneprune.run import tune_and_prune
 from tuneprune.structure import spaces
 from tuneprune.structure.plan import Plan
 from tuneprune.system import model_folder, yaml_files

@@ -10,12 +10,12 @@ from typing import Any
 from tuneprune import methods
 from tuneprune.config import RunConfig
 from tuneprune.errors import ConfigError, DataError, TunePruneError, reading, suggest
-from tuneprune.job import Checked, check, check_shape, prepare
 from tuneprune.methods.base import Method
 from tuneprune.model.loading import load_config
-from tuneprune.recording import PROOF_FAILED
+from tuneprune.pipeline.job import Checked, check, check_shape, prepare
+from tuneprune.pipeline.record import PROOF_FAILED
+from tuneprune.pipeline.run import reference_scores, run
 from tuneprune.report import ReferenceRecord, RunRecord, ScoreRecord
-from tuneprune.run import reference_scores, run
 from tuneprune.structure.spaces import SPACES
 from tuneprune.system import yaml_files
 from tuneprune.system.progress import Progress

@@ -118,7 +118,7 @@ def at_work(stop: Callable[[], NoReturn] | None = None) -> Iterator[Any]:
     from rich.console import Console
     from transformers.utils.logging import disable_progress_bar
 
-    from tuneprune.console import ConsoleProgress
+    from tuneprune.cli.progress_bars import ConsoleProgress
     from tuneprune.system.progress import Progress
     from tuneprune.system.signals import on_signals, stop_now
 

@@ -13,12 +13,12 @@ from tuneprune.calibration.subject import Subject
 from tuneprune.compress import Part, cut, rescaled_weights, rewrite
 from tuneprune.compress.compensate import compensate_plan
 from tuneprune.config import RunConfig
-from tuneprune.costs import measure_costs
 from tuneprune.errors import NonFinite
-from tuneprune.job import Job, Scores, prepare
 from tuneprune.methods.base import Search
 from tuneprune.model.loading import cast_weights
-from tuneprune.recording import make_proof, make_record, write_results
+from tuneprune.pipeline.costs import measure_costs
+from tuneprune.pipeline.job import Job, Scores, prepare
+from tuneprune.pipeline.record import make_proof, make_record, write_results
 from tuneprune.report import RunRecord, ScoreRecord
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.routing import simulated

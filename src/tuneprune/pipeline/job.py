@@ -18,9 +18,13 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from tuneprune import evaluate, export, families
 from tuneprune.budget import Budget
 from tuneprune.budget.latency_table import LatencyTable
-from tuneprune.budgets import TABLE, Costs, check_reach, costs_of, size_text
 from tuneprune.calibration.score_store import ScoreStore
-from tuneprune.checks import (
+from tuneprune.config import RecoverConfig, RunConfig
+from tuneprune.data import Data, load
+from tuneprune.errors import ConfigError
+from tuneprune.model.loading import load_config, load_model, load_tokenizer, skeleton, stored_dtype
+from tuneprune.pipeline.budget_costs import TABLE, Costs, check_reach, costs_of, size_text
+from tuneprune.pipeline.checks import (
     check_answers,
     check_compensation,
     check_counted,
@@ -32,12 +36,8 @@ from tuneprune.checks import (
     in_steps,
     lengths_in_words,
 )
-from tuneprune.claiming import claim, fingerprinted
-from tuneprune.config import RecoverConfig, RunConfig
-from tuneprune.data import Data, load
-from tuneprune.errors import ConfigError
-from tuneprune.identity import identify
-from tuneprune.model.loading import load_config, load_model, load_tokenizer, skeleton, stored_dtype
+from tuneprune.pipeline.identity import identify
+from tuneprune.pipeline.output_folder import claim, fingerprinted
 from tuneprune.report import load_scores
 from tuneprune.structure import spaces
 from tuneprune.structure.architecture import Architecture

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from tuneprune.cells import Cell, perform
 from tuneprune.errors import TunePruneError
+from tuneprune.pipeline.comparison_runs import Cell, perform
 from tuneprune.report.numbers import seconds_text
 from tuneprune.system.progress import Progress
 from tuneprune.system.signals import Stopped, on_signals, stop_now
@@ -216,7 +216,7 @@ def _context() -> Any:  # noqa: ANN401  (a context's processes are of its own ki
     if torch.cuda.is_available() or "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tuneprune.workers"])
+    context.set_forkserver_preload(["tuneprune.pipeline.workers"])
     return context
 
 

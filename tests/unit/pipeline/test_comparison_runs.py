@@ -4,11 +4,11 @@ import pytest
 import tiny_runs
 import yaml
 
-from tuneprune.cells import cells_of, entries, entry
 from tuneprune.config import RunConfig
 from tuneprune.errors import CellsFailed, ConfigError
 from tuneprune.methods.magnitude import Magnitude
-from tuneprune.workers import _ended
+from tuneprune.pipeline.comparison_runs import cells_of, entries, entry
+from tuneprune.pipeline.workers import _ended
 
 
 @pytest.fixture

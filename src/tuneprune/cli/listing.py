@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from tuneprune.terminal import first_line, print_list
+from tuneprune.cli.display import first_line, print_list
 
 app = typer.Typer()
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]

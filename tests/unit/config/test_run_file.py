@@ -4,9 +4,9 @@ import pytest
 from tiny import tiny_model
 
 from tuneprune import families
-from tuneprune.checks import check_compensation
 from tuneprune.config import Compensation, RunConfig, parse
 from tuneprune.errors import ConfigError
+from tuneprune.pipeline.checks import check_compensation
 from tuneprune.structure import spaces
 from tuneprune.structure.space import PruningSpace
 
