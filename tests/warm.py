@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from tuneprune.export.fresh import run_tied
+from tuneprune.export.probes.fresh import run_tied
 
 
 class WarmProcesses:

@@ -10,7 +10,7 @@ import pytest
 import tiny_runs
 
 from tuneprune.cli import commands
-from tuneprune.export import fresh
+from tuneprune.export.probes import fresh
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401  (import once, before the forks)
 
 from tuneprune.cli import commands
-from tuneprune.export import fresh, reload_probe
+from tuneprune.export.probes import fresh, reload_probe
 from tuneprune.pipeline import run
 
 torch.set_num_threads(1)

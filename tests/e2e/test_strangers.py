@@ -16,8 +16,8 @@ from transformers import AutoConfig
 
 from tuneprune import export, families
 from tuneprune.compress import compress
-from tuneprune.export import fresh, reload_probe
-from tuneprune.export.quantised import folder as quantised
+from tuneprune.export.probes import fresh, reload_probe
+from tuneprune.export.targets.quantised import folder as quantised
 from tuneprune.model.loading import load_model
 from tuneprune.structure import spaces
 from tuneprune.structure.plan import Plan

@@ -157,7 +157,7 @@ def test_a_window_that_llama_cpp_does_not_know_limits_the_context(tmp_path):
 
 def test_what_llama_cpp_says_of_a_broken_file_is_the_error(tmp_path, monkeypatch):
     source = save(tmp_path / "model", "llama", "width")
-    monkeypatch.setattr("tuneprune.export.gguf.metadata._norms", lambda *arguments: None)
+    monkeypatch.setattr("tuneprune.export.targets.gguf.metadata._norms", lambda *arguments: None)
     with pytest.raises(TunePruneError, match=r"key not found in model: llama\.attention\.layer_norm_rms_epsilon"):
         converted(source, tmp_path / "gguf")
     assert not (tmp_path / "gguf").exists()
@@ -165,7 +165,7 @@ def test_what_llama_cpp_says_of_a_broken_file_is_the_error(tmp_path, monkeypatch
 
 def test_a_file_that_computes_something_else_is_not_published(tmp_path, monkeypatch):
     source = save(tmp_path / "model", "llama", "width")
-    monkeypatch.setattr("tuneprune.export.gguf.rope.settings", lambda config: {"rope_theta": 77.0})
+    monkeypatch.setattr("tuneprune.export.targets.gguf.rope.settings", lambda config: {"rope_theta": 77.0})
     with pytest.raises(TunePruneError, match="computes other logits than the exported folder"):
         converted(source, tmp_path / "gguf")
     assert not (tmp_path / "gguf").exists()

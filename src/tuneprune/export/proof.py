@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuneprune.errors import DataError
-from tuneprune.export import reload_probe
-from tuneprune.export.fresh import run_fresh
 from tuneprune.export.hf import weight_bytes
+from tuneprune.export.probes import reload_probe
+from tuneprune.export.probes.fresh import run_fresh
 
 PROMPT_TOKENS = 16
 TEXT_CHARACTERS = 2000

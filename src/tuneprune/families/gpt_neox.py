@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from tuneprune.families import head_width, reshaped, rotary_width
+from tuneprune.families.base import head_width, reshaped, rotary_width
 from tuneprune.structure.architecture import Architecture, Attention, Block, Mlp, NormStyle, Projection, StockShape
 
 MODEL_TYPES = ("gpt_neox",)

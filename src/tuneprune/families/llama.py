@@ -7,7 +7,15 @@ from typing import Any
 
 from transformers import MistralConfig, PretrainedConfig, SeedOssConfig
 
-from tuneprune.families import gated_mlp, head_width, hosted, plain_attention, plain_decoder, reshaped, rotary_width
+from tuneprune.families.base import (
+    gated_mlp,
+    head_width,
+    hosted,
+    plain_attention,
+    plain_decoder,
+    reshaped,
+    rotary_width,
+)
 from tuneprune.structure.architecture import Architecture, Block, StockShape
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "granite", "smollm3", "seed_oss")

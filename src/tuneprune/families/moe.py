@@ -5,7 +5,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from tuneprune.errors import UnsupportedModel
-from tuneprune.families import plain_attention, plain_decoder, reshaped
+from tuneprune.families.base import plain_attention, plain_decoder, reshaped
 from tuneprune.structure.architecture import Architecture, Block, Experts, StockShape
 
 MODEL_TYPES = ("mixtral", "qwen3_moe")

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from tuneprune.families import gated_mlp, plain_attention, plain_decoder, reshaped
+from tuneprune.families.base import gated_mlp, plain_attention, plain_decoder, reshaped
 from tuneprune.structure.architecture import Architecture, Block, StockShape
 
 MODEL_TYPES = ("olmo2",)

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from tuneprune.families import plain_attention, reshaped
+from tuneprune.families.base import plain_attention, reshaped
 from tuneprune.structure.architecture import Architecture, Block, Mlp, NormStyle, Projection, StockShape
 
 MODEL_TYPES = ("phi",)

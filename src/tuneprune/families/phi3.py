@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import MistralConfig, PretrainedConfig
 
-from tuneprune.families import head_width, hosted, plain_decoder, reshaped, rotary_width
+from tuneprune.families.base import head_width, hosted, plain_decoder, reshaped, rotary_width
 from tuneprune.structure.architecture import Architecture, Attention, Block, Mlp, Projection, StockShape
 
 MODEL_TYPES = ("phi3",)

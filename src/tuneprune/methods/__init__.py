@@ -1,4 +1,4 @@
-"""Methods: one file each, found by its presence in this folder (third parties: entry point `tuneprune.methods`)."""
+"""Methods: one file or folder each, found by its presence here (third parties: entry point `tuneprune.methods`)."""
 
 import importlib
 import pkgutil

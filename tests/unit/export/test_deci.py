@@ -80,7 +80,7 @@ def test_widths_that_gpus_cannot_share_are_refused(tmp_path):
 def test_a_missing_tensor_is_found(tmp_path, monkeypatch):
     source = save(tmp_path / "model")
     monkeypatch.setattr(
-        "tuneprune.export.targets.deci._tensors", lambda weights, shape: {"lm_head.weight": torch.ones(1)}
+        "tuneprune.export.targets.deci.target._tensors", lambda weights, shape: {"lm_head.weight": torch.ones(1)}
     )
     with pytest.raises(TunePruneError, match="tensors differ"):
         convert(source, tmp_path / "deci")

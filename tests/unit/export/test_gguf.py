@@ -10,8 +10,8 @@ from tuneprune.budget import Budget
 from tuneprune.compress import compress
 from tuneprune.errors import ConfigError, UnsupportedExport
 from tuneprune.export import targets
-from tuneprune.export.gguf import hosts
-from tuneprune.export.gguf.tensors import _neighbours
+from tuneprune.export.targets.gguf import hosts
+from tuneprune.export.targets.gguf.tensors import _neighbours
 from tuneprune.model.loading import skeleton
 from tuneprune.structure import spaces
 from tuneprune.structure.plan import Plan

@@ -14,7 +14,7 @@ from transformers import logging
 from tuneprune import export, families
 from tuneprune.compress import compress
 from tuneprune.errors import DataError, TunePruneError
-from tuneprune.export import reload_probe
+from tuneprune.export.probes import reload_probe
 from tuneprune.structure import spaces
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.plan import Plan

@@ -11,13 +11,13 @@ from types import ModuleType
 import pytest
 
 from tuneprune.errors import TunePruneError
-from tuneprune.export.fresh import run_fresh, run_tied
+from tuneprune.export.probes.fresh import run_fresh, run_tied
 
 SLEEPER = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
 STARTER = """
 import sys
 from types import ModuleType
-from tuneprune.export.fresh import run_tied
+from tuneprune.export.probes.fresh import run_tied
 from tuneprune.system.signals import on_signals, stop_now
 program = ModuleType("sleeper")
 program.__file__ = sys.argv[1]

@@ -110,7 +110,7 @@ def test_gradients_leave_the_model_as_it_was(made):
 def test_a_quantised_base_is_refused(made):
     layer = made.model.model.layers[0].mlp.up_proj
     layer.weight = torch.nn.Parameter(layer.weight.to(torch.int8), requires_grad=False)
-    with pytest.raises(UnsupportedModel, match=r"up_proj\.weight` is int8.*a method that works on a quantised"):
+    with pytest.raises(UnsupportedModel, match=r"up_proj\.weight` is stored as int8.*works on a quantised"):
         pruner().begin(made.subject, Budget(keep=0.7))
 
 

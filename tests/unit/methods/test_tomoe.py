@@ -12,7 +12,7 @@ from tuneprune import methods
 from tuneprune.budget import Budget, units_per_step
 from tuneprune.compress import compress
 from tuneprune.errors import UnreachableBudget, UnsupportedModel
-from tuneprune.methods.experts import (
+from tuneprune.methods.tomoe.experts import (
     SampledChoice,
     best_units,
     divergence,

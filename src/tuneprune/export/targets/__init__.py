@@ -1,4 +1,4 @@
-"""Further places an export can go to: one file a target, found by its presence in this folder."""
+"""Further places an export can go to: one folder each, found by the `target.py` in it."""
 
 import importlib
 import pkgutil
@@ -18,8 +18,9 @@ HUGGING_FACE = "hf"
 @cache
 def registry() -> dict[str, type[Target]]:
     """Every target by name."""
-    for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
+    for folder in pkgutil.iter_modules(__path__):
+        if folder.ispkg:
+            importlib.import_module(f"{__name__}.{folder.name}.target")
     here = [target for target in Target.__subclasses__() if target.__module__.startswith(f"{__name__}.")]
     return {target.name: target for target in sorted(here, key=lambda target: target.name)}
 

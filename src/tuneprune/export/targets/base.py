@@ -13,7 +13,7 @@ from tuneprune.export.reference import Reference
 
 
 class Target(BaseModel, frozen=True, extra="forbid"):
-    """One kind of file or runtime; subclasses live one to a file in this folder and are found by their presence."""
+    """One kind of file or runtime; subclasses are found in the `target.py` of a folder beside this file."""
 
     name: ClassVar[str]
     title: ClassVar[str]

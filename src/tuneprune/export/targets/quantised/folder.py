@@ -11,11 +11,11 @@ from transformers import AutoTokenizer
 from tuneprune.compress import shipped_code
 from tuneprune.compress.shape import Shape
 from tuneprune.errors import TunePruneError
-from tuneprune.export.fresh import run_fresh
 from tuneprune.export.hf import CODE as CODE_ENTRY
 from tuneprune.export.hf import CONFIG, weight_bytes
-from tuneprune.export.quantised import quantising, reload_quantised
+from tuneprune.export.probes.fresh import run_fresh
 from tuneprune.export.reference import Reference
+from tuneprune.export.targets.quantised import quantising, reload_quantised
 
 CODE = f"{shipped_code.MODULE}.py"
 FLOAT = ("lm_head", "embed_out", "attention_skip", "mlp_skip")

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from tuneprune.errors import TunePruneError
-from tuneprune.export import tied
+from tuneprune.export.probes import tied
 
 
 def run_fresh(program: ModuleType, folder: str, arguments: Sequence[str]) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from tuneprune.compress.shape import LayerShape, Shape
 from tuneprune.errors import UnsupportedExport
-from tuneprune.export.gguf import rope
-from tuneprune.export.gguf.hosts import Host
-from tuneprune.export.gguf.scales import folded
+from tuneprune.export.targets.gguf import rope
+from tuneprune.export.targets.gguf.hosts import Host
+from tuneprune.export.targets.gguf.scales import folded
 from tuneprune.export.weights import Weights
 from tuneprune.structure.architecture import Attention, Block, Experts, Mlp, Projection
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_tuning import hooks_of, setting
 
-from tuneprune.methods.compensate import Compensation, gated_inputs, ridge_update
+from tuneprune.methods.atp.compensation import Compensation, gated_inputs, ridge_update
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.weights import base_weight
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from tuneprune.export import memory_probe
-from tuneprune.export.fresh import run_fresh
+from tuneprune.export.probes import memory_probe
+from tuneprune.export.probes.fresh import run_fresh
 
 
 def memory_use(

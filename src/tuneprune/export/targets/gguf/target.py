@@ -9,11 +9,11 @@ from pydantic import Field
 
 from tuneprune.compress.shape import Shape
 from tuneprune.errors import TunePruneError, UnsupportedExport
-from tuneprune.export.fresh import run_fresh
-from tuneprune.export.gguf import hosts
 from tuneprune.export.hf import weight_bytes
+from tuneprune.export.probes.fresh import run_fresh
 from tuneprune.export.reference import Reference
 from tuneprune.export.targets.base import Target
+from tuneprune.export.targets.gguf import hosts
 from tuneprune.export.weights import Weights
 
 QUANTISED_BY_LLAMA_CPP = {
@@ -53,7 +53,7 @@ class Gguf(Target, frozen=True):
 
     def write(self, source: Path, folder: Path, shape: Shape) -> Mapping[str, Any]:
         """Write `model-TYPE.gguf`; tensors whose rows do not fill the blocks of the type get another, which is said."""
-        from tuneprune.export.gguf import run_quantise, vocabulary, writing
+        from tuneprune.export.targets.gguf import run_quantise, vocabulary, writing
 
         host, file = hosts.choose(shape), folder / self.file_name
         tokenizer = vocabulary.load(source) if self.tokenizer == "own" else None
@@ -74,7 +74,7 @@ class Gguf(Target, frozen=True):
 
     def prove(self, folder: Path, reference: Reference, shape: Shape) -> dict[str, Any]:
         """Run the file in llama.cpp on the CPU; where it is rounded and small enough, a float32 one first."""
-        from tuneprune.export.gguf import proving
+        from tuneprune.export.targets.gguf import proving
 
         why = self.not_run()
         if why is not None:
@@ -107,7 +107,7 @@ class Gguf(Target, frozen=True):
 
     def _check(self, folder: Path, reference: Reference, shape: Shape) -> int:
         """The number of tensors, all of which stand in the file with the dims that they should have."""
-        from tuneprune.export.gguf import tensors, writing
+        from tuneprune.export.targets.gguf import tensors, writing
 
         stored = {name: dims for name, (dims, _) in writing.read_back(folder / self.file_name).items()}
         pieces = tensors.tensors(Weights(reference.folder), shape, hosts.choose(shape))

@@ -9,7 +9,7 @@ from typing import Any
 
 from tuneprune.compress.shape import Shape
 from tuneprune.errors import UnsupportedExport
-from tuneprune.export.gguf import rope
+from tuneprune.export.targets.gguf import rope
 
 ATTENTION_BIASES = frozenset({"attn_q", "attn_k", "attn_v"})
 ALL_BIASES = ATTENTION_BIASES | {"attn_output", "ffn_gate", "ffn_up", "ffn_down"}

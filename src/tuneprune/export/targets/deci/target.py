@@ -10,13 +10,13 @@ from pydantic import Field
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from tuneprune import families
 from tuneprune.compress.shape import LayerShape, Shape
 from tuneprune.errors import TunePruneError, UnsupportedExport
-from tuneprune.export.deci import configuration_deci
 from tuneprune.export.reference import Reference
 from tuneprune.export.targets.base import Target
+from tuneprune.export.targets.deci import configuration_deci
 from tuneprune.export.weights import Weights
+from tuneprune.families.base import head_width, rotary_width
 from tuneprune.structure.architecture import Block
 
 FAMILIES = ("llama", "mistral", "qwen2", "seed_oss", "phi3")
@@ -90,7 +90,7 @@ def _objection(shape: Shape) -> str | None:
         return f"DeciLM has no layers with {', '.join(sorted(shape.oddities)) or 'head dims of their own'}"
     if len(widths["num_heads"]) > 1:
         return "DeciLM has one number of query heads for all layers, and here it differs"
-    if "short_factor" in rope or families.rotary_width(config) < families.head_width(config):
+    if "short_factor" in rope or rotary_width(config) < head_width(config):
         return "DeciLM turns whole heads by one list of frequencies"
     window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
     if window is not None and (kinds is None or "sliding_attention" in kinds):

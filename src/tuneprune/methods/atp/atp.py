@@ -22,10 +22,10 @@ from torch import Tensor
 from tuneprune.budget import Budget, allocate
 from tuneprune.calibration.scores import fisher, prior, standardised_logs
 from tuneprune.calibration.subject import Subject
+from tuneprune.methods.atp.compensation import Compensation
+from tuneprune.methods.atp.presets import ATP_PAPER
 from tuneprune.methods.base import Method, Metrics, Search, churn, generator_for
-from tuneprune.methods.compensate import Compensation
 from tuneprune.methods.generator import GeneratorOptimizer, budget_distance, lifted, make_generator, on_budget, sampled
-from tuneprune.methods.paper_settings import ATP_PAPER
 from tuneprune.methods.regularise import Regulariser, settle
 from tuneprune.methods.removal import cubic, partial
 from tuneprune.structure.masks import Gates, straight_through

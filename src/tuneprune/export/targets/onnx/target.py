@@ -10,10 +10,10 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from tuneprune.compress.shape import Shape
 from tuneprune.errors import TunePruneError
-from tuneprune.export.fresh import run_fresh
-from tuneprune.export.onnx import graph, session_probe
+from tuneprune.export.probes.fresh import run_fresh
 from tuneprune.export.reference import Reference, load_exported
 from tuneprune.export.targets.base import Target
+from tuneprune.export.targets.onnx import graph, session_probe
 
 TOLERANCE = {"f32": 1e-3, "f16": 1e-2}
 """Largest difference of a logit, over the largest logit, with which the proof passes."""

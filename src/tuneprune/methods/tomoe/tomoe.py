@@ -25,7 +25,9 @@ from tuneprune.calibration.scores import prior, standardised_logs
 from tuneprune.calibration.subject import Subject
 from tuneprune.errors import UnsupportedModel
 from tuneprune.methods.base import Method, Metrics, Search, decide, generator_for
-from tuneprune.methods.experts import (
+from tuneprune.methods.generator import GeneratorOptimizer, lifted
+from tuneprune.methods.regularise import lora_residue, project
+from tuneprune.methods.tomoe.experts import (
     ExpertGenerator,
     SampledChoice,
     best_units,
@@ -41,8 +43,6 @@ from tuneprune.methods.experts import (
     union,
     watched_logits,
 )
-from tuneprune.methods.generator import GeneratorOptimizer, lifted
-from tuneprune.methods.regularise import lora_residue, project
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.edits import Addition, Edit, Keep, Route
 from tuneprune.structure.masks import Gates

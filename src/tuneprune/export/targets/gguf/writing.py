@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tuneprune.compress.shape import Shape
-from tuneprune.export.gguf import metadata, vocabulary
-from tuneprune.export.gguf.hosts import Host
-from tuneprune.export.gguf.tensors import Constant, Piece, tensors
+from tuneprune.export.targets.gguf import metadata, vocabulary
+from tuneprune.export.targets.gguf.hosts import Host
+from tuneprune.export.targets.gguf.tensors import Constant, Piece, tensors
 from tuneprune.export.weights import Weights
 
 TYPES = {

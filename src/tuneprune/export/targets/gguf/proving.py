@@ -12,9 +12,9 @@ from torch import Tensor
 
 from tuneprune.compress.shape import Shape
 from tuneprune.errors import TunePruneError
-from tuneprune.export.fresh import run_fresh
-from tuneprune.export.gguf import hosts, run_probe
+from tuneprune.export.probes.fresh import run_fresh
 from tuneprune.export.reference import Reference
+from tuneprune.export.targets.gguf import hosts, run_probe
 
 EXACT, EXACT_BY_TABLE = 1e-3, 5e-3
 """Largest difference of logits over the largest logit that a float32 file may show.

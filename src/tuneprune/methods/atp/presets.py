@@ -1,4 +1,4 @@
-"""Named settings of methods. Every option that matters is named, so that other defaults do not change a preset."""
+"""Named settings of ATP. Every option that matters is named, so that other defaults do not change a preset."""
 
 ATP_PAPER = {
     "decision": "dynamic",

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tuneprune import families
 from tuneprune.compress.shape import Shape
 from tuneprune.export.weights import Weights
+from tuneprune.families.base import head_width, rotary_width
 from tuneprune.structure.architecture import Block
 
 FAMILIES = ("llama", "mistral", "qwen3", "phi3")
@@ -26,7 +26,7 @@ def objection(shape: Shape) -> str | None:
         return f"layers have {found}, for which mlx-lm has no class"
     if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
         return "layers of unequal widths with biases have no class"
-    if rope.get("rope_type", "default") != "default" or families.rotary_width(config) < families.head_width(config):
+    if rope.get("rope_type", "default") != "default" or rotary_width(config) < head_width(config):
         return "layers of unequal widths with scaled or partial RoPE have no class"
     if config.hidden_act != "silu":
         return f"layers of unequal widths with {config.hidden_act} have no class"

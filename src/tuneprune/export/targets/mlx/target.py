@@ -15,10 +15,10 @@ from transformers import AutoTokenizer
 
 from tuneprune.compress.shape import Shape
 from tuneprune.errors import TunePruneError, UnsupportedExport
-from tuneprune.export.fresh import last_words, run_tied
-from tuneprune.export.mlx import openelm, run_probe
+from tuneprune.export.probes.fresh import last_words, run_tied
 from tuneprune.export.reference import Reference
 from tuneprune.export.targets.base import Target
+from tuneprune.export.targets.mlx import openelm, run_probe
 from tuneprune.export.weights import Weights
 
 TOLERANCE = 1e-3

@@ -1,0 +1,5 @@
+"""ATP."""
+
+from tuneprune.methods.atp.atp import Atp
+
+__all__ = ["Atp"]

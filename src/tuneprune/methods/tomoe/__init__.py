@@ -1,0 +1,5 @@
+"""ToMoE."""
+
+from tuneprune.methods.tomoe.tomoe import Tomoe
+
+__all__ = ["Tomoe"]
