@@ -20,13 +20,13 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "benchmarks" / "results" / "fuzz.json"
-sys.path[:0] = [str(ROOT / "tests" / part) for part in ("", "fuzz", "unit/report")]
+sys.path.insert(0, str(ROOT / "tests"))
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-import campaign  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from targets import Target, prepared  # noqa: E402
+from fuzz import campaign  # noqa: E402
+from fuzz.targets import Target, prepared  # noqa: E402
 
 
 def main() -> None:

@@ -8,12 +8,12 @@ os.environ |= {
 }
 
 import pytest
-import tiny_runs
 import torch
-from precision import FullPrecision
+from helpers import tiny_runs
+from helpers.precision import FullPrecision
+from helpers.warm import WarmProcesses
 from pytest_socket import socket_allow_hosts
 from transformers.utils import logging
-from warm import WarmProcesses
 
 torch.set_num_threads(1)
 logging.disable_progress_bar()

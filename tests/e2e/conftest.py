@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import tiny_runs
+from helpers import tiny_runs
 
 from tuneprune.cli import commands
 from tuneprune.export.probes import fresh

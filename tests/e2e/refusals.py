@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import tiny_runs
 import yaml
+from helpers import tiny_runs
 
 ADVICE = re.compile(
     r"\b(add|apply|ask|break|check|choose|continue|delete|download|export|fix|free|give|install|leave|lower|make|mend|move"

@@ -1,8 +1,8 @@
 """Inputs that look like bad ones and are fine."""
 
 import pytest
-import tiny_runs
 import yaml
+from helpers import tiny_runs
 
 
 def test_a_base_that_was_quantised_once(tmp_path, model_folder, tuneprune):

@@ -3,11 +3,11 @@
 import json
 
 import pytest
-import tiny_runs
 import torch
-from launched import Two
-from precision import TUNED
-from recorded import record
+from e2e.launched import Two
+from faults.recorded import record
+from helpers import tiny_runs
+from helpers.precision import TUNED
 from safetensors.torch import load_file, save_file
 
 LETTER = "z"

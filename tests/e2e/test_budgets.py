@@ -3,10 +3,10 @@
 import json
 
 import pytest
-import tiny_runs
 import yaml
-from toy_latency import table_for
-from toy_spaces import tiny_space
+from helpers import tiny_runs
+from helpers.toy_latency import table_for
+from helpers.toy_spaces import tiny_space
 
 BUDGETS = {
     "bytes": {"of": "bytes", "at_most": "45kB"},

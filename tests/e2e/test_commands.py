@@ -7,8 +7,8 @@ import os
 import signal
 
 import pytest
-import tiny_runs
 import yaml
+from helpers import tiny_runs
 
 from tuneprune.errors import TunePruneError
 from tuneprune.export import shards

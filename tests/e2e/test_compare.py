@@ -6,7 +6,7 @@ import signal
 import xml.etree.ElementTree as ET
 
 import pytest
-import tiny_runs
+from helpers import tiny_runs
 
 from tuneprune.report import ComparisonRecord, RunRecord
 

@@ -4,9 +4,9 @@ import json
 import re
 
 import pytest
-import tiny_runs
 import yaml
-from tiny_tuning import ATP, setting
+from helpers import tiny_runs
+from helpers.tiny_tuning import ATP, setting
 
 from tuneprune import methods
 from tuneprune.budget import Budget

@@ -6,8 +6,8 @@
 import json
 
 import pytest
-import tiny_runs
 import torch
+from helpers import tiny_runs
 
 METHODS = ("atp", "slicegpt")
 LORA = {"tune": {"steps": 3, "lora": {"rank": 2, "dropout": 0.1}}}

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny_runs
+from helpers import tiny_runs
 
 LAUNCHED = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577"}
 REFUSED = {

@@ -5,8 +5,8 @@ import signal
 import time
 
 import pytest
-import tiny_runs
-from launched import Two
+from e2e.launched import Two
+from helpers import tiny_runs
 
 SAME = ("model/model.safetensors", "plan/plan.json", "plan/plan.safetensors", "scores.json")
 

@@ -5,8 +5,8 @@ import math
 import re
 
 import pytest
-import tiny_runs
 import yaml
+from helpers import tiny_runs
 
 from tuneprune.config import load_run_file
 from tuneprune.pipeline.checks import rows_per_epoch

@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-import tiny_runs
 import yaml
-from refusals import assert_refused
+from e2e.refusals import assert_refused
+from helpers import tiny_runs
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (extra lm-eval)")
 pytestmark = [

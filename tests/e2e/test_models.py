@@ -3,10 +3,10 @@
 import json
 
 import pytest
-import tiny_runs
 import torch
-from refusals import assert_refused
-from tiny import logits
+from e2e.refusals import assert_refused
+from helpers import tiny_runs
+from helpers.tiny import logits
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tuneprune.system.progress import remark

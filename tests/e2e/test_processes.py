@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
-import tiny_runs
 import torch
-from launched import Two, environment, free_port
-from precision import TUNED
+from e2e.launched import Two, environment, free_port
+from helpers import tiny_runs
+from helpers.precision import TUNED
 
 from tuneprune.structure.plan import Plan
 

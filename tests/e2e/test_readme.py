@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import tiny_runs
 import yaml
+from helpers import tiny_runs
 from typer.testing import CliRunner
 
 from tuneprune.cli.commands import app

@@ -4,11 +4,11 @@ import json
 import signal
 
 import pytest
-import tiny_runs
 import yaml
-from refusals import assert_refused
+from e2e.refusals import assert_refused
+from helpers import tiny_runs
+from helpers.tiny import layers_for
 from safetensors.torch import load_file, save_file
-from tiny import layers_for
 from transformers import AutoModelForCausalLM
 
 CASES = {

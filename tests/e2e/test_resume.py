@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-import tiny_runs
+from helpers import tiny_runs
 
 KILLED = -signal.SIGKILL
 SAME = ("model/model.safetensors", "plan/plan.json", "plan/plan.safetensors", "scores.json")

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-import tiny_runs
 import torch
+from helpers import tiny_runs
 from transformers import AutoModelForCausalLM
 
 CASES = [

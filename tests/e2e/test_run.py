@@ -3,9 +3,9 @@
 import json
 
 import pytest
-import tiny_runs
 import yaml
-from tiny import layers_for
+from helpers import tiny_runs
+from helpers.tiny import layers_for
 from transformers import AutoModelForCausalLM
 
 FILES = {

@@ -6,12 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import tiny_runs
 import torch
 import yaml
-from refusals import assert_refused
-from strangers import change, hostile_model, pickled
-from tiny import random_masks
+from e2e.refusals import assert_refused
+from e2e.strangers import change, hostile_model, pickled
+from helpers import tiny_runs
+from helpers.tiny import random_masks
 from transformers import AutoConfig
 
 from tuneprune import export, families

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import torch
-from tiny import layers_for, random_masks, tiny_model
-from toy_tokenizer import byte_tokenizer
+from helpers.tiny import layers_for, random_masks, tiny_model
+from helpers.toy_tokenizer import byte_tokenizer
 
 from tuneprune import export, families
 from tuneprune.compress import compress

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from gguf_files import TOLERANCE, check_run, converted, save
-from matrix import cell
-from tiny import CASES, tiny_model
-from toy_tokenizer import byte_tokenizer
+from exports.gguf_files import TOLERANCE, check_run, converted, save
+from exports.matrix import cell
+from helpers.tiny import CASES, tiny_model
+from helpers.toy_tokenizer import byte_tokenizer
 
 from tuneprune import export, families
 from tuneprune.errors import TunePruneError, UnsupportedExport

@@ -4,10 +4,10 @@ import json
 from importlib.util import find_spec
 
 import pytest
-from gguf_files import TOLERANCE, check_run, converted, save
+from exports.gguf_files import TOLERANCE, check_run, converted, save
+from helpers.toy_tokenizer import byte_tokenizer, piece_tokenizer, tiny_tokenizer
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
-from toy_tokenizer import byte_tokenizer, piece_tokenizer, tiny_tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tuneprune.errors import UnsupportedExport

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from matrix import cell
-from tiny import CASES, layers_for, random_masks, tiny_model
-from toy_tokenizer import byte_tokenizer
+from exports.matrix import cell
+from helpers.tiny import CASES, layers_for, random_masks, tiny_model
+from helpers.toy_tokenizer import byte_tokenizer
 from transformers import AutoTokenizer
 
 from tuneprune import export, families

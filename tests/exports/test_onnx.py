@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-from matrix import cell
-from tiny import CASES
-from toys import LAYOUTS, MAIN, pretrained, sweep, toy
+from exports.matrix import cell
+from exports.toys import LAYOUTS, MAIN, pretrained, sweep, toy
+from helpers.tiny import CASES
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from tuneprune import export

@@ -3,9 +3,9 @@
 from importlib.util import find_spec
 
 import pytest
-from matrix import cell
-from tiny import CASES, MIXTURES
-from toys import LAYOUTS, MAIN, pretrained, sweep, toy
+from exports.matrix import cell
+from exports.toys import LAYOUTS, MAIN, pretrained, sweep, toy
+from helpers.tiny import CASES, MIXTURES
 from transformers import AutoConfig
 
 from tuneprune import export

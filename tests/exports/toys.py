@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import layers_for, random_masks, routed_plan, tiny_model
-from tiny_runs import letter_tokenizer
+from helpers.tiny import layers_for, random_masks, routed_plan, tiny_model
+from helpers.tiny_runs import letter_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tuneprune import export, families

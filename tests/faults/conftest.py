@@ -1,7 +1,7 @@
 import sys
 
 import pytest
-from server import Server
+from faults.server import Server
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,10 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import scenarios
-from folders import contents, difference
-from kills import last_words
-from server import KILLED
+from faults import scenarios
+from faults.folders import contents, difference
+from faults.kills import last_words
+from faults.server import KILLED
 
 LOADED = 77
 """Exit status of a run that was only to load its state."""

@@ -15,9 +15,9 @@ import os
 import signal
 from pathlib import Path
 
-import fork_server
 import safetensors.torch
 import torch
+from e2e import fork_server
 
 from tuneprune.pipeline import run
 from tuneprune.train import Tuner

@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from folders import beside, contents, difference, phase
-from server import KILLED
+from faults.folders import beside, contents, difference, phase
+from faults.server import KILLED
 
 BY_TIME = 0.4
 """Share of kills by the clock."""

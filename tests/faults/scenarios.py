@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-import tiny_runs
 import yaml
-from tiny import layers_for
+from helpers import tiny_runs
+from helpers.tiny import layers_for
 
 DROPOUT = {"lora": {"rank": 2, "dropout": 0.1}}
 ATP = tiny_runs.METHOD

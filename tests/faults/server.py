@@ -16,7 +16,7 @@ class Server:
     """Forks of one process that has imported everything; one command line at a time."""
 
     def __init__(self):
-        paths = [TESTS.parent / "src", TESTS, TESTS / "e2e", TESTS / "faults"]
+        paths = [TESTS.parent / "src", TESTS]
         offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("fault_server.py"))],

@@ -1,7 +1,8 @@
 """The campaign of bad numbers: every method with state and every one-shot method, at several steps."""
 
 import pytest
-from injections import (
+from faults.recorded import record
+from helpers.injections import (
     BATCHES,
     GENERATORS,
     GOOD,
@@ -16,7 +17,6 @@ from injections import (
     into_tuning,
     outcome,
 )
-from recorded import record
 
 CAMPAIGN = "bad numbers"
 WHAT = (

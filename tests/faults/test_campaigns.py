@@ -2,11 +2,9 @@
 
 import random
 
-import damage
-import kills
 import pytest
-import scenarios
-from recorded import record
+from faults import damage, kills, scenarios
+from faults.recorded import record
 
 SEED = 0
 KILLS, DAMAGES, ENDS = 7, 30, 6

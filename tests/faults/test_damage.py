@@ -2,8 +2,8 @@
 
 import random
 
-import damage
 import pytest
+from faults import damage
 
 SEED, NUMBER, ENDS = 5, 12, 1
 

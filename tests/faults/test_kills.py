@@ -2,9 +2,8 @@
 
 import random
 
-import kills
 import pytest
-import scenarios
+from faults import kills, scenarios
 
 SEED = 5
 

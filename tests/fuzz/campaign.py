@@ -9,8 +9,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
-from targets import Target, attempt
 
+from fuzz.targets import Target, attempt
 from tuneprune.cli import commands
 
 PATIENCE_S = 20

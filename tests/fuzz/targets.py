@@ -7,14 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import report_samples
-import tiny_runs
 import torch
 import yaml
+from helpers import report_samples, tiny_runs
+from helpers.tiny import random_masks
 from hypothesis import strategies as st
-from mutations import damaged, json_bytes, json_file, mutated, tensor_file
-from tiny import random_masks
 
+from fuzz.mutations import damaged, json_bytes, json_file, mutated, tensor_file
 from tuneprune import export, families
 from tuneprune.budget.latency_table import Curve, LatencyTable, shapes_of
 from tuneprune.compress import compress

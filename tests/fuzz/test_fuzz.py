@@ -1,8 +1,9 @@
 """Files that strangers may have written: each is read, or refused in one sentence."""
 
-import campaign
 import pytest
-from targets import prepared
+
+from fuzz import campaign
+from fuzz.targets import prepared
 
 FILES = ("run file, validate", "run file, recover", "plan.json", "plan.safetensors", "latency table", "record.json")
 LOGS = ("metrics.jsonl", "config.yaml of a run")

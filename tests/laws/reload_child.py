@@ -14,8 +14,8 @@ sys.modules["tuneprune"] = None  # importing it raises from here on
 sys.path.append(str(Path(__file__).parents[1]))
 
 import torch  # noqa: E402
+from helpers.precision import EXACT, FullPrecision  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
-from precision import EXACT, FullPrecision  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, logging  # noqa: E402
 

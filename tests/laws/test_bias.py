@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from precision import EXACT
+from helpers.precision import EXACT
+from helpers.tiny import CASES, logits, probe_ids, random_masks, tiny_model
+from helpers.toy_tokenizer import tiny_tokenizer
 from safetensors.torch import save_file
-from tiny import CASES, logits, probe_ids, random_masks, tiny_model
-from toy_tokenizer import tiny_tokenizer
 
 from tuneprune import export, families
 from tuneprune.budget import count_parameters

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import run_file_keys
 import yaml
-from tiny import VARIANTS, random_masks, tiny_model
+from helpers.tiny import VARIANTS, random_masks, tiny_model
 
 from tuneprune.config import RunConfig
 from tuneprune.data import SUITES, TASKS

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from precision import EXACT
-from tiny import CASES, logits, random_masks, tiny_model
+from helpers.precision import EXACT
+from helpers.tiny import CASES, logits, random_masks, tiny_model
 
 from tuneprune import families
 from tuneprune.compress import compress

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import random_masks, tiny_model
-from tiny_runs import letter_tokenizer
+from helpers.tiny import random_masks, tiny_model
+from helpers.tiny_runs import letter_tokenizer
 from transformers import logging
 
 from tuneprune import export, families

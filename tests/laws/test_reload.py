@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from matrix import cell
-from precision import EXACT, FLOAT32_LOGITS, FullPrecision
-from safetensors.torch import load_file, save_file
-from tiny import (
+from exports.matrix import cell
+from helpers.precision import EXACT, FLOAT32_LOGITS, FullPrecision
+from helpers.tiny import (
     CASES,
     DENSE,
     NO_NARROW_HEADS,
@@ -24,7 +23,8 @@ from tiny import (
     routed_plan,
     tiny_model,
 )
-from toy_tokenizer import tiny_tokenizer
+from helpers.toy_tokenizer import tiny_tokenizer
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
 from tuneprune import export, families

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from precision import EXACT
-from tiny import CASES, DENSE, MIXTURES, NO_NARROW_HEADS, REFUSED, logits, random_masks, tiny_model
+from helpers.precision import EXACT
+from helpers.tiny import CASES, DENSE, MIXTURES, NO_NARROW_HEADS, REFUSED, logits, random_masks, tiny_model
 from transformers import AutoModelForCausalLM
 
 from tuneprune import families

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from precision import EXACT
-from tiny import VARIANTS, logits, random_masks, tiny_model
+from helpers.precision import EXACT
+from helpers.tiny import VARIANTS, logits, random_masks, tiny_model
 
 from tuneprune import families
 from tuneprune.compress import compress, cut, rewrite

@@ -5,10 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
-import test_compared
-import tiny
-import tiny_runs
 import yaml
+from helpers import tiny, tiny_runs
+from helpers.report_samples import comparison
 
 from tuneprune import families
 from tuneprune.config import load_run_file
@@ -50,7 +49,7 @@ def test_table_markers_are_required():
 def test_kept_comparison_reads_back_and_makes_the_readme(tmp_path):
     kept = script("benchmarks/comparison.py")
     assert kept.all_methods().startswith("atp,")
-    found = test_compared.comparison(keeps=(0.8, 0.6))
+    found = comparison(keeps=(0.8, 0.6))
     text = kept.compact(found.model_copy(update={"failed": {"a": "out of memory"}}))
     assert len(text.splitlines()) < 60
     (tmp_path / "comparison").mkdir()

@@ -2,7 +2,7 @@
 
 import json
 
-from refusals import Row, all_of, as_it_was, exported, holding, linked, merged, own_model, set_to
+from e2e.refusals import Row, all_of, as_it_was, exported, holding, linked, merged, own_model, set_to
 
 
 def compare(says, options, change=as_it_was):

@@ -3,7 +3,7 @@
 import gzip
 import json
 
-from refusals import Row, all_of, holding, set_to
+from e2e.refusals import Row, all_of, holding, set_to
 
 GOOD = json.dumps({"text": "the cat sat"}) + "\n"
 ALPACA = json.dumps({"instruction": "name it", "input": "the cat", "output": "a cat"}) + "\n"

@@ -2,7 +2,7 @@
 
 import json
 
-from refusals import Row, copied, holding, merged, set_to
+from e2e.refusals import Row, copied, holding, merged, set_to
 
 HEAD_DIM = {"space": "head_dim", "export": ["hf", "gguf"]}
 WITH_PACKAGES, WITHOUT_PACKAGES = (

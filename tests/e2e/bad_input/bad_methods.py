@@ -1,7 +1,7 @@
 """Budgets, spaces and methods that do not go together, or not with the model."""
 
-import tiny_runs
-from refusals import Row, all_of, holding, merged, of_family, set_to
+from e2e.refusals import Row, all_of, holding, merged, of_family, set_to
+from helpers import tiny_runs
 
 
 def norms_behind(case):

@@ -1,6 +1,6 @@
 """Models and tokenizers that are not there, incomplete, or of a kind that cannot be pruned."""
 
-from refusals import Row, all_of, holding, set_to
+from e2e.refusals import Row, all_of, holding, set_to
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config
 

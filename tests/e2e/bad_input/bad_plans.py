@@ -1,7 +1,7 @@
 """Plans that are none, or that belong to another model or space, and places that cannot take the smaller model."""
 
 import torch
-from refusals import Row, all_of, as_it_was, copied, exported, holding, linked, own_model
+from e2e.refusals import Row, all_of, as_it_was, copied, exported, holding, linked, own_model
 
 from tuneprune import families
 from tuneprune.model.loading import load_config, skeleton

@@ -3,7 +3,7 @@
 import json
 
 import torch
-from refusals import Row
+from e2e.refusals import Row
 from safetensors.torch import load_file, save_file
 
 from tuneprune.structure.plan import Plan

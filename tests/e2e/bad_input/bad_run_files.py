@@ -1,6 +1,6 @@
 """Run files with keys, names and numbers that do not exist; text that is no run file; folders of other runs."""
 
-from refusals import Row, all_of, holding, set_to
+from e2e.refusals import Row, all_of, holding, set_to
 
 
 def without(key):

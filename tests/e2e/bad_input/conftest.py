@@ -1,7 +1,7 @@
 """The answers that are written into docs/bad-input.md instead of being compared with it."""
 
-import messages
 import pytest
+from e2e.bad_input import messages
 
 
 @pytest.fixture(scope="session")

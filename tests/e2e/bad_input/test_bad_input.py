@@ -3,17 +3,19 @@
 The inputs stand in the tables of the modules beside this one.
 """
 
-import bad_commands
-import bad_data
-import bad_exports
-import bad_methods
-import bad_models
-import bad_plans
-import bad_quantised
-import bad_run_files
-import messages
 import pytest
-from refusals import ADVICE, Case, assert_refused
+from e2e.bad_input import (
+    bad_commands,
+    bad_data,
+    bad_exports,
+    bad_methods,
+    bad_models,
+    bad_plans,
+    bad_quantised,
+    bad_run_files,
+    messages,
+)
+from e2e.refusals import ADVICE, Case, assert_refused
 
 TABLES = (
     bad_commands,

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from helpers.tiny import CASES, SPACES
+from helpers.toy_spaces import tiny_space
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tiny import CASES, SPACES
-from toy_spaces import tiny_space
 
 from tuneprune.budget import Budget, allocate, check, count_parameters, reachable, units_per_step
 from tuneprune.budget.chains import steps_at_least

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
+from helpers.toy_latency import table_for, timed
+from helpers.toy_spaces import tiny_space
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from toy_latency import table_for, timed
-from toy_spaces import tiny_space
 
 from tuneprune.budget import Budget, allocate, check, reachable, units_per_step
 from tuneprune.budget.latency_table import Curve, LatencyTable

@@ -3,12 +3,12 @@
 import pytest
 import torch
 import yaml
+from helpers.tiny import CASES
+from helpers.toy_latency import timed
+from helpers.toy_spaces import tiny_space
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tiny import CASES
-from toy_latency import timed
-from toy_spaces import tiny_space
 
 from tuneprune.budget import Budget, allocate, check, count_parameters, reachable
 from tuneprune.errors import ConfigError, UnreachableBudget

@@ -2,9 +2,9 @@
 
 import pytest
 import yaml
+from helpers.toy_latency import timed
+from helpers.toy_spaces import tiny_space
 from pydantic import ValidationError
-from toy_latency import timed
-from toy_spaces import tiny_space
 
 from tuneprune.budget import Budget, check, units_per_step
 from tuneprune.budget.amounts import (

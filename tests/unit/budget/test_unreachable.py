@@ -3,8 +3,8 @@
 import re
 
 import pytest
-from toy_latency import timed
-from toy_spaces import tiny_space
+from helpers.toy_latency import timed
+from helpers.toy_spaces import tiny_space
 
 from tuneprune.budget import Budget, check, reachable
 from tuneprune.budget.amounts import BYTES, PARAMETERS, parse_amount, rounded_up

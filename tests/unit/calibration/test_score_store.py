@@ -3,8 +3,8 @@
 import dataclasses
 
 import pytest
-import tiny_tuning
 import torch
+from helpers import tiny_tuning
 
 from tuneprune import methods
 from tuneprune.budget import Budget

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_tuning import hooks_of
+from helpers.tiny_tuning import hooks_of
 from torch import nn
 
 from tuneprune.calibration.statistics import input_statistics, real_tokens

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import probe_ids, random_masks, tiny_model
+from helpers.tiny import probe_ids, random_masks, tiny_model
 from torch import nn
 
 from tuneprune import families

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from precision import FLOAT32_LOGITS, within
-from tiny import CASES, layers_for, random_masks, tiny_model
-from tiny_tuning import setting
-from toy_tokenizer import tiny_tokenizer
+from helpers.precision import FLOAT32_LOGITS, within
+from helpers.tiny import CASES, layers_for, random_masks, tiny_model
+from helpers.tiny_tuning import setting
+from helpers.toy_tokenizer import tiny_tokenizer
 
 from tuneprune import export, families, methods
 from tuneprune.budget import Budget

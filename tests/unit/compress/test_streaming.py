@@ -1,11 +1,11 @@
 """`tuneprune compress` reads, cuts and writes without loading: files as from memory, and nothing half written."""
 
 import pytest
-import tiny_runs
 import torch
+from helpers import tiny_runs
+from helpers.sweeps import quick_where
+from helpers.tiny import CASES, MIXTURES, layers_for, random_masks, routed_plan, tiny_model
 from safetensors.torch import load_file, save_file
-from sweeps import quick_where
-from tiny import CASES, MIXTURES, layers_for, random_masks, routed_plan, tiny_model
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM, logging
 
 from tuneprune import export, families

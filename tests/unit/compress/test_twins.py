@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny import MIXTURES, NO_NARROW_HEADS, VARIANTS, logits, tiny_model
+from helpers.tiny import MIXTURES, NO_NARROW_HEADS, VARIANTS, logits, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tuneprune import families

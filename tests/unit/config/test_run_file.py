@@ -1,7 +1,7 @@
 """What a run file may say about compensation."""
 
 import pytest
-from tiny import tiny_model
+from helpers.tiny import tiny_model
 
 from tuneprune import families
 from tuneprune.config import Compensation, RunConfig, parse

@@ -2,8 +2,8 @@ import os
 from pathlib import Path
 
 import pytest
+from helpers.toy_bytes import byte_level_tokenizer, in_front
 from tokenizers import Tokenizer, models, normalizers
-from toy_bytes import byte_level_tokenizer, in_front
 from transformers import PreTrainedTokenizerFast
 
 CHAT = (

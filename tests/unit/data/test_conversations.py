@@ -5,7 +5,7 @@ import json
 import logging
 
 import pytest
-import toy_templates as templates
+from helpers import toy_templates as templates
 
 from tuneprune.data import DataConfig, SourceConfig, encode, load, read_source
 from tuneprune.data.unusable import LeftOut

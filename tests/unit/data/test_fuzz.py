@@ -9,9 +9,9 @@ import json
 import os
 
 import pytest
+from faults.recorded import record
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from recorded import record
 
 from tuneprune.data import DataConfig, SourceConfig, load, read_source
 from tuneprune.data.unusable import LeftOut

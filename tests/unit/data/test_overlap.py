@@ -1,5 +1,5 @@
 import pytest
-from sweeps import quick_where
+from helpers.sweeps import quick_where
 
 from tuneprune.data import Example, SourceConfig, overlaps, read_source
 from tuneprune.data.overlap import Shared, leaks

@@ -1,8 +1,8 @@
 """What stands before and after an example's own tokens is what the tokenizer, or the chat template, puts there."""
 
 import pytest
+from helpers.toy_bytes import byte_level_tokenizer
 from tokenizers import processors
-from toy_bytes import byte_level_tokenizer
 
 from tuneprune.data import Example, encode, encode_all, encode_choices, encode_prompt, windows
 

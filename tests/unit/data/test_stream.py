@@ -3,8 +3,8 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from precision import EXACT, FLOAT32, within
-from tiny import tiny_model
+from helpers.precision import EXACT, FLOAT32, within
+from helpers.tiny import tiny_model
 
 from tuneprune.data import Encoded, Stream
 from tuneprune.errors import ConfigError, DataError

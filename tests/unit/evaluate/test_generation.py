@@ -1,6 +1,6 @@
 import pytest
 import torch
-from toy import toy_model
+from helpers.toy_evaluation import toy_model
 
 from tuneprune.evaluate.forward import evaluation_mode
 from tuneprune.evaluate.generation import decode_greedily

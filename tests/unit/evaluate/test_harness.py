@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toy import byte_tokenizer, toy_model
+from helpers.toy_evaluation import byte_tokenizer, toy_model
 
 from tuneprune.data import Example
 from tuneprune.errors import ConfigError

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 import torch
-from sweeps import quick_where
-from tiny import DENSE, tiny_model
+from helpers.sweeps import quick_where
+from helpers.tiny import DENSE, tiny_model
 
 from tuneprune import families
 from tuneprune.errors import UnsupportedModel

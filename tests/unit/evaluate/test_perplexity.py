@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from toy import byte_tokenizer, toy_model
+from helpers.toy_evaluation import byte_tokenizer, toy_model
 
 from tuneprune.data import Example, TaskSpec
 from tuneprune.evaluate import EvaluateConfig, LoadedTask, evaluate, load_tasks

@@ -1,5 +1,5 @@
 import pytest
-from toy import toy_model
+from helpers.toy_evaluation import toy_model
 
 from tuneprune.errors import ConfigError
 from tuneprune.evaluate import compare_speed, measure_speed

@@ -1,6 +1,6 @@
 import pytest
+from helpers.toy_evaluation import byte_tokenizer
 from pydantic import ValidationError
-from toy import byte_tokenizer
 
 from tuneprune.data import SUITES
 from tuneprune.evaluate import EvaluateConfig, load_tasks

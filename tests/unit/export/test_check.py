@@ -3,8 +3,8 @@
 import copy
 
 import pytest
-from tiny import DENSE, REFUSED
-from tiny_tuning import setting
+from helpers.tiny import DENSE, REFUSED
+from helpers.tiny_tuning import setting
 
 from tuneprune import export, methods
 from tuneprune.budget import Budget

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import pytest
 import torch
-from tiny import tiny_model
-from toy_tokenizer import tiny_tokenizer
+from helpers.tiny import tiny_model
+from helpers.toy_tokenizer import tiny_tokenizer
 
 from tuneprune import export
 from tuneprune.errors import ConfigError, UnsupportedExport

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from matrix import cell
+from exports.matrix import cell
+from helpers.tiny import tiny_model
+from helpers.toy_tokenizer import tiny_tokenizer
 from safetensors.torch import load_file
-from tiny import tiny_model
-from toy_tokenizer import tiny_tokenizer
 from transformers import AutoConfig
 
 from tuneprune import export, families

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from tiny import layers_for, random_masks, tiny_model
-from tiny_tuning import setting
+from helpers.tiny import layers_for, random_masks, tiny_model
+from helpers.tiny_tuning import setting
 
 from tuneprune import export, families, methods
 from tuneprune.budget import Budget

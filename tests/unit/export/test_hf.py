@@ -5,9 +5,9 @@ import json
 
 import pytest
 import torch
-from tiny import logits, random_masks, tiny_model
-from tiny_runs import letter_tokenizer
-from toy_tokenizer import tiny_tokenizer
+from helpers.tiny import logits, random_masks, tiny_model
+from helpers.tiny_runs import letter_tokenizer
+from helpers.toy_tokenizer import tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, logging
 
 from tuneprune import export, families

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tiny import random_masks, tiny_model
-from tiny_runs import save_model
-from toy_tokenizer import tiny_tokenizer
+from helpers.tiny import random_masks, tiny_model
+from helpers.tiny_runs import save_model
+from helpers.toy_tokenizer import tiny_tokenizer
 
 from tuneprune import export, families
 from tuneprune.compress import compress

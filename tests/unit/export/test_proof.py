@@ -7,8 +7,8 @@ import os
 
 import pytest
 import torch
-from tiny import random_masks, tiny_model
-from toy_tokenizer import tiny_tokenizer
+from helpers.tiny import random_masks, tiny_model
+from helpers.toy_tokenizer import tiny_tokenizer
 from transformers import logging
 
 from tuneprune import export, families

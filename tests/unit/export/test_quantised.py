@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import random_masks, tiny_model
+from helpers.tiny import random_masks, tiny_model
 
 from tuneprune import export, families
 from tuneprune.compress import cut

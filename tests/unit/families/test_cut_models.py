@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from precision import EXACT
-from tiny import (
+from helpers.precision import EXACT
+from helpers.tiny import (
     CASES,
     DENSE,
     NO_NARROW_HEADS,

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import (
+from helpers.tiny import (
     DENSE,
     VARIANTS,
     logits,

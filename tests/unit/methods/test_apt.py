@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from precision import FLOAT32
-from tiny_tuning import assert_equal, hooks_of, setting
+from helpers.precision import FLOAT32
+from helpers.tiny_tuning import assert_equal, hooks_of, setting
 
 from tuneprune import methods
 from tuneprune.budget import Budget, count_parameters

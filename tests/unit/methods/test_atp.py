@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_tuning import assert_equal, hooks_of, setting
+from helpers.tiny_tuning import assert_equal, hooks_of, setting
 
 from tuneprune.budget import Budget, count_parameters
 from tuneprune.methods.atp.compensation import gated_inputs

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from precision import FLOAT32
-from tiny_tuning import ATP, setting
-from toy_latency import timed
-from toy_spaces import tiny_space
+from helpers.precision import FLOAT32
+from helpers.tiny_tuning import ATP, setting
+from helpers.toy_latency import timed
+from helpers.toy_spaces import tiny_space
 
 from tuneprune import methods
 from tuneprune.budget import Budget

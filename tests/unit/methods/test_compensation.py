@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_tuning import hooks_of, setting
+from helpers.tiny_tuning import hooks_of, setting
 
 from tuneprune.methods.atp.compensation import Compensation, gated_inputs, ridge_update
 from tuneprune.structure.masks import Gates

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from precision import FLOAT32
-from tiny_tuning import assert_equal, hooks_of, setting, trainable
+from helpers.precision import FLOAT32
+from helpers.tiny_tuning import assert_equal, hooks_of, setting, trainable
 
 from tuneprune import methods
 from tuneprune.budget import Budget, allocate, count_parameters

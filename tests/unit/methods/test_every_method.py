@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from sweeps import quick_where
-from tiny_tuning import ATP, hooks_of, setting
+from helpers.sweeps import quick_where
+from helpers.tiny_tuning import ATP, hooks_of, setting
 
 from tuneprune import methods
 from tuneprune.budget import Budget, count_parameters

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from precision import FLOAT32
-from tiny_tuning import setting
+from helpers.precision import FLOAT32
+from helpers.tiny_tuning import setting
 
 from tuneprune.calibration.scores import magnitude, taylor, unit_costs
 from tuneprune.methods.generator import FreeGenerator, TransformerGenerator, budget_distance

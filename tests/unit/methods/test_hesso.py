@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny_tuning import assert_equal, hooks_of, setting
+from helpers.tiny_tuning import assert_equal, hooks_of, setting
 
 from tuneprune import methods
 from tuneprune.budget import Budget, allocate, count_parameters

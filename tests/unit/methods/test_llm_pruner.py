@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from tiny_tuning import hooks_of, setting
-from toy_spaces import tiny_space
+from helpers.tiny_tuning import hooks_of, setting
+from helpers.toy_spaces import tiny_space
 
 from tuneprune import methods
 from tuneprune.budget import Budget, count_parameters

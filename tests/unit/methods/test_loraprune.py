@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tiny_tuning import assert_equal, setting
-from toy_spaces import tiny_space
+from helpers.tiny_tuning import assert_equal, setting
+from helpers.toy_spaces import tiny_space
 
 from tuneprune import methods
 from tuneprune.budget import Budget, count_parameters

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_tuning import hooks_of, setting
+from helpers.tiny_tuning import hooks_of, setting
 
 from tuneprune import methods
 from tuneprune.budget import Budget

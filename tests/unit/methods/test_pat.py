@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from precision import EXACT, FLOAT32
-from tiny import cast_exactly, logits
-from tiny_tuning import hooks_of, setting
+from helpers.precision import EXACT, FLOAT32
+from helpers.tiny import cast_exactly, logits
+from helpers.tiny_tuning import hooks_of, setting
 
 from tuneprune import methods
 from tuneprune.budget import Budget

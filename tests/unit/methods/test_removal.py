@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_tuning import setting
+from helpers.tiny_tuning import setting
 
 from tuneprune.budget import Budget, count_parameters
 from tuneprune.methods.removal import cubic, partial, shrink

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tiny_tuning import hooks_of, setting
+from helpers.tiny_tuning import hooks_of, setting
 
 from tuneprune import methods
 from tuneprune.budget import Budget, count_parameters

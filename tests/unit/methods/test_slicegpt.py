@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from precision import FLOAT32, within
-from tiny import VARIANTS, logits, tiny_model
-from tiny_tuning import hooks_of, setting
+from helpers.precision import FLOAT32, within
+from helpers.tiny import VARIANTS, logits, tiny_model
+from helpers.tiny_tuning import hooks_of, setting
 
 from tuneprune import families, methods
 from tuneprune.budget import Budget

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from precision import FLOAT32
-from tiny import logits
-from tiny_tuning import assert_equal, hooks_of, setting, trainable
+from helpers.precision import FLOAT32
+from helpers.tiny import logits
+from helpers.tiny_tuning import assert_equal, hooks_of, setting, trainable
 
 from tuneprune import methods
 from tuneprune.budget import Budget, units_per_step

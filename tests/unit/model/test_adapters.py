@@ -4,13 +4,13 @@ import itertools
 import json
 
 import pytest
-import tiny_runs
 import torch
+from helpers import tiny_runs
+from helpers.sweeps import quick_where
+from helpers.tiny import logits, tiny_model
+from helpers.tiny_runs import make_adapter
 from peft import IA3Config, LoraConfig, TaskType, get_peft_model
 from peft.tuners.lora.config import KasaConfig
-from sweeps import quick_where
-from tiny import logits, tiny_model
-from tiny_runs import make_adapter
 
 from tuneprune import families
 from tuneprune.errors import ConfigError

@@ -4,11 +4,10 @@ import json
 import logging
 
 import pytest
-import tiny
-import tiny_runs
 import torch
+from helpers import tiny, tiny_runs
+from helpers.tiny import logits, tiny_model
 from safetensors.torch import load_file, save_file
-from tiny import logits, tiny_model
 from transformers import AutoModelForCausalLM
 
 from tuneprune import families

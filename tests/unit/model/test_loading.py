@@ -3,9 +3,9 @@ import math
 
 import pytest
 import torch
+from helpers.tiny import logits, tiny_model
+from helpers.tiny_runs import make_adapter, save_model, sentences
 from safetensors.torch import load_file, save_file
-from tiny import logits, tiny_model
-from tiny_runs import make_adapter, save_model, sentences
 from transformers import LlamaForCausalLM
 
 from tuneprune import export

@@ -1,8 +1,8 @@
 """What `tuneprune compare` makes of the names it is given, before anything runs."""
 
 import pytest
-import tiny_runs
 import yaml
+from helpers import tiny_runs
 
 from tuneprune.config import RunConfig
 from tuneprune.errors import CellsFailed, ConfigError

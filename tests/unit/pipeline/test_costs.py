@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import random_masks
-from tiny_runs import save_model, write_run
+from helpers.tiny import random_masks
+from helpers.tiny_runs import save_model, write_run
 
 from tuneprune import export
 from tuneprune.compress import compress

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from tiny_runs import run_content
+from helpers.tiny_runs import run_content
 
 from tuneprune.config import RunConfig
 from tuneprune.errors import ConfigError

@@ -4,34 +4,14 @@ import math
 import statistics
 
 import pytest
-from report_samples import parameters, record, scores
+from helpers.report_samples import QUALITY, comparison
 
 from tuneprune.errors import DataError
-from tuneprune.report import ComparisonRecord, ReferenceRecord, comparison_markdown, comparison_rich
+from tuneprune.report import ComparisonRecord, comparison_markdown, comparison_rich
 from tuneprune.report.compared_page import render_comparison, verdict
 from tuneprune.report.compared_tables import quality_table, summary_table
 from tuneprune.report.intervals import Estimate, paired, t_quantile
 from tuneprune.report.quality import quality_picture
-
-QUALITY = {"atp": (0.95, 0.93, 0.97), "magnitude": (0.90, 0.89, 0.88)}
-
-
-def reference(seed, quality=1.0):
-    content = {"schema": 1, "seed": seed, "scores": {"dense": scores(0.45), "dense_tuned": scores(quality)}}
-    return ReferenceRecord.from_data(content | {"time": {"reference_s": 60.0}}, "reference")
-
-
-def comparison(quality=None, against="atp", keeps=(0.6,), failed=None, drop=()):
-    found = {}
-    for name, values in (quality or QUALITY).items():
-        for keep in keeps:
-            for seed, value in enumerate(values):
-                if (name, seed) not in drop:
-                    budget = {"keep": keep, "of": "total"}
-                    made = record(name, value, seed=seed, budget=budget, parameters=parameters(keep), label=name)
-                    found[f"{name}-keep{keep}-seed{seed}"] = made
-    seeds = range(max(len(values) for values in (quality or QUALITY).values()))
-    return ComparisonRecord.of(found, [reference(seed) for seed in seeds], against, failed or {})
 
 
 def test_t_quantiles_are_the_tables():

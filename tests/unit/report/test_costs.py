@@ -1,5 +1,5 @@
 import pytest
-from report_samples import proof, proof_data, record, speed, spread
+from helpers.report_samples import proof, proof_data, record, speed, spread
 
 from tuneprune.report import model_card
 from tuneprune.report.costs import MemoryUse, SpeedRecord, memory_rows, memory_sentence, speed_sentence, twins_sentence

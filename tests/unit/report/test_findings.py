@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from report_samples import record as run_record
+from helpers.report_samples import record as run_record
 
 from tuneprune.report.findings import EMPTIED, RESIDUE, decision_warnings, score_warnings, training_findings
 from tuneprune.report.page import render_page

@@ -5,12 +5,12 @@ import re
 
 import pytest
 import yaml
+from helpers.html_pages import parsed
+from helpers.report_samples import proof, proof_data, record
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_samples import proof, proof_data, record
 from rich.console import Console
 from rich.progress import Progress as Bars
-from test_report_page import parsed
 
 from tuneprune.cli.display import complain, print_sections
 from tuneprune.cli.progress_bars import ConsoleProgress

@@ -2,7 +2,7 @@ import ast
 
 import pytest
 import yaml
-from report_samples import proof, proof_data, record
+from helpers.report_samples import proof, proof_data, record
 
 from tuneprune.report import model_card
 from tuneprune.report.card import loading_code

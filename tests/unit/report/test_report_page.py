@@ -1,9 +1,9 @@
 import math
 import re
-from html.parser import HTMLParser
 
 import pytest
-from report_samples import metrics, proof, record, scores, speed, widths
+from helpers.html_pages import parsed
+from helpers.report_samples import metrics, proof, record, scores, speed, widths
 
 from tuneprune.report import Width, write_report
 from tuneprune.report.charts import Chart, Series, line_chart, smoothed
@@ -13,33 +13,6 @@ from tuneprune.report.page import render_page, verdict
 from tuneprune.report.widths import kind_rows, widths_picture
 
 HOSTILE = '<script>alert("x")</script>"><img src=x onerror=alert(1)>'
-VOID = {"meta", "img", "br", "hr", "link", "input"}
-
-
-class Tags(HTMLParser):
-    """Collects tags and attributes, and checks that they nest."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.seen = [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.seen.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.seen.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
-def parsed(page):
-    tags = Tags()
-    tags.feed(str(page))
-    assert tags.open == []
-    return tags.seen
 
 
 def test_the_page_is_written_into_the_run_folder_or_where_asked(tmp_path):

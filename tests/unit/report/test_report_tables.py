@@ -1,5 +1,5 @@
 import pytest
-from report_samples import TASKS, record, scores
+from helpers.report_samples import TASKS, record, scores
 from rich.console import Console
 
 from tuneprune.report import html_table, markdown_table, rich_table

@@ -2,7 +2,7 @@ import json
 import math
 
 import pytest
-from report_samples import parameters, proof, proof_data, record, record_data, scores
+from helpers.report_samples import parameters, proof, proof_data, record, record_data, scores
 
 from tuneprune.errors import ConfigError, DataError
 from tuneprune.report import Proof, RunRecord

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
+from helpers.tiny import CASES, SPACES, logits, probe_ids, random_masks, tiny_model
 from peft import LoraConfig, inject_adapter_in_model
-from tiny import CASES, SPACES, logits, probe_ids, random_masks, tiny_model
 from torch import nn
 
 from tuneprune import families

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
+from helpers.tiny import SPACES, random_masks
+from helpers.toy_spaces import tiny_space
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from tiny import SPACES, random_masks
-from toy_spaces import tiny_space
 
 from tuneprune.errors import PlanMismatch
 from tuneprune.structure.edits import Bias, Drop, Keep, Rotate, Route, target

@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
+from helpers.tiny import CASES, DENSE, SPACES, tiny_model
+from helpers.toy_spaces import tiny_space
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import CASES, DENSE, SPACES, tiny_model
-from toy_spaces import tiny_space
 
 from tuneprune import families
 from tuneprune.errors import ConfigError, UnsupportedModel

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from helpers.tiny import CASES, tiny_model
 from peft import LoraConfig, inject_adapter_in_model
-from tiny import CASES, tiny_model
 
 from tuneprune import families
 from tuneprune.structure import spaces

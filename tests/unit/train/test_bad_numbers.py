@@ -7,7 +7,7 @@ import signal
 
 import pytest
 import torch
-from injections import (
+from helpers.injections import (
     GENERATORS,
     KINDS,
     LEFT_OUT,
@@ -30,8 +30,8 @@ from injections import (
     start,
     state_of,
 )
-from sweeps import quick_where
-from tiny_tuning import setting
+from helpers.sweeps import quick_where
+from helpers.tiny_tuning import setting
 
 from tuneprune import methods
 from tuneprune.budget import Budget

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from tiny_tuning import assert_equal, setting, trainable
+from helpers.tiny_tuning import assert_equal, setting, trainable
 
 from tuneprune.errors import ConfigError, PlanMismatch
 from tuneprune.methods.base import Search

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_tuning import assert_equal, hooks_of, setting, trainable
+from helpers.tiny_tuning import assert_equal, hooks_of, setting, trainable
 
 from tuneprune.errors import PlanMismatch, TrainingDiverged
 from tuneprune.methods.base import Search

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from tiny import VARIANTS, logits, tiny_model
-from tiny_tuning import assert_equal, hooks_of, trainable
+from helpers.tiny import VARIANTS, logits, tiny_model
+from helpers.tiny_tuning import assert_equal, hooks_of, trainable
 
 from tuneprune import families
 from tuneprune.errors import ConfigError

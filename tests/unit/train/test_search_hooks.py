@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from tiny_tuning import assert_equal, setting, trainable
+from helpers.tiny_tuning import assert_equal, setting, trainable
 from torch import nn
 
 from tuneprune.methods.base import Search, Trained

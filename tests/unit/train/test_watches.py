@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from tiny_tuning import setting
+from helpers.tiny_tuning import setting
 
 from tuneprune.methods.base import Search
 from tuneprune.train.watches import LOSS_WINDOW, SPIKE, SPIKE_WINDOW, Watches

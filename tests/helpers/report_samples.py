@@ -3,7 +3,7 @@
 import math
 import random
 
-from tuneprune.report import Proof, RunRecord
+from tuneprune.report import ComparisonRecord, Proof, ReferenceRecord, RunRecord
 
 TASKS = ("clinic_text", "clinic_nli", "clinic_qa", "clinic_summary")
 
@@ -169,3 +169,24 @@ def metrics(steps=300):
             entry["mask_churn"] = 0.2 * math.exp(-8 * progress) + abs(generator.gauss(0, 0.004))
         logged.append(entry)
     return logged
+
+
+QUALITY = {"atp": (0.95, 0.93, 0.97), "magnitude": (0.90, 0.89, 0.88)}
+
+
+def reference(seed, quality=1.0):
+    content = {"schema": 1, "seed": seed, "scores": {"dense": scores(0.45), "dense_tuned": scores(quality)}}
+    return ReferenceRecord.from_data(content | {"time": {"reference_s": 60.0}}, "reference")
+
+
+def comparison(quality=None, against="atp", keeps=(0.6,), failed=None, drop=()):
+    found = {}
+    for name, values in (quality or QUALITY).items():
+        for keep in keeps:
+            for seed, value in enumerate(values):
+                if (name, seed) not in drop:
+                    budget = {"keep": keep, "of": "total"}
+                    made = record(name, value, seed=seed, budget=budget, parameters=parameters(keep), label=name)
+                    found[f"{name}-keep{keep}-seed{seed}"] = made
+    seeds = range(max(len(values) for values in (quality or QUALITY).values()))
+    return ComparisonRecord.of(found, [reference(seed) for seed in seeds], against, failed or {})

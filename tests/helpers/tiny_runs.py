@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
-from tiny import logits, tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from toy_tokenizer import WORDS
 from transformers import PreTrainedTokenizerFast
+
+from helpers.tiny import logits, tiny_model
+from helpers.toy_tokenizer import WORDS
 
 NAMES = {"gpt_neox": {"embed_tokens": "embed_in", "lm_head": "embed_out", "norm": "final_layer_norm"}}
 METHOD = {"name": "atp", "prior_batches": 2, "generator_size": 8, "generator_heads": 2, "generator_blocks": 1}

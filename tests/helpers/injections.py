@@ -4,8 +4,8 @@ import json
 from contextlib import contextmanager, nullcontext
 
 import torch
-from tiny_tuning import ATP, setting
 
+from helpers.tiny_tuning import ATP, setting
 from tuneprune import methods
 from tuneprune.budget import Budget
 from tuneprune.errors import TunePruneError

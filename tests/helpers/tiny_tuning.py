@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from tiny import layers_for, tiny_model
 
+from helpers.tiny import layers_for, tiny_model
 from tuneprune import families, methods
 from tuneprune.budget import Budget
 from tuneprune.calibration.subject import Subject

@@ -1,8 +1,9 @@
 """A byte-level tokenizer without merges and a tiny model of the same vocabulary."""
 
 import torch
-from tiny import tiny_model
-from toy_bytes import byte_level_tokenizer
+
+from helpers.tiny import tiny_model
+from helpers.toy_bytes import byte_level_tokenizer
 
 
 def byte_tokenizer(*, bos=True):

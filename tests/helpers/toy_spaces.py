@@ -1,7 +1,6 @@
 """Pruning spaces of tiny models."""
 
-from tiny import layers_for, tiny_model
-
+from helpers.tiny import layers_for, tiny_model
 from tuneprune import families
 from tuneprune.structure import spaces
 

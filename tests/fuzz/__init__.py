@@ -1,0 +1,1 @@
+"""Valid files, changed or damaged, and what reads them."""
