@@ -27,7 +27,7 @@ TABLES = (
     bad_quantised,
     bad_run_files,
 )
-ROWS = {f"{table.__name__}: {name}": row for table in TABLES for name, row in table.ROWS.items()}
+ROWS = {f"{table.__name__.rpartition('.')[2]}: {name}": row for table in TABLES for name, row in table.ROWS.items()}
 
 
 ANSWERS = messages.read()
