@@ -58,8 +58,8 @@ def test_files_and_the_folders_of_their_names_are_flushed(tmp_path, monkeypatch)
 def test_file_sizes_are_limited(tmp_path):
     """A real refusal of the system, with what safetensors makes of it."""
     code = (
-        "import sys, torch, resource; from pathlib import Path; from tuneprune import storage;"
-        "from safetensors.torch import save_file\n"
+        "import sys, torch, resource; from pathlib import Path;"
+        "from safetensors.torch import save_file; from tuneprune.system import storage\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "with storage.replacing(Path(sys.argv[1])) as partial: save_file({'a': torch.zeros(1000)}, partial)"
     )
