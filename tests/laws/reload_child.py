@@ -1,6 +1,6 @@
-"""What a recipient does with exported folders: a process without tuneprune tries every use on each of them.
+"""Every use of an exported folder, tried in a process without tuneprune.
 
-Usage: python reload_child.py JOBS RESULTS. JOBS lists {folder, ragged, full}; `x.expected` lies beside folder `x`.
+Usage: python reload_child.py JOBS RESULTS. JOBS lists {folder, ragged, full}; `x.expected` is next to folder `x`.
 """
 
 import json
@@ -27,7 +27,7 @@ GREEDY = {"max_new_tokens": 6, "do_sample": False}
 def load(folder, auto=AutoModelForCausalLM, **settings):
     model = auto.from_pretrained(folder, trust_remote_code=True, **{"dtype": "auto"} | settings).eval()
     if model.dtype == torch.float64:
-        model.set_experts_implementation("eager")  # others know no double precision
+        model.set_experts_implementation("eager")  # the others do not support double precision
     return model
 
 

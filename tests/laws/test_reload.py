@@ -64,7 +64,7 @@ USES = (
 
 
 def export_pruned(model, tokenizer, ids, space_name, uniform, folder):
-    """Prune at random masks, export, and leave what the masked model said beside the folder."""
+    """Prune at random masks, export, and save the logits of the masked model next to the folder."""
     architecture = families.describe(model)
     space = spaces.build(space_name, architecture, model)
     plan = Plan.from_masks(random_masks(space, uniform=uniform), space)
@@ -72,27 +72,27 @@ def export_pruned(model, tokenizer, ids, space_name, uniform, folder):
 
 
 def export_plan(model, tokenizer, ids, architecture, space, plan, folder):
-    """Prune by a plan, export, and leave what the simulation on the dense model said beside the folder."""
+    """Prune by a plan, export, and save the logits of the simulation on the dense model next to the folder."""
     with FullPrecision(), torch.no_grad(), simulated(model, space, plan):
         expected = model(input_ids=ids, use_cache=False).logits
     parameters = space.count(plan.widths(space)) + plan.added(space)
-    return leave(compress(model, architecture, space, plan), tokenizer, ids, expected, folder, parameters)
+    return exported(compress(model, architecture, space, plan), tokenizer, ids, expected, folder, parameters)
 
 
-def leave(small, tokenizer, ids, expected, folder, parameters):
-    """The exported folder, with what its model has to say beside it."""
+def exported(small, tokenizer, ids, expected, folder, parameters):
+    """Export a model, with the logits expected of it next to the folder."""
     loader = export.write(small, tokenizer, folder)
     save_file({"input_ids": ids, "logits": expected}, folder.with_suffix(".expected"))
     return {"folder": folder, "parameters": parameters, "loader": loader}
 
 
 def job(facts, *, full):
-    """What the child is to do with a folder; in `full` it tries every use."""
+    """A job for the child process; with `full` it tries every use."""
     return {"folder": str(facts["folder"]), "ragged": facts["loader"].needs_remote_code, "full": full}
 
 
 def run_child(jobs, scratch):
-    """What the process without tuneprune found, by folder."""
+    """The results of the process without tuneprune, by folder."""
     (scratch / "jobs.json").write_text(json.dumps(jobs))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(scratch / "modules")}
     child = Path(__file__).with_name("reload_child.py")
@@ -167,7 +167,7 @@ def test_every_use_of_a_model_works(toys, case):
 
 
 def is_stock(variant, space_name, uniform):
-    """One width for all; 31 residual dims are nothing for LLaMA's class, whose biases no other class hosts."""
+    """One width for all; 31 residual dims do not fit the class of LLaMA, and no other class has its biases."""
     if space_name == "depth":
         return True
     return (space_name in ("width", "experts") and uniform and variant not in NO_NARROW_HEADS) or (
@@ -190,7 +190,7 @@ def check_loader(case, facts):
 
 
 def check_rope(variant, facts):
-    """It survives under both names."""
+    """The RoPE base is written under both names."""
     config = json.loads((facts["folder"] / "config.json").read_text())
     rope = config["rope_parameters"]
     assert config["rope_theta"] == rope.get("full_attention", rope)["rope_theta"]
@@ -244,7 +244,7 @@ def test_rotated_models_reload_and_work(tmp_path, variants):
         with FullPrecision(), torch.no_grad():
             expected = small(input_ids=probe_ids(), use_cache=False).logits
         parameters = space.count(plan.widths(space)) + plan.added(space)
-        written[variant] = leave(small, tiny_tokenizer(), probe_ids(), expected, tmp_path / variant, parameters)
+        written[variant] = exported(small, tiny_tokenizer(), probe_ids(), expected, tmp_path / variant, parameters)
     check_uses_of_all(written, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Rules that keep the house in order, read off the source: sizes, depth of inheritance, who may know what."""
+"""Rules of the source code: sizes, depth of inheritance, imports that are allowed."""
 
 import ast
 import importlib
@@ -26,7 +26,7 @@ def trees():
 
 
 def nodes(*kinds):
-    """Every node of these kinds with where it stands."""
+    """Every node of these kinds with its file and line."""
     for path, tree in trees().items():
         for node in ast.walk(tree):
             if isinstance(node, kinds):
@@ -34,7 +34,7 @@ def nodes(*kinds):
 
 
 def imports(path):
-    """Full names of all modules that a file imports, and of what it takes from them."""
+    """Full names of all modules that a file imports, and of the names imported from them."""
     for node in ast.walk(trees()[path]):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -51,7 +51,7 @@ def all_methods():
 
 def test_files_stay_small():
     lengths = {path.relative_to(SOURCE): len(path.read_text(encoding="utf8").splitlines()) for path in trees()}
-    shipped = Path("compress", "modeling_pruned.py")  # travels with checkpoints as one file, so it cannot be divided
+    shipped = Path("compress", "modeling_pruned.py")  # ships with checkpoints as one file
     assert lengths.pop(shipped) <= 500
     assert {str(path): length for path, length in lengths.items() if length > 300} == {}
 
@@ -62,7 +62,7 @@ def test_functions_stay_small():
     assert sorted(lengths.values())[int(0.9 * len(lengths))] <= 40
 
 
-def test_files_say_what_they_are():
+def test_every_file_has_a_docstring_and_a_telling_name():
     for path, tree in trees().items():
         assert path.name not in ("utils.py", "helpers.py", "common.py", "misc.py"), path
         assert ast.get_docstring(tree) or not tree.body, f"{path} has no docstring"
@@ -155,7 +155,7 @@ WEIGHTS = ("AutoModelForCausalLM", "AutoModel", "stock")
 
 
 def calls():
-    """Every call with where it stands: the name before its last dot, empty for a plain name, and the last one."""
+    """Every call with its file and line, the name before its last dot (empty for a plain name) and the last one."""
     for _, where, node in nodes(ast.Call):
         if isinstance(node.func, ast.Name):
             yield where, "", node.func.id, node
@@ -172,7 +172,7 @@ def test_no_file_is_unpickled_and_no_text_runs():
 
 
 def test_transformers_is_told_what_to_trust():
-    """Else it asks at the terminal where a folder names code, and takes pickles where there is nothing else."""
+    """Otherwise it asks at the terminal when a folder names code, and loads pickles when there is nothing else."""
     told = 0
     for where, owner, name, call in calls():
         given = {keyword.arg for keyword in call.keywords}  # None stands for some that are unpacked

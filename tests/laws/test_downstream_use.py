@@ -1,4 +1,4 @@
-"""What people do with a model that they were given works on an export too: peft, merging, compiling, pipelines."""
+"""Exported models work downstream as any other: peft, merging, compiling, pipelines."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def test_everything_works(tmp_path, cases):
         assert loader.needs_remote_code == (not uniform)
     (tmp_path / "jobs.json").write_text(json.dumps([str(tmp_path / name_of(case)) for case in cases]))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    child = Path(__file__).with_name("onward_child.py")
+    child = Path(__file__).with_name("downstream_child.py")
     command = [sys.executable, "-P", str(child), str(tmp_path / "jobs.json"), str(tmp_path / "results.json")]
     subprocess.run(command, env=environment, check=True, cwd=tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())

@@ -1,6 +1,6 @@
-"""What a recipient does next with exported folders, in a process without tuneprune: adapters, merging, compiling.
+"""Downstream use of exported folders in a process without tuneprune: adapters, merging, compiling.
 
-Usage: python onward_child.py JOBS RESULTS, where JOBS lists folders.
+Usage: python downstream_child.py JOBS RESULTS, where JOBS lists folders.
 """
 
 import json
