@@ -1,4 +1,4 @@
-"""Model folders as somebody who means harm would make them: each tries to leave a mark outside of itself."""
+"""Model folders as an attacker would make them: each tries to leave a mark outside of itself."""
 
 import json
 import pickle

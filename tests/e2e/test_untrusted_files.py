@@ -1,4 +1,4 @@
-"""Model folders and adapters of strangers: none of their code runs unless the user says so, and no pickle is read."""
+"""Untrusted model folders and adapters: none of their code runs unless the user says so, and no pickle is read."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from e2e.refusals import assert_refused
-from e2e.strangers import change, hostile_model, pickled
+from e2e.untrusted import change, hostile_model, pickled
 from helpers import tiny_runs
 from helpers.tiny import random_masks
 from transformers import AutoConfig
