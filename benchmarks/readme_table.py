@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tuneprune.report import ComparisonRecord, RunRecord, markdown_table
-from tuneprune.report.compared_tables import markdown_lines, note, quality_table, summary_table
+from tuneprune.report.comparison.tables import markdown_lines, note, quality_table, summary_table
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTHING = "No results are committed yet."

@@ -182,7 +182,7 @@ def _show_findings(record: Any) -> None:  # noqa: ANN401  (imported only when a 
 
 def show_recovered(record: Any, folder: Path) -> None:  # noqa: ANN401  (imported only when a command runs)
     """The scores before and after a tuning, and where the model is."""
-    from tuneprune.report.recovered import recover_table
+    from tuneprune.report.recover import recover_table
 
     if is_main_process():
         _console().print(recover_table(record))

@@ -13,8 +13,8 @@ from tuneprune.compress.twins import Twin, uniform_twin
 from tuneprune.errors import TunePruneError
 from tuneprune.model.loading import cast_weights
 from tuneprune.pipeline.job import Job
-from tuneprune.report.costs import SpeedRecord, speed_sentence
 from tuneprune.report.numbers import bytes_text
+from tuneprune.report.run.costs import SpeedRecord, speed_sentence
 from tuneprune.structure import spaces
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.space import Kind

@@ -10,7 +10,7 @@ from tuneprune.budget import Budget, units_per_step
 from tuneprune.errors import DataError, ProofFailed, reading
 from tuneprune.pipeline.job import Job, Scores
 from tuneprune.report import Proof, RunRecord, model_card, write_report
-from tuneprune.report.findings import decision_warnings, score_warnings, training_findings
+from tuneprune.report.run.findings import decision_warnings, score_warnings, training_findings
 from tuneprune.structure.plan import Plan
 from tuneprune.system.environment import environment
 

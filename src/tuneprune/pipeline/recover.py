@@ -42,8 +42,8 @@ from tuneprune.pipeline.output_folder import claim, fingerprinted
 from tuneprune.pipeline.record import write_card
 from tuneprune.pipeline.run import convert, round_weights
 from tuneprune.report import Proof, load_scores
-from tuneprune.report.findings import score_warnings, training_findings
-from tuneprune.report.recovered import RecoverRecord, recover_card
+from tuneprune.report.recover import RecoverRecord, recover_card
+from tuneprune.report.run.findings import score_warnings, training_findings
 from tuneprune.structure.architecture import Architecture
 from tuneprune.system.environment import environment
 from tuneprune.system.processes import meet

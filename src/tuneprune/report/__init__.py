@@ -1,12 +1,12 @@
 """What a run says about itself: typed record and proof, comparison tables, model card and page."""
 
-from tuneprune.report.card import loading_line, model_card
-from tuneprune.report.compared import CellRecord, ComparisonRecord, RowRecord
-from tuneprune.report.compared_page import write_comparison
-from tuneprune.report.compared_tables import comparison_markdown, comparison_rich
-from tuneprune.report.costs import MemoryUse, SpeedRecord
-from tuneprune.report.page import write_report
-from tuneprune.report.proof import (
+from tuneprune.report.comparison.page import write_comparison
+from tuneprune.report.comparison.record import CellRecord, ComparisonRecord, RowRecord
+from tuneprune.report.comparison.tables import comparison_markdown, comparison_rich
+from tuneprune.report.run.card import loading_line, model_card
+from tuneprune.report.run.costs import MemoryUse, SpeedRecord
+from tuneprune.report.run.page import write_report
+from tuneprune.report.run.proof import (
     BytesOnDisk,
     Check,
     Generation,
@@ -16,7 +16,7 @@ from tuneprune.report.proof import (
     Parameters,
     Proof,
 )
-from tuneprune.report.record import (
+from tuneprune.report.run.record import (
     BudgetRecord,
     EnvironmentRecord,
     MemoryRecord,
@@ -30,7 +30,7 @@ from tuneprune.report.record import (
     Width,
     load_scores,
 )
-from tuneprune.report.tables import html_table, markdown_table, rich_table
+from tuneprune.report.run.result_table import html_table, markdown_table, rich_table
 
 __all__ = [
     "BudgetRecord",

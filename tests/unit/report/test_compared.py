@@ -8,10 +8,10 @@ from helpers.report_samples import QUALITY, comparison
 
 from tuneprune.errors import DataError
 from tuneprune.report import ComparisonRecord, comparison_markdown, comparison_rich
-from tuneprune.report.compared_page import render_comparison, verdict
-from tuneprune.report.compared_tables import quality_table, summary_table
-from tuneprune.report.intervals import Estimate, paired, t_quantile
-from tuneprune.report.quality import quality_picture
+from tuneprune.report.comparison.intervals import Estimate, paired, t_quantile
+from tuneprune.report.comparison.page import render_comparison, verdict
+from tuneprune.report.comparison.picture import quality_picture
+from tuneprune.report.comparison.tables import quality_table, summary_table
 
 
 def test_t_quantiles_are_the_tables():

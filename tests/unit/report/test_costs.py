@@ -2,9 +2,16 @@ import pytest
 from helpers.report_samples import proof, proof_data, record, speed, spread
 
 from tuneprune.report import model_card
-from tuneprune.report.costs import MemoryUse, SpeedRecord, memory_rows, memory_sentence, speed_sentence, twins_sentence
-from tuneprune.report.exports import export_rows
-from tuneprune.report.page import render_page
+from tuneprune.report.run.costs import (
+    MemoryUse,
+    SpeedRecord,
+    memory_rows,
+    memory_sentence,
+    speed_sentence,
+    twins_sentence,
+)
+from tuneprune.report.run.exports import export_rows
+from tuneprune.report.run.page import render_page
 
 TWINS = {
     "uniform": {"parameters": 3_600_000, "widths": {"kv_group": 2, "mlp_channel": 395}, "multiple_of": 1},

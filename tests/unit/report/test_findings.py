@@ -5,9 +5,9 @@ import math
 import pytest
 from helpers.report_samples import record as run_record
 
-from tuneprune.report.findings import EMPTIED, RESIDUE, decision_warnings, score_warnings, training_findings
-from tuneprune.report.page import render_page
-from tuneprune.report.record import RunRecord, TrainingRecord
+from tuneprune.report.run.findings import EMPTIED, RESIDUE, decision_warnings, score_warnings, training_findings
+from tuneprune.report.run.page import render_page
+from tuneprune.report.run.record import RunRecord, TrainingRecord
 
 FOUND = {
     "bad_numbers": {"loss": 2, "calibration": 1},

@@ -16,9 +16,9 @@ from tuneprune.cli.display import complain, print_sections
 from tuneprune.cli.progress_bars import ConsoleProgress
 from tuneprune.errors import CellsFailed, printable
 from tuneprune.report import markdown_table, model_card, rich_table
-from tuneprune.report.page import render_page
-from tuneprune.report.recovered import RecoverRecord, recover_card, recover_table
-from tuneprune.report.tables import code_span
+from tuneprune.report.recover import RecoverRecord, recover_card, recover_table
+from tuneprune.report.run.page import render_page
+from tuneprune.report.run.result_table import code_span
 
 PIECES = (
     *(

@@ -5,8 +5,8 @@ import yaml
 from helpers.report_samples import proof, proof_data, record
 
 from tuneprune.report import model_card
-from tuneprune.report.card import loading_code
-from tuneprune.report.recovered import RecoverRecord, recover_card
+from tuneprune.report.recover import RecoverRecord, recover_card
+from tuneprune.report.run.card import loading_code
 
 
 def front_matter(card):

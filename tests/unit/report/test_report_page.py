@@ -7,10 +7,10 @@ from helpers.report_samples import metrics, proof, record, scores, speed, widths
 
 from tuneprune.report import Width, write_report
 from tuneprune.report.charts import Chart, Series, line_chart, smoothed
-from tuneprune.report.costs import speed_sentence
-from tuneprune.report.curves import curves, timeline
-from tuneprune.report.page import render_page, verdict
-from tuneprune.report.widths import kind_rows, widths_picture
+from tuneprune.report.run.costs import speed_sentence
+from tuneprune.report.run.curves import curves, timeline
+from tuneprune.report.run.page import render_page, verdict
+from tuneprune.report.run.widths import kind_rows, widths_picture
 
 HOSTILE = '<script>alert("x")</script>"><img src=x onerror=alert(1)>'
 

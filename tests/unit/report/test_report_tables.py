@@ -3,7 +3,6 @@ from helpers.report_samples import TASKS, record, scores
 from rich.console import Console
 
 from tuneprune.report import html_table, markdown_table, rich_table
-from tuneprune.report.comparison import compare, headline_metric, relative_to
 from tuneprune.report.numbers import (
     bytes_text,
     count_text,
@@ -12,6 +11,7 @@ from tuneprune.report.numbers import (
     score_text,
     seconds_text,
 )
+from tuneprune.report.run.result_rows import compare, headline_metric, relative_to
 
 
 def cells(line):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tuneprune.report.numbers import alignment_text, percent_text
-from tuneprune.report.record import ModelRecord, RunRecord, Scores
+from tuneprune.report.run.record import ModelRecord, RunRecord, Scores
 
 Role = Literal["dense", "dense_tuned", "pruned"]
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from tuneprune.report.compared import ComparisonRecord, RowRecord
-from tuneprune.report.intervals import Estimate
+from tuneprune.report.comparison.intervals import Estimate
+from tuneprune.report.comparison.record import ComparisonRecord, RowRecord
 from tuneprune.report.numbers import MISSING, bytes_text, count_text, percent_text, score_text, seconds_text
-from tuneprune.report.tables import escape_markdown, plain
+from tuneprune.report.run.result_table import escape_markdown, plain
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from tuneprune.report.record import Width
+from tuneprune.report.run.record import Width
 from tuneprune.report.templates import render
 from tuneprune.structure.spaces import UNIT_NAMES
 

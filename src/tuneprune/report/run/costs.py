@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
+from tuneprune.report.json_files import OpenSection, Section
 from tuneprune.report.numbers import bytes_text, count_text
-from tuneprune.report.stored import OpenSection, Section
 
 
 class Spread(Section):

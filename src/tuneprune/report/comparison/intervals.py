@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
-from tuneprune.report.stored import Section
+from tuneprune.report.json_files import Section
 
 LEVEL = 0.95
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from tuneprune.report.stored import Section
+from tuneprune.report.json_files import Section
 
 Scores = Mapping[str, Mapping[str, float]]
 Found = dict[str, Any]

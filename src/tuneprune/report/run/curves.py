@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from tuneprune.report.charts import Chart, Point, Series, smoothed
-from tuneprune.report.record import RunRecord
+from tuneprune.report.run.record import RunRecord
 
 Entry = Mapping[str, Any]
 

@@ -8,14 +8,14 @@ import yaml
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from tuneprune.errors import printable
-from tuneprune.report.comparison import compare
-from tuneprune.report.costs import memory_rows, memory_sentence, speed_sentence, twins_sentence
-from tuneprune.report.exports import HEADERS, export_rows
 from tuneprune.report.numbers import alignment_text, bytes_text, count_text, counted_text, percent_text, score_text
-from tuneprune.report.proof import Check, Proof
-from tuneprune.report.record import ModelRecord, RunRecord
-from tuneprune.report.summary import data_rows
-from tuneprune.report.tables import code_span, escape_markdown
+from tuneprune.report.run.costs import memory_rows, memory_sentence, speed_sentence, twins_sentence
+from tuneprune.report.run.exports import HEADERS, export_rows
+from tuneprune.report.run.proof import Check, Proof
+from tuneprune.report.run.record import ModelRecord, RunRecord
+from tuneprune.report.run.result_rows import compare
+from tuneprune.report.run.result_table import code_span, escape_markdown
+from tuneprune.report.run.settings import data_rows
 
 MAX_PROMPT = 80
 MARKS = {True: "passed", False: "**FAILED**", None: "measured"}

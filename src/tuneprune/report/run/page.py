@@ -7,19 +7,19 @@ from typing import Any
 
 from markupsafe import Markup
 
-from tuneprune.report.card import loading_code
 from tuneprune.report.charts import line_chart
-from tuneprune.report.comparison import base_label, compare
-from tuneprune.report.costs import memory_rows, memory_sentence, speed_sentence, twins_sentence
-from tuneprune.report.curves import curves
-from tuneprune.report.exports import HEADERS, export_rows
 from tuneprune.report.numbers import bytes_text, count_text, percent_text, scientific_text, seconds_text
-from tuneprune.report.proof import Proof
-from tuneprune.report.record import RunRecord
-from tuneprune.report.summary import data_rows, flat
-from tuneprune.report.tables import html_table, seeds_sentence
+from tuneprune.report.run.card import loading_code
+from tuneprune.report.run.costs import memory_rows, memory_sentence, speed_sentence, twins_sentence
+from tuneprune.report.run.curves import curves
+from tuneprune.report.run.exports import HEADERS, export_rows
+from tuneprune.report.run.proof import Proof
+from tuneprune.report.run.record import RunRecord
+from tuneprune.report.run.result_rows import base_label, compare
+from tuneprune.report.run.result_table import html_table, seeds_sentence
+from tuneprune.report.run.settings import data_rows, flat
+from tuneprune.report.run.widths import widths_picture
 from tuneprune.report.templates import render, source
-from tuneprune.report.widths import widths_picture
 from tuneprune.system.storage import write_text
 
 PAGE_NAME = "report.html"

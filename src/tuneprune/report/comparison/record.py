@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from tuneprune.report.comparison import Column, headline_metric, relative_to
-from tuneprune.report.intervals import Estimate, paired
-from tuneprune.report.record import (
+from tuneprune.report.comparison.intervals import Estimate, paired
+from tuneprune.report.json_files import SCHEMA, Section, Stored
+from tuneprune.report.run.record import (
     EnvironmentRecord,
     MethodRecord,
     ModelRecord,
@@ -18,7 +18,7 @@ from tuneprune.report.record import (
     RunRecord,
     Scores,
 )
-from tuneprune.report.stored import SCHEMA, Section, Stored
+from tuneprune.report.run.result_rows import Column, headline_metric, relative_to
 
 Role = Literal["dense", "dense_tuned", "pruned"]
 BEFORE_TRAINING = ("begin_s", "plan_s", "reused_s")

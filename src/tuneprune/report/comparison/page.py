@@ -4,8 +4,9 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from tuneprune.report.compared import ComparisonRecord, RowRecord
-from tuneprune.report.compared_tables import (
+from tuneprune.report.comparison.picture import quality_picture
+from tuneprune.report.comparison.record import ComparisonRecord, RowRecord
+from tuneprune.report.comparison.tables import (
     TextTable,
     comparison_markdown,
     cost_table,
@@ -14,8 +15,7 @@ from tuneprune.report.compared_tables import (
     quality_table,
 )
 from tuneprune.report.numbers import MISSING, percent_text
-from tuneprune.report.quality import quality_picture
-from tuneprune.report.summary import flat
+from tuneprune.report.run.settings import flat
 from tuneprune.report.templates import render, source
 from tuneprune.system.storage import write_text
 

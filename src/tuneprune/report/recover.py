@@ -7,12 +7,12 @@ from pydantic import Field
 from rich.table import Table
 
 from tuneprune.errors import printable
-from tuneprune.report.card import MARKS, base_entry, failure_warning, loading_section
+from tuneprune.report.json_files import SCHEMA, Section, Stored
 from tuneprune.report.numbers import count_text, score_text
-from tuneprune.report.proof import Proof
-from tuneprune.report.record import EnvironmentRecord, MemoryRecord, ModelRecord, Scores, TrainingRecord
-from tuneprune.report.stored import SCHEMA, Section, Stored
-from tuneprune.report.tables import code_span, escape_markdown, plain
+from tuneprune.report.run.card import MARKS, base_entry, failure_warning, loading_section
+from tuneprune.report.run.proof import Proof
+from tuneprune.report.run.record import EnvironmentRecord, MemoryRecord, ModelRecord, Scores, TrainingRecord
+from tuneprune.report.run.result_table import code_span, escape_markdown, plain
 
 
 class BeforeAndAfter(Section):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from tuneprune.report.charts import Tick, ticks
-from tuneprune.report.compared import ComparisonRecord, RowRecord
+from tuneprune.report.comparison.record import ComparisonRecord, RowRecord
 from tuneprune.report.templates import render, source
 
 WIDTH, LEFT, TOP, BOTTOM = 984, 62, 18, 46

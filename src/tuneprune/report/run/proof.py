@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, Field
 
 from tuneprune.errors import ProofFailed
-from tuneprune.report.costs import MemoryUse, SpeedRecord
+from tuneprune.report.json_files import SCHEMA, Section, Stored
 from tuneprune.report.numbers import bytes_text, count_text, counted_text, percent_text, scientific_text
-from tuneprune.report.stored import SCHEMA, Section, Stored
+from tuneprune.report.run.costs import MemoryUse, SpeedRecord
 
 # Largest relative difference of logits that rounding alone explains, by the precision of the arithmetic.
 LOGIT_TOLERANCE = {"float64": 1e-9, "float32": 1e-5, "bfloat16": 3e-2, "float16": 5e-3}

@@ -8,9 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tuneprune.errors import printable
-from tuneprune.report.comparison import Cell, Column, Comparison, Row, compare
 from tuneprune.report.numbers import MISSING, count_text, percent_text, score_text
-from tuneprune.report.record import RunRecord
+from tuneprune.report.run.record import RunRecord
+from tuneprune.report.run.result_rows import Cell, Column, Comparison, Row, compare
 from tuneprune.report.templates import render
 
 

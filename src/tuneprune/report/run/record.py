@@ -6,11 +6,11 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, TypeAdapter, field_validator
 
 from tuneprune.errors import DataError, reading
-from tuneprune.report.costs import SpeedRecord, Spread
-from tuneprune.report.findings import BadNumbers, Warned
+from tuneprune.report.json_files import SCHEMA, OpenSection, Section, Stored
 from tuneprune.report.numbers import percent_text
-from tuneprune.report.proof import LoraResidue, Parameters, Proof
-from tuneprune.report.stored import SCHEMA, OpenSection, Section, Stored
+from tuneprune.report.run.costs import SpeedRecord, Spread
+from tuneprune.report.run.findings import BadNumbers, Warned
+from tuneprune.report.run.proof import LoraResidue, Parameters, Proof
 
 Scores = dict[str, dict[str, float]]
 SHOWN = 3

@@ -1,0 +1,1 @@
+"""One run: its record and proof, and the table, model card and page made from them."""
