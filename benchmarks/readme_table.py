@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tuneprune.report import ComparisonRecord, RunRecord, markdown_table
-from tuneprune.report.comparison.tables import markdown_lines, note, quality_table, summary_table
+from tuneprune.report.comparison.tables import note, quality_table, summary_table
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTHING = "No results are committed yet."
@@ -37,7 +37,7 @@ def with_comparisons(page: str, comparisons: dict[str, ComparisonRecord]) -> str
     parts: list[str] = []
     for suite, comparison in comparisons.items():
         summary = summary_table(comparison)
-        parts += [f"### {suite.capitalize()}", "", f"{summary.title}:", "", *markdown_lines(summary), ""]
+        parts += [f"### {suite.capitalize()}", "", f"{summary.title}:", "", *summary.markdown(), ""]
         parts += [note(comparison), ""]
     return between(page, "comparison", "\n".join(parts))
 
@@ -48,7 +48,7 @@ def with_details(page: str, comparisons: dict[str, ComparisonRecord]) -> str:
     for suite, comparison in comparisons.items():
         if DETAIL in comparison.keeps:
             table = quality_table(comparison, DETAIL)
-            parts += [f"### {suite.capitalize()}", "", f"{table.title}:", "", *markdown_lines(table), ""]
+            parts += [f"### {suite.capitalize()}", "", f"{table.title}:", "", *table.markdown(), ""]
     return between(page, "details", "\n".join(parts))
 
 

@@ -1,38 +1,34 @@
-"""Typed JSON files: written atomically, refused with one clear sentence when they are not valid."""
+"""Typed JSON files: written atomically, and refused with one clear sentence when they are not valid."""
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
-from tuneprune.errors import DataError
+from tuneprune.errors import DataError, reading
 from tuneprune.system.storage import write_text
 
 SCHEMA = 1
 
 
-class Section(BaseModel):
+class Section(BaseModel, extra="forbid", frozen=True, ser_json_inf_nan="strings", protected_namespaces=()):
     """A part of a stored document with a closed set of fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings", protected_namespaces=())
+
+class OpenSection(Section, extra="allow"):
+    """A part that names the fields that reports read, and keeps whatever else a stage measured."""
 
 
-class OpenSection(BaseModel):
-    """A part that names what reports read and carries along whatever else a stage measured."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, ser_json_inf_nan="strings", protected_namespaces=())
-
-
-class Stored(Section):
+class Stored(Section, populate_by_name=True):
     """A document with a schema number, kept as one JSON file."""
-
-    model_config = ConfigDict(populate_by_name=True)
 
     what: ClassVar[str] = "document"
 
+    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
+
     def to_json(self) -> str:
-        """The document as indented JSON, names as in the contract; not-a-number becomes the string "NaN"."""
+        """The document as indented JSON with the documented names; not-a-number becomes the string "NaN"."""
         return self.model_dump_json(by_alias=True, indent=2) + "\n"
 
     def save(self, path: Path) -> Path:
@@ -46,40 +42,30 @@ class Stored(Section):
         Raises:
             DataError: no such file, not JSON, another schema version, or a field that does not fit.
         """
-        return cls.from_data(_read_json(path, cls.what), str(path))
+        with reading(f"{path}: this {cls.what} cannot be read", DataError, "Restore the file, or run again."):
+            data = json.loads(path.read_text(encoding="utf-8"))
+        return cls.from_data(data, str(path))
 
     @classmethod
-    def from_data(cls, data: dict[str, Any], origin: str) -> Self:
-        """The document held by `data`, which came from `origin` (used in messages).
+    def from_data(cls, data: Any, origin: str) -> Self:  # noqa: ANN401  (anything that JSON can hold)
+        """The document in `data`, which came from `origin` (used in messages).
 
         Raises:
-            DataError: another schema version, or a field that does not fit.
+            DataError: not an object, another schema version, or a field that does not fit.
         """
-        found = data.get("schema")
-        if found != SCHEMA:
+        if not isinstance(data, dict):
             raise DataError(
-                f"{origin}: this {cls.what} has schema {found!r}, this version of tuneprune reads {SCHEMA}. "
-                "Read it with the version that wrote it, or run again."
+                f"{origin}: a {cls.what} is one JSON object, but this file holds a {type(data).__name__}."
+                " Restore the file, or run again."
+            )
+        if data.get("schema") != SCHEMA:
+            raise DataError(
+                f"{origin}: this {cls.what} has schema {data.get('schema')!r}, this version of tuneprune reads"
+                f" {SCHEMA}. Read it with the version that wrote it, or run again."
             )
         try:
             return cls.model_validate(data)
         except ValidationError as error:
             first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
-            message = f"{origin}: not a valid {cls.what}: `{field}`: {first['msg']}."
-            raise DataError(message) from error
-
-
-def _read_json(path: Path, what: str) -> dict[str, Any]:
-    """The JSON object in `path`."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot read this {what}: {error.strerror}. Name an existing file.") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: this {what} is not valid JSON ({error}). Restore the file or run again.") from error
-    if not isinstance(data, dict):
-        raise DataError(
-            f"{path}: a {what} is one JSON object, this file holds a {type(data).__name__}. Restore it, or run again."
-        )
-    return data
+            field = ".".join(map(str, first["loc"]))
+            raise DataError(f"{origin}: not a valid {cls.what}: `{field}`: {first['msg']}.") from error

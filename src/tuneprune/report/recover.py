@@ -2,17 +2,15 @@
 
 from typing import Any, ClassVar, Literal
 
-import yaml
 from pydantic import Field
 from rich.table import Table
 
-from tuneprune.errors import printable
-from tuneprune.report.json_files import SCHEMA, Section, Stored
+from tuneprune.report.json_files import Section, Stored
 from tuneprune.report.numbers import count_text, score_text
-from tuneprune.report.run.card import MARKS, base_entry, failure_warning, loading_section
+from tuneprune.report.run.card import failure_warning, front_matter, loading_section, proof_section
 from tuneprune.report.run.proof import Proof
 from tuneprune.report.run.record import EnvironmentRecord, MemoryRecord, ModelRecord, Scores, TrainingRecord
-from tuneprune.report.run.result_table import code_span, escape_markdown, plain
+from tuneprune.report.text_table import TextTable, code_span, escape_markdown
 
 
 class BeforeAndAfter(Section):
@@ -27,7 +25,6 @@ class RecoverRecord(Stored):
 
     what: ClassVar[str] = "record of a tuning"
 
-    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
     kind: Literal["recover"] = "recover"
     created: str | None = Field(default=None, description="ISO 8601 date and time")
     seed: int
@@ -48,61 +45,35 @@ class RecoverRecord(Stored):
         return f"{parents[-1]}/{last}" if last == "model" and parents else last
 
 
-def recover_rows(record: RecoverRecord) -> list[tuple[str, str, str, str]]:
-    """Task, metric, and the scores before and after, as a table shows them."""
-    return [
+def _score_table(record: RecoverRecord) -> TextTable:
+    rows = [
         (task, metric, score_text(metric, value), score_text(metric, record.scores.after[task][metric]))
         for task, metrics in record.scores.before.items()
         for metric, value in metrics.items()
     ]
+    title = f"{record.name}: {count_text(record.model.parameters)} parameters"
+    return TextTable(("task", "metric", "before", "after"), tuple(rows), title, left=2)
 
 
 def recover_table(record: RecoverRecord) -> Table:
     """The scores before and after, for a terminal."""
-    title = plain(f"{record.name}: {count_text(record.model.parameters)} parameters")
-    table = Table("task", "metric", title=title)
-    for side in ("before", "after"):
-        table.add_column(side, justify="right")
-    for row in recover_rows(record):
-        table.add_row(*map(plain, row))
-    return table
+    return _score_table(record).rich()
 
 
 def recover_card(record: RecoverRecord) -> str:
     """The card of the tuned model as Markdown with YAML front matter."""
-    name, proof = record.name, record.proof
-    tags = ["tuneprune", "lora", printable(record.model.family)]
-    header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    header |= base_entry(record.model) | {"tags": tags}
+    name, checks = record.name, record.proof.checks_of_files()
     size, family = count_text(record.model.parameters), escape_markdown(record.model.family)
-    lines = [
-        "---\n" + yaml.safe_dump(header, sort_keys=False, allow_unicode=True) + "---",
-        failure_warning(proof.checks_of_files()),
-        "",
+    parts = [
+        front_matter(record.model, ["tuneprune", "lora", record.model.family]),
+        failure_warning(checks),
         f"# {escape_markdown(name)}, tuned on",
-        "",
         f"{code_span(name)} ({family}, {size} parameters) after more LoRA tuning on domain data by"
         f" tuneprune: {record.training.recover_steps} steps. Its shape is as it was; LoRA is merged.",
-        "",
-        "## Scores",
-        "",
-        "| task | metric | before | after |",
-        "| :--- | :--- | ---: | ---: |",
-        *("| " + " | ".join(map(escape_markdown, row)) + " |" for row in recover_rows(record)),
-        "",
-        loading_section(proof),
-        "",
-        "## Proof",
-        "",
-        "Measured on this folder after it was written; see `proof.json`.",
-        "",
-        *(
-            f"- {check.name}: {MARKS[check.passed]} — {escape_markdown(check.detail)}"
-            for check in proof.checks_of_files()
-        ),
-        "",
+        "\n".join(["## Scores", "", *_score_table(record).markdown()]),
+        loading_section(record.proof),
+        proof_section(checks),
         "## Licence and limits",
-        "",
         f"The licence of {code_span(name)}, and of the model that was made from, applies to it.",
     ]
-    return "\n".join(lines) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"

@@ -30,7 +30,7 @@ ROWS = {
     "evaluate: suite without its data": evaluate(["$TUNEPRUNE_DATA", "Set it"], "--suite healthcare"),
     "evaluate: one suite twice": evaluate(["two tasks are called"], "--suite clinic,clinic"),
     "report: no folder": Row(["no finished run", "--out"], command="report {out}"),
-    "report: damaged record": Row(["record.json", "not valid JSON"], holding("out/record.json", "{"), "report {out}"),
+    "report: damaged record": Row(["record.json", "cannot be read"], holding("out/record.json", "{"), "report {out}"),
     "report: record that is a list": Row(
         ["record.json", "one JSON object"], holding("out/record.json", "[]"), "report {out}"
     ),

@@ -18,7 +18,7 @@ from tuneprune.errors import CellsFailed, printable
 from tuneprune.report import markdown_table, model_card, rich_table
 from tuneprune.report.recover import RecoverRecord, recover_card, recover_table
 from tuneprune.report.run.page import render_page
-from tuneprune.report.run.result_table import code_span
+from tuneprune.report.text_table import code_span
 
 PIECES = (
     *(
@@ -110,7 +110,7 @@ def test_cards_tables_and_pages_hold_texts_as_texts(text):
     assert not CONTROL.search(markdown_table([run]))
     said = shown(rich_table([run]), recover_table(tuned))
     assert not CONTROL.search(said)
-    tags = parsed(render_page(run, proof_of(text), [], text, [run]))
+    tags = parsed(render_page(run, proof_of(text), [], text))
     assert not {"script", "img", "a"} & {tag for tag, _ in tags}
     assert not [attrs for _, attrs in tags if any(name.startswith("on") for name in attrs)]
 

@@ -15,15 +15,14 @@ from tuneprune.report.run.widths import kind_rows, widths_picture
 HOSTILE = '<script>alert("x")</script>"><img src=x onerror=alert(1)>'
 
 
-def test_the_page_is_written_into_the_run_folder_or_where_asked(tmp_path):
+def test_the_page_is_written_into_the_run_folder(tmp_path):
     path = write_report(record(), proof(), metrics(), "seed: 0", tmp_path)
     assert path == tmp_path / "report.html"
-    assert write_report(record(), None, [], "", tmp_path / "other.html") == tmp_path / "other.html"
     parsed(path.read_text(encoding="utf-8"))
 
 
 def test_the_page_fetches_nothing():
-    page = str(render_page(record(), proof(), metrics(), "a: 1", [record("random", 0.6)]))
+    page = str(render_page(record(), proof(), metrics(), "a: 1"))
     tags = parsed(page)
     assert not {"script", "link", "iframe", "img", "object", "embed"} & {tag for tag, _ in tags}
     assert not [attrs for _, attrs in tags if {"src", "href", "xlink:href", "srcset"} & set(attrs)]
@@ -42,7 +41,7 @@ def test_everything_that_comes_from_outside_is_escaped():
     )
     sample = {"prompt": HOSTILE, "text": HOSTILE, "cached_equals_uncached": True}
     loader = {"class": HOSTILE, "needs_remote_code": False, "host_model_type": HOSTILE}
-    page = render_page(hostile, proof(generation=sample, loader=loader), metrics(20), HOSTILE, [hostile])
+    page = render_page(hostile, proof(generation=sample, loader=loader), metrics(20), HOSTILE)
     tags = parsed(page)
     assert not {"script", "img"} & {tag for tag, _ in tags}
     assert not [attrs for _, attrs in tags if any(name.startswith("on") for name in attrs)]
@@ -75,12 +74,6 @@ def test_without_proof_reference_scores_or_speed_the_page_says_so():
 
 def test_the_proof_inside_the_record_is_used_when_none_is_given():
     assert "all 5 checks" in render_page(record(proof=proof()), None, [], "")
-
-
-def test_the_own_record_among_others_is_not_shown_twice():
-    page = str(render_page(record(), None, [], "", [record(), record("random", 0.6)]))
-    assert page.count('<th scope="row">atp</th>') == 1
-    assert page.count('<th scope="row">random + LoRA</th>') == 1
 
 
 @pytest.mark.parametrize(

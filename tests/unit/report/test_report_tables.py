@@ -2,7 +2,7 @@ import pytest
 from helpers.report_samples import TASKS, record, scores
 from rich.console import Console
 
-from tuneprune.report import html_table, markdown_table, rich_table
+from tuneprune.report import markdown_table, rich_table
 from tuneprune.report.numbers import (
     bytes_text,
     count_text,
@@ -12,6 +12,7 @@ from tuneprune.report.numbers import (
     seconds_text,
 )
 from tuneprune.report.run.result_rows import compare, headline_metric, relative_to
+from tuneprune.report.run.result_table import html_table
 
 
 def cells(line):
@@ -101,7 +102,6 @@ def test_without_any_scores_the_table_still_says_what_was_kept():
 
 def test_no_records_no_table():
     assert markdown_table([]) == ""
-    assert html_table([]) == ""
 
 
 def test_rich_table_prints_every_row_even_with_brackets_in_names():
@@ -114,12 +114,11 @@ def test_rich_table_prints_every_row_even_with_brackets_in_names():
     assert "60.0 %" in text
 
 
-def test_html_table_holds_every_metric_and_marks_the_first_record():
-    text = html_table([record(), record("random", 0.6)], mark_first=True)
+def test_html_table_holds_every_metric_and_marks_the_pruned_model():
+    text = html_table(record())
     for metric in ("rouge1", "rouge2", "rougeL", "nats_per_byte"):
         assert metric in text
     assert text.count('class="pruned main"') == 1
-    assert 'class="pruned main"' not in html_table([record()])
 
 
 def test_headlines():

@@ -65,7 +65,7 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
         (json.dumps({key: value for key, value in record_data().items() if key != "budget"}), "`budget`"),
         (json.dumps(record_data(parameters=parameters() | {"of": "some"})), "`parameters.of`"),
         ("[1, 2]", "one JSON object"),
-        ('{"schema": 1,', "not valid JSON"),
+        ('{"schema": 1,', "cannot be read"),
     ],
 )
 def test_a_file_that_is_no_record_is_refused_in_one_sentence(tmp_path, text, said):

@@ -6,17 +6,11 @@ from markupsafe import Markup
 
 from tuneprune.report.comparison.picture import quality_picture
 from tuneprune.report.comparison.record import ComparisonRecord, RowRecord
-from tuneprune.report.comparison.tables import (
-    TextTable,
-    comparison_markdown,
-    cost_table,
-    difference_text,
-    note,
-    quality_table,
-)
-from tuneprune.report.numbers import MISSING, percent_text
-from tuneprune.report.run.settings import flat
+from tuneprune.report.comparison.tables import comparison_markdown, cost_table, difference_text, note, quality_table
+from tuneprune.report.numbers import percent_text
+from tuneprune.report.run.details import flat
 from tuneprune.report.templates import render, source
+from tuneprune.report.text_table import TextTable
 from tuneprune.system.storage import write_text
 
 
@@ -60,14 +54,12 @@ def task_table(comparison: ComparisonRecord, keep: float) -> TextTable:
     """Differences to the reference method by task, in points of relative performance."""
     rows = [row for row in comparison.at(keep) if row.task_differences]
     tasks = [column.task for column in comparison.columns]
-    cells = [(row.label, *(_difference(row, task, comparison.against) for task in tasks)) for row in rows]
+    cells = [
+        (row.label, *(difference_text(row, comparison.against, row.task_differences.get(task)) for task in tasks))
+        for row in rows
+    ]
     title = f"Points to {comparison.against} by task"
-    return TextTable(title, ("method", *tasks), tuple(cells), tuple(row.role for row in rows))
-
-
-def _difference(row: RowRecord, task: str, against: str) -> str:
-    found = row.task_differences.get(task)
-    return MISSING if found is None else difference_text(row, against, found)
+    return TextTable(("method", *tasks), tuple(cells), title, roles=tuple(row.role for row in rows))
 
 
 def _verdict_at(comparison: ComparisonRecord, keep: float) -> str:
@@ -75,18 +67,15 @@ def _verdict_at(comparison: ComparisonRecord, keep: float) -> str:
     place = f"At keep {percent_text(keep, 0)}"
     if not rows:
         return f"{place} there is nothing to be relative to."
-    ranked = sorted(rows, key=lambda row: row.relative.mean if row.relative else 0.0, reverse=True)
-    best = ranked[0]
+    best, *others = sorted(rows, key=lambda row: row.relative.mean if row.relative else 0.0, reverse=True)
     assert best.relative is not None
     text = f"{place} {best.label} keeps most: {percent_text(best.relative.mean)} of dense + LoRA"
-    if best.label == comparison.against:
-        rivals = [row for row in ranked[1:] if row.difference is not None]
-        if not rivals:
-            return f"{text}."
-        return f"{text}; {rivals[0].label} is next, {_distance(rivals[0], comparison.against)}."
-    if best.difference is None:
+    if best.difference is not None:
+        return f"{text}, {_distance(best, comparison.against)}."
+    rival = next((row for row in others if row.difference is not None), None)
+    if best.label != comparison.against or rival is None:
         return f"{text}."
-    return f"{text}, {_distance(best, comparison.against)}."
+    return f"{text}; {rival.label} is next, {_distance(rival, comparison.against)}."
 
 
 def _distance(row: RowRecord, against: str) -> str:

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from tuneprune.report.comparison.intervals import Estimate, paired
-from tuneprune.report.json_files import SCHEMA, Section, Stored
+from tuneprune.report.json_files import Section, Stored
 from tuneprune.report.run.record import (
     EnvironmentRecord,
     MethodRecord,
@@ -18,7 +19,7 @@ from tuneprune.report.run.record import (
     RunRecord,
     Scores,
 )
-from tuneprune.report.run.result_rows import Column, headline_metric, relative_to
+from tuneprune.report.run.result_rows import Column, columns_of, headline_metric, relative_to
 
 Role = Literal["dense", "dense_tuned", "pruned"]
 BEFORE_TRAINING = ("begin_s", "plan_s", "reused_s")
@@ -97,7 +98,6 @@ class ComparisonRecord(Stored):
 
     what: ClassVar[str] = "comparison record"
 
-    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
     created: str
     model: ModelRecord
     against: str = Field(description="the method that differences are taken to")
@@ -121,9 +121,7 @@ class ComparisonRecord(Stored):
     @property
     def columns(self) -> tuple[Column, ...]:
         """The tasks with their headline metrics."""
-        scores = self.rows[-1].scores if self.rows else {}
-        pairs = ((task, headline_metric(metrics)) for task, metrics in scores.items())
-        return tuple(Column(task, metric) for task, metric in pairs if metric is not None)
+        return columns_of(self.rows[-1].scores if self.rows else {})
 
     def at(self, keep: float) -> list[RowRecord]:
         """The rows of one budget, the dense references first."""
@@ -147,10 +145,8 @@ class ComparisonRecord(Stored):
         for cell in cells:
             groups.setdefault((cell.label, cell.keep), {})[cell.seed] = cell
         rows = _reference_rows(references, first)
-        rows += [
-            _row(group, groups.get((against, keep)) if label != against else None)
-            for (label, keep), group in groups.items()
-        ]
+        for (label, keep), group in groups.items():
+            rows.append(_row(group, groups.get((against, keep), {}) if label != against else {}))
         environments = {_machine(record.environment) for record in records.values()}
         return cls(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -174,22 +170,14 @@ def _reference_rows(references: Sequence[ReferenceRecord], record: RunRecord) ->
     dense = next((one.scores.dense for one in references if one.scores.dense), None)
     tuned = {one.seed: one.scores.dense_tuned for one in references if one.scores.dense_tuned}
     whole = {"kept_share": Estimate(mean=1.0), "kept_parameters": record.parameters.dense_total}
-    rows = []
+    rows: list[RowRecord] = []
     if dense:
-        relatives = [relative_to(dense, scores) for scores in tuned.values()]
-        rows.append(
-            RowRecord(
-                label="dense",
-                role="dense",
-                seeds=tuple(tuned) or (references[0].seed,),
-                scores=_estimates([dense]),
-                relative=_over(relatives),
-                **whole,
-            )
-        )
+        seeds = tuple(tuned) or (references[0].seed,)
+        relative = _over([relative_to(dense, scores) for scores in tuned.values()])
+        scores = _estimates([dense])
+        rows.append(RowRecord(label="dense", role="dense", seeds=seeds, scores=scores, relative=relative, **whole))
     if tuned:
         found = [one for one in references if one.seed in tuned]
-        peaks = [one.memory.peak_bytes for one in found if one.memory.peak_bytes is not None]
         rows.append(
             RowRecord(
                 label="dense + LoRA",
@@ -198,17 +186,23 @@ def _reference_rows(references: Sequence[ReferenceRecord], record: RunRecord) ->
                 scores=_estimates(list(tuned.values())),
                 relative=Estimate(mean=1.0),
                 train_s=_mean([one.time["reference_s"] for one in found if "reference_s" in one.time]),
-                peak_bytes=max(peaks, default=None),
+                peak_bytes=_largest([one.memory.peak_bytes for one in found]),
                 **whole,
             )
         )
     return rows
 
 
-def _row(group: Mapping[int, CellRecord], others: Mapping[int, CellRecord] | None) -> RowRecord:
+def _row(group: Mapping[int, CellRecord], others: Mapping[int, CellRecord]) -> RowRecord:
+    """The cells of one method and budget by seed, compared with `others`, those of the reference method."""
     cells = [group[seed] for seed in sorted(group)]
     first = cells[0]
-    disk = [cell.bytes_on_disk for cell in cells if cell.bytes_on_disk is not None]
+    disk = _mean([cell.bytes_on_disk for cell in cells if cell.bytes_on_disk is not None])
+
+    def difference(of: Callable[[CellRecord], float | None]) -> Estimate | None:
+        return paired(_values(group, of), _values(others, of))
+
+    by_task = {task: difference(partial(_task_share, task=task)) for task in next(iter(group.values())).scores}
     return RowRecord(
         label=first.label,
         role="pruned",
@@ -219,34 +213,25 @@ def _row(group: Mapping[int, CellRecord], others: Mapping[int, CellRecord] | Non
         kept_share=Estimate.over([cell.kept_share for cell in cells]),
         kept_parameters=round(sum(cell.kept_parameters for cell in cells) / len(cells)),
         scores=_estimates([cell.scores for cell in cells]),
-        relative=_over([cell.relative.mean if cell.relative else None for cell in cells]),
-        difference=paired(_values(group, _mean_share), _values(others, _mean_share)) if others else None,
-        fluency=_over([_fluency(cell) for cell in cells]),
-        fluency_difference=paired(_values(group, _fluency), _values(others, _fluency)) if others else None,
-        task_differences=_task_differences(group, others) if others else {},
+        relative=_over(list(map(_mean_share, cells))),
+        difference=difference(_mean_share),
+        fluency=_over(list(map(_fluency, cells))),
+        fluency_difference=difference(_fluency),
+        task_differences={task: found for task, found in by_task.items() if found is not None},
         decide_s=_mean([cell.decide_s for cell in cells]),
         train_s=_mean([cell.train_s for cell in cells]),
-        peak_bytes=max((cell.peak_bytes for cell in cells if cell.peak_bytes is not None), default=None),
-        bytes_on_disk=round(sum(disk) / len(disk)) if disk else None,
+        peak_bytes=_largest([cell.peak_bytes for cell in cells]),
+        bytes_on_disk=None if disk is None else round(disk),
         speed={key: _mean([cell.speed[key] for cell in cells if key in cell.speed]) or 0.0 for key in first.speed},
     )
 
 
-def _task_differences(group: Mapping[int, CellRecord], others: Mapping[int, CellRecord]) -> dict[str, Estimate]:
-    found = {}
-    for task in next(iter(group.values())).scores:
-
-        def share(cell: CellRecord, task: str = task) -> float | None:
-            return cell.relative.tasks.get(task) if cell.relative else None
-
-        difference = paired(_values(group, share), _values(others, share))
-        if difference is not None:
-            found[task] = difference
-    return found
-
-
 def _mean_share(cell: CellRecord) -> float | None:
     return cell.relative.mean if cell.relative else None
+
+
+def _task_share(cell: CellRecord, task: str) -> float | None:
+    return cell.relative.tasks.get(task) if cell.relative else None
 
 
 def _fluency(cell: CellRecord) -> float | None:
@@ -273,6 +258,10 @@ def _over(values: Sequence[float | None]) -> Estimate | None:
     """The estimate from `values`; None when a seed has none, since a mean over the rest would flatter."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     return Estimate.over(known) if known and len(known) == len(values) else None
+
+
+def _largest(values: Sequence[int | None]) -> int | None:
+    return max((value for value in values if value is not None), default=None)
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -1,23 +1,11 @@
 """The tables of a comparison for the terminal, for Markdown and for the page: one set of cells, three renderings."""
 
-from dataclasses import dataclass
-
 from rich.table import Table
 
 from tuneprune.report.comparison.intervals import Estimate
 from tuneprune.report.comparison.record import ComparisonRecord, RowRecord
 from tuneprune.report.numbers import MISSING, bytes_text, count_text, percent_text, score_text, seconds_text
-from tuneprune.report.run.result_table import escape_markdown, plain
-
-
-@dataclass(frozen=True)
-class TextTable:
-    """A table as text: the first column names the row."""
-
-    title: str
-    headers: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    roles: tuple[str, ...]
+from tuneprune.report.text_table import TextTable, escape_markdown
 
 
 def quality_table(comparison: ComparisonRecord, keep: float) -> TextTable:
@@ -26,7 +14,6 @@ def quality_table(comparison: ComparisonRecord, keep: float) -> TextTable:
     That over the perplexities alone stands beside that over all tasks, because tasks near chance cannot blur it.
     """
     columns = comparison.columns
-    tasks = [f"{column.task} {column.metric} {column.arrow}" for column in columns]
     rows = comparison.at(keep)
     most = max((len(row.seeds) for row in rows if row.role == "pruned"), default=1)
     cells = []
@@ -38,8 +25,9 @@ def quality_table(comparison: ComparisonRecord, keep: float) -> TextTable:
         name = _name(row, most)
         cells.append((name, row.space or MISSING, percent_text(row.kept_share.mean), *texts, *fluency, *relative))
     points = f"points to {comparison.against}"
+    tasks = [column.text for column in columns]
     headers = ("method", "space", "kept of total", *tasks, "over perplexities", points, "over all tasks", points)
-    return TextTable(_title(comparison, keep), headers, tuple(cells), tuple(row.role for row in rows))
+    return TextTable(headers, tuple(cells), _title(comparison, keep), 2, tuple(row.role for row in rows))
 
 
 def summary_table(comparison: ComparisonRecord) -> TextTable:
@@ -58,20 +46,13 @@ def summary_table(comparison: ComparisonRecord) -> TextTable:
             if row is None:
                 texts += [MISSING] * 2
                 continue
-            share, difference = _fluent(row) if is_fluent else _overall(row)
+            share = row.fluency if is_fluent else row.relative
+            difference = row.fluency_difference if is_fluent else row.difference
             texts += [share_text(share), difference_text(row, comparison.against, difference)]
         cells.append(tuple(texts))
     over = "the tasks scored by perplexity" if is_fluent else "tasks"
     title = f"{comparison.model.short_name}: relative performance, mean over {over} and seeds"
-    return TextTable(title, tuple(headers), tuple(cells), ("pruned",) * len(cells))
-
-
-def _fluent(row: RowRecord) -> tuple[Estimate | None, Estimate | None]:
-    return row.fluency, row.fluency_difference
-
-
-def _overall(row: RowRecord) -> tuple[Estimate | None, Estimate | None]:
-    return row.relative, row.difference
+    return TextTable(tuple(headers), tuple(cells), title, 2, ("pruned",) * len(cells))
 
 
 def cost_table(comparison: ComparisonRecord, keep: float) -> TextTable:
@@ -92,7 +73,7 @@ def cost_table(comparison: ComparisonRecord, keep: float) -> TextTable:
         for row in rows
     ]
     headers += tuple(f"speed, {key}" for key in settings)
-    return TextTable(_title(comparison, keep), headers, tuple(cells), tuple(row.role for row in rows))
+    return TextTable(headers, tuple(cells), _title(comparison, keep), 2, tuple(row.role for row in rows))
 
 
 def comparison_markdown(comparison: ComparisonRecord, *, with_costs: bool = True) -> str:
@@ -100,9 +81,9 @@ def comparison_markdown(comparison: ComparisonRecord, *, with_costs: bool = True
     parts = []
     for keep in comparison.keeps:
         table = quality_table(comparison, keep)
-        parts += [f"**{escape_markdown(table.title)}**", "", *markdown_lines(table), ""]
+        parts += [f"**{escape_markdown(table.title)}**", "", *table.markdown(), ""]
         if with_costs:
-            parts += [*markdown_lines(cost_table(comparison, keep)), ""]
+            parts += [*cost_table(comparison, keep).markdown(), ""]
     parts += [note(comparison), ""]
     parts += [f"Failed: {escape_markdown(name)}: {escape_markdown(text)}" for name, text in comparison.failed.items()]
     return "\n".join(parts).rstrip() + "\n"
@@ -110,16 +91,7 @@ def comparison_markdown(comparison: ComparisonRecord, *, with_costs: bool = True
 
 def comparison_rich(comparison: ComparisonRecord) -> list[Table]:
     """The quality tables for a terminal."""
-    tables = []
-    for keep in comparison.keeps:
-        text = quality_table(comparison, keep)
-        table = Table(title=plain(text.title), title_justify="left")
-        for index, header in enumerate(text.headers):
-            table.add_column(plain(header), justify="right" if index > 1 else "left")
-        for cells in text.rows:
-            table.add_row(*map(plain, cells))
-        tables.append(table)
-    return tables
+    return [quality_table(comparison, keep).rich() for keep in comparison.keeps]
 
 
 def note(comparison: ComparisonRecord) -> str:
@@ -165,11 +137,3 @@ def _name(row: RowRecord, most: int) -> str:
 def _title(comparison: ComparisonRecord, keep: float) -> str:
     size = count_text(comparison.model.parameters)
     return f"{comparison.model.short_name} ({size} parameters), keep {percent_text(keep, 0)}"
-
-
-def markdown_lines(table: TextTable) -> list[str]:
-    """The table's header, rule and rows."""
-    lines = ["| " + " | ".join(map(escape_markdown, table.headers)) + " |"]
-    lines.append("| :--- | :--- |" + " ---: |" * (len(table.headers) - 2))
-    lines += ["| " + " | ".join(map(escape_markdown, cells)) + " |" for cells in table.rows]
-    return lines

@@ -2,20 +2,20 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import yaml
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from tuneprune.errors import printable
-from tuneprune.report.numbers import alignment_text, bytes_text, count_text, counted_text, percent_text, score_text
-from tuneprune.report.run.costs import memory_rows, memory_sentence, speed_sentence, twins_sentence
-from tuneprune.report.run.exports import HEADERS, export_rows
-from tuneprune.report.run.proof import Check, Proof
+from tuneprune.report.numbers import alignment_text, counted_text, percent_text, score_text
+from tuneprune.report.run.costs import memory_sentence, speed_sentence, twins_sentence
+from tuneprune.report.run.details import data_rows, export_table, size_table
+from tuneprune.report.run.proof import Check, Proof, failed
 from tuneprune.report.run.record import ModelRecord, RunRecord
 from tuneprune.report.run.result_rows import compare
-from tuneprune.report.run.result_table import code_span, escape_markdown
-from tuneprune.report.run.settings import data_rows
+from tuneprune.report.text_table import TextTable, code_span, escape_markdown
 
 MAX_PROMPT = 80
 MARKS = {True: "passed", False: "**FAILED**", None: "measured"}
@@ -28,8 +28,9 @@ def model_card(record: RunRecord, proof: Proof | None, *, base_licence: str | No
         proof: its loader decides whether the card asks for remote code; without it, that is left open.
         base_licence: licence id of the base model as the hub spells it; None when it is not known.
     """
+    tags = ["tuneprune", "structured-pruning", "lora", record.method.name, record.model.family]
     parts = [
-        _front_matter(record, base_licence),
+        front_matter(record.model, tags, base_licence),
         failure_warning(proof.checks()) if proof is not None else "",
         _introduction(record),
         loading_section(proof),  # first: without what it says, transformers may report sizes that do not match
@@ -37,7 +38,7 @@ def model_card(record: RunRecord, proof: Proof | None, *, base_licence: str | No
         _scores(record),
         _speed(record),
         _exports(proof),
-        _proof(proof),
+        proof_section(proof.checks()) if proof is not None else "",
         _data(record),
         _licence(record, base_licence),
     ]
@@ -46,8 +47,8 @@ def model_card(record: RunRecord, proof: Proof | None, *, base_licence: str | No
 
 def failure_warning(checks: Sequence[Check]) -> str:
     """What a reader has to know before anything else; empty where no check failed."""
-    failed = ", ".join(check.name.lower() for check in checks if check.passed is False)
-    return f"> **The proof of this model FAILED** ({failed}). Do not use it." if failed else ""
+    names = ", ".join(check.name.lower() for check in failed(checks))
+    return f"> **The proof of this model FAILED** ({names}). Do not use it." if names else ""
 
 
 def loading_code(proof: Proof | None, folder: str = "path/to/this/folder") -> str:
@@ -90,25 +91,17 @@ def loading_section(proof: Proof | None) -> str:
     return f"## How to load\n\n```python\n{loading_code(proof)}\n```\n\n{note}"
 
 
-def _front_matter(record: RunRecord, base_licence: str | None) -> str:
-    tags = ["tuneprune", "structured-pruning", "lora", record.method.name, record.model.family]
+def front_matter(model: ModelRecord, tags: Sequence[str], licence: str | None = None) -> str:
+    """The YAML header that the hub reads; it links to a base model of the hub, and never to a local folder."""
     header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    header |= base_entry(record.model)
-    if base_licence:
-        header["license"] = printable(base_licence)
+    if model.path is None:
+        with suppress(HFValidationError):
+            validate_repo_id(model.id)
+            header["base_model"] = model.id
+    if licence:
+        header["license"] = printable(licence)
     header["tags"] = list(dict.fromkeys(map(printable, tags)))
     return "---\n" + yaml.safe_dump(header, sort_keys=False, allow_unicode=True) + "---"
-
-
-def base_entry(model: ModelRecord) -> dict[str, str]:
-    """The front matter's `base_model`, to which the hub links; empty for a folder, whose name a stranger's may be."""
-    if model.path is not None:
-        return {}
-    try:
-        validate_repo_id(model.id)
-    except HFValidationError:
-        return {}
-    return {"base_model": model.id}
 
 
 def _introduction(record: RunRecord) -> str:
@@ -133,26 +126,9 @@ def _introduction(record: RunRecord) -> str:
 
 
 def _size(record: RunRecord, proof: Proof | None) -> str:
-    parameters = record.parameters
-    rows = [
-        ("parameters, total", parameters.dense_total, parameters.kept_total, parameters.share_total),
-        (
-            "parameters, prunable",
-            parameters.dense_prunable,
-            parameters.kept_prunable,
-            parameters.share_prunable,
-        ),
-    ]
-    lines = ["## Size", "", "| | dense | pruned | kept |", "| :--- | ---: | ---: | ---: |"]
-    lines += [f"| {name} | {count_text(a)} | {count_text(b)} | {percent_text(c)} |" for name, a, b, c in rows]
-    if proof is not None:
-        sizes = proof.bytes_on_disk
-        share = percent_text(sizes.pruned / sizes.dense if sizes.dense else None)
-        lines.append(f"| weight files | {bytes_text(sizes.dense)} | {bytes_text(sizes.pruned)} | {share} |")
-        for name, dense, pruned in memory_rows(proof.memory):
-            share = percent_text(pruned / dense)
-            lines.append(f"| {name.lower()} | {bytes_text(dense)} | {bytes_text(pruned)} | {share} |")
-        lines += ["", memory_sentence(proof.memory)] if proof.memory else []
+    lines = ["## Size", "", *size_table(record, proof, is_exact=False).markdown()]
+    if proof is not None and proof.memory:
+        lines += ["", memory_sentence(proof.memory)]
     if record.latency is not None:
         lines += ["", record.latency.sentence]
     return "\n".join(lines)
@@ -161,17 +137,16 @@ def _size(record: RunRecord, proof: Proof | None) -> str:
 def _scores(record: RunRecord) -> str:
     """Every metric of every task, one column a model; empty when nothing was evaluated."""
     comparison = compare([record])[0]
-    rows = [row for row in comparison.rows if row.scores]
-    if not rows:
+    models = [row for row in comparison.rows if row.scores]
+    if not models:
         return ""
-    header = ["task", "metric", *(escape_markdown(row.label) for row in rows)]
-    lines = ["## Scores", "", _table_row(header), _table_row([":---", ":---"] + ["---:"] * len(rows))]
+    rows = []
     for column in comparison.metrics():
-        cells = [row.scores.get((column.task, column.metric)) for row in rows]
+        cells = [row.scores.get((column.task, column.metric)) for row in models]
         texts = [score_text(column.metric, cell.mean if cell else None) for cell in cells]
-        lines.append(
-            _table_row([escape_markdown(column.task), f"{escape_markdown(column.metric)} {column.arrow}", *texts])
-        )
+        rows.append((column.task, f"{column.metric} {column.arrow}", *texts))
+    headers = ("task", "metric", *(row.label for row in models))
+    lines = ["## Scores", "", *TextTable(headers, tuple(rows), left=2).markdown()]
     relative = record.relative_performance
     if relative is not None and relative.mean is not None:
         rule = "score over the dense + LoRA score, inverse for perplexity, mean over tasks; one seed"
@@ -179,14 +154,9 @@ def _scores(record: RunRecord) -> str:
     return "\n".join(lines)
 
 
-def _table_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _proof(proof: Proof | None) -> str:
-    if proof is None:
-        return ""
-    lines = [f"- {check.name}: {MARKS[check.passed]} — {escape_markdown(check.detail)}" for check in proof.checks()]
+def proof_section(checks: Sequence[Check]) -> str:
+    """The checks of a proof, one a line."""
+    lines = [f"- {check.name}: {MARKS[check.passed]} — {escape_markdown(check.detail)}" for check in checks]
     return "\n".join(["## Proof", "", "Measured on this folder after it was written; see `proof.json`.", "", *lines])
 
 
@@ -196,33 +166,28 @@ def _speed(record: RunRecord) -> str:
     if speed is None or not speed.settings:
         return ""
     twins = [f"{twin.text} / dense" for twin in speed.twins.values()]
-    header = ["phase", "batch", "dense, tokens/s", "pruned, tokens/s", "pruned / dense", *twins]
-    lines = ["## Speed", "", _table_row(header), _table_row([":---"] + ["---:"] * (len(header) - 1))]
+    rows = []
     for setting in speed.settings:
         rates = [f"{rate.median:,.0f}" for rate in (setting.dense, setting.pruned)]
         ratios = [ratio.text for ratio in (setting.ratio, *(twin.ratio for twin in setting.twins.values()))]
-        lines.append(_table_row([setting.phase, str(setting.batch_size), *rates, *ratios]))
+        rows.append((setting.phase, str(setting.batch_size), *rates, *ratios))
+    headers = ("phase", "batch", "dense, tokens/s", "pruned, tokens/s", "pruned / dense", *twins)
     how = (
         f"Median and extremes over {speed.repeats} interleaved repeats, {speed.prompt_tokens} prompt and"
         f" {speed.new_tokens} new tokens, {speed.dtype} on {speed.device}, {speed.threads} threads."
     )
-    return "\n".join([*lines, "", " ".join(filter(None, (how, twins_sentence(speed), speed_sentence(speed))))])
+    sentences = " ".join(filter(None, (how, twins_sentence(speed), speed_sentence(speed))))
+    return "\n".join(["## Speed", "", *TextTable(headers, tuple(rows)).markdown(), "", sentences])
 
 
 def _exports(proof: Proof | None) -> str:
-    rows = export_rows(proof.exports) if proof is not None else []
-    if not rows:
-        return ""
-    lines = ["## Exports", "", _table_row(HEADERS), _table_row([":---"] * len(HEADERS))]
-    return "\n".join([*lines, *(_table_row([escape_markdown(cell) for cell in row.cells]) for row in rows)])
+    table = export_table(proof.exports if proof is not None else {})
+    return "\n".join(["## Exports", "", *table.markdown()]) if table.rows else ""
 
 
 def _data(record: RunRecord) -> str:
     rows = data_rows(record.data, with_hashes=False)
-    if not rows:
-        return ""
-    lines = [_table_row([escape_markdown(name), escape_markdown(text)]) for name, text in rows]
-    return "\n".join(["## Data", "", "| | |", "| :--- | :--- |", *lines])
+    return "\n".join(["## Data", "", *TextTable(("", ""), tuple(rows), left=2).markdown()]) if rows else ""
 
 
 def _licence(record: RunRecord, base_licence: str | None) -> str:

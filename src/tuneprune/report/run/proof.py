@@ -1,12 +1,13 @@
 """The proof that comes with every export: what was cut, and that nothing else changed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from tuneprune.errors import ProofFailed
-from tuneprune.report.json_files import SCHEMA, Section, Stored
+from tuneprune.report.json_files import Section, Stored
 from tuneprune.report.numbers import bytes_text, count_text, counted_text, percent_text, scientific_text
 from tuneprune.report.run.costs import MemoryUse, SpeedRecord
 
@@ -113,10 +114,8 @@ class Generation(Section):
     cached_equals_uncached: bool = Field(description="same tokens with and without the key/value cache")
 
 
-class Loader(Section):
+class Loader(Section, populate_by_name=True):
     """What it takes to load the exported folder."""
-
-    model_config = ConfigDict(populate_by_name=True)
 
     name: str = Field(alias="class", description="model class that `from_pretrained` builds")
     needs_remote_code: bool
@@ -139,12 +138,16 @@ class Check:
     detail: str
 
 
+def failed(checks: Sequence[Check]) -> list[Check]:
+    """The checks that failed."""
+    return [check for check in checks if check.passed is False]
+
+
 class Proof(Stored):
     """`proof.json`: parameters, logits, LoRA residue, generation, loader, bytes, speed and memory of one export."""
 
     what: ClassVar[str] = "proof"
 
-    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
     parameters: Parameters
     logits: LogitProof
     cut: LogitProof | None = Field(
@@ -201,7 +204,7 @@ class Proof(Stored):
     @property
     def is_ok(self) -> bool:
         """Whether no check failed."""
-        return all(check.passed is not False for check in self.checks())
+        return not failed(self.checks())
 
     def failure(self, folder: object, *, was_cut: bool = True) -> ProofFailed | None:
         """The checks that failed, as an error; None where none did.
@@ -210,9 +213,8 @@ class Proof(Stored):
             folder: the output folder of the run, for the message.
             was_cut: otherwise the model was tuned in its shape, and the proof is about its files alone.
         """
-        checks = self.checks() if was_cut else self.checks_of_files()
-        failed = {check.name: check.detail for check in checks if check.passed is False}
-        return ProofFailed(folder, failed) if failed else None
+        found = failed(self.checks() if was_cut else self.checks_of_files())
+        return ProofFailed(folder, {check.name: check.detail for check in found}) if found else None
 
     def checks_of_files(self) -> list[Check]:
         """What the proof says where nothing was cut: of the files alone, not of a budget or of sizes."""

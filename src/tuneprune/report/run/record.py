@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, TypeAdapter, field_validator
 
 from tuneprune.errors import DataError, reading
-from tuneprune.report.json_files import SCHEMA, OpenSection, Section, Stored
+from tuneprune.report.json_files import OpenSection, Section, Stored
 from tuneprune.report.numbers import percent_text
 from tuneprune.report.run.costs import SpeedRecord, Spread
 from tuneprune.report.run.findings import BadNumbers, Warned
@@ -67,15 +67,16 @@ class ModelRecord(OpenSection):
     @property
     def short_name(self) -> str:
         """The last part of the id: what a table has room for, without anybody's folders."""
-        return _last_part(self.id)
+        return last_part(self.id)
 
     @property
     def adapter_name(self) -> str:
         """The last part of the adapter's id or folder, empty where there was none."""
-        return _last_part(self.adapter or "")
+        return last_part(self.adapter or "")
 
 
-def _last_part(name: str) -> str:
+def last_part(name: str) -> str:
+    """The last part of a path or hub id."""
     return name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] or name
 
 
@@ -182,7 +183,6 @@ class ReferenceRecord(Stored):
 
     what: ClassVar[str] = "reference record"
 
-    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
     seed: int
     scores: ScoreRecord
     time: dict[str, float] = Field(default_factory=dict, description="seconds by stage")
@@ -194,7 +194,6 @@ class RunRecord(Stored):
 
     what: ClassVar[str] = "run record"
 
-    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
     label: str | None = Field(default=None, description="name in tables; built from method and settings when absent")
     created: str | None = Field(default=None, description="ISO 8601 date and time")
     method: MethodRecord

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tuneprune.report.numbers import alignment_text, percent_text
-from tuneprune.report.run.record import ModelRecord, RunRecord, Scores
+from tuneprune.report.run.record import ModelRecord, RunRecord, ScoreRecord, Scores
 
 Role = Literal["dense", "dense_tuned", "pruned"]
 
@@ -39,14 +39,14 @@ class Column:
     metric: str
 
     @property
-    def is_lower_better(self) -> bool:
-        """Whether a smaller number is the better one."""
-        return self.metric in LOWER_IS_BETTER
-
-    @property
     def arrow(self) -> str:
         """Points to where better is."""
-        return "↓" if self.is_lower_better else "↑"
+        return "↓" if self.metric in LOWER_IS_BETTER else "↑"
+
+    @property
+    def text(self) -> str:
+        """The heading of the column."""
+        return f"{self.task} {self.metric} {self.arrow}"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,6 @@ class Row:
     role: Role
     scores: Mapping[tuple[str, str], Cell]
     kept_total: Cell | None = None
-    kept_prunable: Cell | None = None
     relative: Cell | None = None
     seeds: tuple[int, ...] = ()
 
@@ -69,11 +68,6 @@ class Comparison:
     model: ModelRecord
     columns: tuple[Column, ...]
     rows: tuple[Row, ...] = field(default=())
-
-    @property
-    def seed_counts(self) -> frozenset[int]:
-        """The numbers of seeds behind the pruned rows."""
-        return frozenset(len(row.seeds) for row in self.rows if row.role == "pruned")
 
     def metrics(self) -> tuple[Column, ...]:
         """Every task and metric that some row has, headline metrics first within their task."""
@@ -116,11 +110,15 @@ def relative_to(scores: Scores, reference: Scores) -> float | None:
     return sum(shares) / len(shares) if shares else None
 
 
-def _columns(record: RunRecord) -> tuple[Column, ...]:
-    """The tasks of a record, by whichever of its models was evaluated."""
-    scores = record.scores.pruned or record.scores.dense_tuned or record.scores.dense or {}
+def columns_of(scores: Mapping[str, Iterable[str]]) -> tuple[Column, ...]:
+    """The tasks of `scores` with their headline metrics."""
     pairs = ((task, headline_metric(metrics)) for task, metrics in scores.items())
     return tuple(Column(task, metric) for task, metric in pairs if metric is not None)
+
+
+def _columns(record: RunRecord) -> tuple[Column, ...]:
+    """The tasks of a record, from any of its models that was evaluated."""
+    return columns_of(record.scores.pruned or record.scores.dense_tuned or record.scores.dense or {})
 
 
 def _comparison(records: list[RunRecord]) -> Comparison:
@@ -136,32 +134,27 @@ def _comparison(records: list[RunRecord]) -> Comparison:
 
 def _reference_row(records: list[RunRecord], role: Literal["dense", "dense_tuned"]) -> Row | None:
     """The dense or the dense tuned model, one value a seed however many records repeat it."""
-    by_seed: dict[int, RunRecord] = {}
+    by_seed: dict[int, ScoreRecord] = {}
     for record in records:
         if getattr(record.scores, role) is not None:
-            by_seed.setdefault(record.seed, record)
+            by_seed.setdefault(record.seed, record.scores)
     if not by_seed:
         return None
-    found = [getattr(record.scores, role) for record in by_seed.values()]
-    relatives = []
-    for scores, record in zip(found, by_seed.values(), strict=True):
-        reference = record.scores.dense_tuned
-        relatives.append(relative_to(scores, reference) if reference else None)
-    whole = Cell(1.0)
+    found = [getattr(scores, role) for scores in by_seed.values()]
+    references = [scores.dense_tuned for scores in by_seed.values()]
+    relatives = [relative_to(one, other) if other else None for one, other in zip(found, references, strict=True)]
     label = "dense" if role == "dense" else "dense + LoRA"
-    return Row(label, role, _cells(found), whole, whole, _cell(relatives), tuple(sorted(by_seed)))
+    return Row(label, role, _cells(found), Cell(1.0), _cell(relatives), tuple(sorted(by_seed)))
 
 
 def _pruned_row(records: list[RunRecord], label: str) -> Row:
     found = [record.scores.pruned for record in records if record.scores.pruned is not None]
-    relative = _cell([r.relative_performance.mean if r.relative_performance else None for r in records])
     return Row(
         label=label,
         role="pruned",
         scores=_cells(found),
         kept_total=Cell.over([record.parameters.share_total for record in records]),
-        kept_prunable=Cell.over([record.parameters.share_prunable for record in records]),
-        relative=relative,
+        relative=_cell([r.relative_performance.mean if r.relative_performance else None for r in records]),
         seeds=tuple(sorted(record.seed for record in records)),
     )
 
