@@ -1,4 +1,4 @@
-"""Line charts as inline SVG; colours and fonts come from the page's style sheet, for both schemes."""
+"""Line charts as inline SVG; colours and fonts come from the page's style sheet, for light and dark schemes."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart; `style` names a class of the style sheet: main, second, reference or faint."""
+    """One line of a chart; `style` is a class of the style sheet: main, second, reference or faint."""
 
     label: str
     points: Sequence[Point]
@@ -27,9 +27,9 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """What to draw: lines, a target to compare with and the steps at which a phase begins.
+    """Lines, a target to compare them with, and the steps at which a phase begins.
 
-    The x axis starts at 0 and reaches `last_step` at least, so that charts of one run can be compared by eye.
+    The x axis runs from 0 to `last_step` or further, so that the charts of one run have the same axis.
     """
 
     title: str
@@ -61,12 +61,11 @@ def line_chart(chart: Chart) -> Markup:
     values = [y for _, y in points] + ([chart.target] if chart.target is not None else [])
     transform = math.log10 if chart.is_log else float
     y_low, y_high = _padded(transform(min(values)), transform(max(values)))
-
-    def at_x(x: float) -> float:
-        return LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
+    y_ticks = _y_ticks(y_low, y_high, is_log=chart.is_log)
+    at_x, on_y = scale(x_low, x_high, LEFT, WIDTH - RIGHT), scale(y_low, y_high, HEIGHT - BOTTOM, TOP)
 
     def at_y(y: float) -> float:
-        return HEIGHT - BOTTOM - (transform(y) - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
+        return on_y(transform(y))
 
     lines = [(line, _path(line.points, at_x, at_y)) for line in series if line.points]
     return render(
@@ -76,16 +75,19 @@ def line_chart(chart: Chart) -> Markup:
         size=(WIDTH, HEIGHT),
         frame=(LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM),
         x_ticks=[Tick(at_x(x), f"{x:g}") for x in ticks(x_low, x_high, 6) if x_low <= x <= x_high],
-        y_ticks=[
-            Tick(at_y(y), _label(y, is_share=chart.is_share)) for y in _y_ticks(y_low, y_high, is_log=chart.is_log)
-        ],
+        y_ticks=[Tick(at_y(y), _label(y, is_share=chart.is_share)) for y in y_ticks],
         target=None if chart.target is None else at_y(chart.target),
         marks=[(at_x(x), label) for x, label in chart.marks if x_low < x < x_high],
     )
 
 
+def scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    """The position on an axis that runs from `low` at `start` to `high` at `end`."""
+    return lambda value: start + (value - low) / (high - low) * (end - start)
+
+
 def smoothed(points: Sequence[Point], window: int) -> list[Point]:
-    """Centred moving average over about `window` points; narrower towards the ends, where it must not lag."""
+    """Centred moving average over about `window` points, over fewer near both ends."""
     sums = [0.0, *accumulate(y for _, y in points)]
     result = []
     for index, (x, _) in enumerate(points):
@@ -96,7 +98,7 @@ def smoothed(points: Sequence[Point], window: int) -> list[Point]:
 
 
 def _finite(line: Series, *, is_log: bool) -> Series:
-    """The drawable points of a line, thinned to what the eye can tell apart."""
+    """The points of a line that can be drawn, thinned to about `MAX_POINTS`."""
     points = [(x, y) for x, y in line.points if math.isfinite(x) and math.isfinite(y) and (y > 0 or not is_log)]
     stride = math.ceil(len(points) / MAX_POINTS)
     thinned = points[:: stride or 1]
@@ -106,9 +108,9 @@ def _finite(line: Series, *, is_log: bool) -> Series:
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
-    """A range with a little air, also for a flat line."""
+    """The range with a margin, also for a flat line."""
     margin = (high - low) * 0.06 or max(abs(high) * 0.1, 1e-6)
-    # A quantity that never is negative should not get an axis that says it could be.
+    # The axis of a quantity that is never negative does not go below zero.
     return (low - margin if low < 0 or low > margin else low, high + margin)
 
 

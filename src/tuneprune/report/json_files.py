@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tuneprune.errors import DataError, reading
 from tuneprune.system.storage import write_text
@@ -12,8 +12,10 @@ from tuneprune.system.storage import write_text
 SCHEMA = 1
 
 
-class Section(BaseModel, extra="forbid", frozen=True, ser_json_inf_nan="strings", protected_namespaces=()):
+class Section(BaseModel):
     """A part of a stored document with a closed set of fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings", protected_namespaces=())
 
 
 class OpenSection(Section, extra="allow"):

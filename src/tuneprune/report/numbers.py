@@ -1,4 +1,4 @@
-"""Numbers as people read them; one place, so that tables, cards and pages agree."""
+"""Numbers as texts for people; in one place, so that tables, cards and pages agree."""
 
 import math
 
@@ -11,7 +11,7 @@ def percent_text(share: float | None, digits: int = 1) -> str:
 
 
 def counted_text(of: str) -> str:
-    """What a budget counts, e.g. "total parameters", "latency"."""
+    """The thing that a budget counts, e.g. "total parameters", "latency"."""
     return {"bytes": "weight bytes", "latency": "latency"}.get(of, f"{of} parameters")
 
 
@@ -22,12 +22,12 @@ def alignment_text(multiple_of: int | str) -> str:
 
 def count_text(count: float | None) -> str:
     """A count with three significant digits and its unit, e.g. "6.12 M"."""
-    return MISSING if count is None else _scaled(float(count), 1000, ("", "k", "M", "B", "T"))
+    return MISSING if count is None else _scaled(count, ("", "k", "M", "B", "T"))
 
 
 def bytes_text(size: float | None) -> str:
     """A size in decimal bytes, e.g. "12.3 MB"."""
-    return MISSING if size is None else _scaled(float(size), 1000, ("B", "kB", "MB", "GB", "TB"))
+    return MISSING if size is None else _scaled(size, ("B", "kB", "MB", "GB", "TB"))
 
 
 def seconds_text(seconds: float | None) -> str:
@@ -48,7 +48,7 @@ def scientific_text(value: float | None) -> str:
 
 
 def score_text(metric: str, value: float | None) -> str:
-    """A score with the digits its metric deserves: perplexity about four, shares of one three decimals."""
+    """A score with as many digits as its metric needs: perplexity about four, shares three decimals."""
     if value is None or math.isnan(value):
         return MISSING
     if math.isinf(value):
@@ -58,11 +58,11 @@ def score_text(metric: str, value: float | None) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 100 else f"{value:.2f}"
 
 
-def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:
+def _scaled(value: float, units: tuple[str, ...]) -> str:
     """`value` in the largest of `units` that keeps it at or above one."""
     index = 0
     # 999.5 rounds to 1000 in three digits, which reads better as 1.00 of the next unit.
-    while index + 1 < len(units) and abs(value) >= base - 0.5:
-        value, index = value / base, index + 1
+    while index + 1 < len(units) and abs(value) >= 999.5:
+        value, index = value / 1000, index + 1
     digits = 0 if index == 0 or abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
     return f"{value:.{digits}f} {units[index]}".rstrip()

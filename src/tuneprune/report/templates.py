@@ -1,4 +1,4 @@
-"""The HTML templates of this package, with escaping of everything that comes from data or model names."""
+"""The HTML and SVG templates of this package; everything that comes from data or model names is escaped."""
 
 from functools import cache
 
@@ -17,14 +17,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        percent=numbers.percent_text,
-        counted=numbers.counted_text,
-        count=numbers.count_text,
-        bytes=numbers.bytes_text,
-        seconds=numbers.seconds_text,
-        scientific=numbers.scientific_text,
-    )
+    environment.filters.update(percent=numbers.percent_text, counted=numbers.counted_text)
     return environment
 
 
@@ -34,7 +27,7 @@ def render(name: str, /, **values: object) -> Markup:
 
 
 def source(name: str) -> Markup:
-    """The text of a file of the template folder that is ours and holds no values, such as the style sheet."""
+    """The text of a file in the template folder that needs no escaping, such as the style sheet."""
     loader = _environment().loader
     assert loader is not None
     return Markup(loader.get_source(_environment(), name)[0])

@@ -1,18 +1,18 @@
-"""The picture of a comparison: quality against size, one line a method, with intervals over seeds."""
+"""The picture of a comparison: quality over size, one line for each method, with intervals over seeds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from tuneprune.report.charts import Tick, ticks
+from tuneprune.report.charts import Tick, scale, ticks
 from tuneprune.report.comparison.record import ComparisonRecord, RowRecord
 from tuneprune.report.templates import render, source
 
 WIDTH, LEFT, TOP, BOTTOM = 984, 62, 18, 46
 LEGEND, LINE = 250, 19
 COLOURS = 10
-"""Classes c0 to c9 of the style sheet; after those, lines are dashed."""
+"""Classes c0 to c9 of the style sheet; further lines repeat them, dashed."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Line:
 
 
 def quality_picture(comparison: ComparisonRecord, *, standalone: bool = False) -> Markup:
-    """Relative performance over the kept share as one <svg>; empty without a reference to be relative to.
+    """Relative performance over the kept share as one <svg>; empty where no run has a relative performance.
 
     Args:
-        standalone: bring the style sheet along, for a file of its own.
+        standalone: include the style sheet, for a file of its own.
     """
     rows = [row for row in comparison.rows if row.role == "pruned" and row.relative is not None]
     if not rows:
@@ -51,11 +51,7 @@ def quality_picture(comparison: ComparisonRecord, *, standalone: bool = False) -
     frame = (LEFT, TOP, WIDTH - LEGEND, height - BOTTOM)
     x_range, y_range = _x_range(rows), _y_range(rows)
 
-    def at_x(share: float) -> float:
-        return LEFT + (share - x_range[0]) / (x_range[1] - x_range[0]) * (frame[2] - LEFT)
-
-    def at_y(share: float) -> float:
-        return frame[3] - (share - y_range[0]) / (y_range[1] - y_range[0]) * (frame[3] - TOP)
+    at_x, at_y = scale(*x_range, LEFT, frame[2]), scale(*y_range, frame[3], TOP)
 
     def mark(row: RowRecord, shift: float) -> Mark:
         estimate = row.relative
@@ -66,7 +62,7 @@ def quality_picture(comparison: ComparisonRecord, *, standalone: bool = False) -
 
     lines = []
     for index, label in enumerate(labels):
-        # Side by side, or the intervals of one budget would hide each other.
+        # Methods are drawn side by side so that their intervals do not overlap.
         shift = (index - (len(labels) - 1) / 2) * min(5.0, 44 / len(labels))
         ordered = sorted((row for row in rows if row.label == label), key=lambda row: row.kept_share.mean)
         marks = tuple(mark(row, shift) for row in ordered)
@@ -92,7 +88,7 @@ def _x_range(rows: Sequence[RowRecord]) -> tuple[float, float]:
 
 
 def _y_range(rows: Sequence[RowRecord]) -> tuple[float, float]:
-    """Room for all means; intervals may be cut off, or one wide one would press everything else flat."""
+    """A range that shows all means; wide intervals are cut off, because they would flatten everything else."""
     estimates = [row.relative for row in rows if row.relative is not None]
     means = [estimate.mean for estimate in estimates]
     reach = max(0.5 * (max(means) - min(means)), 0.03)

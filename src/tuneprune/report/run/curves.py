@@ -1,4 +1,4 @@
-"""The training curves of a run: which logged numbers are drawn, and how a reader should take them."""
+"""The training curves of a run: which logged numbers are drawn, and the note below each title."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,74 +10,39 @@ from tuneprune.report.charts import Chart, Point, Series, smoothed
 from tuneprune.report.run.record import RunRecord
 
 Entry = Mapping[str, Any]
+Line = Sequence[tuple[float, Entry]]
+Marks = tuple[tuple[float, str], ...]
 
 PHASE_LABELS = {"frozen": "decision frozen", "recover": "after the cut"}
 SMOOTH_FROM = 30
+NOTES = {
+    "calibration_loss": ("Calibration loss", "The loss that the mask generator minimises, on held-out text."),
+    "budget_loss": ("Budget loss", "How far the decision is from the budget; zero when it is met."),
+    "lasso": ("Group lasso", "Norm of the LoRA update on units about to be removed; the smaller, the less is lost."),
+    "mask_churn": ("Mask churn", "Share of units whose mask changed since the last logged step."),
+}
+"""Title and note of the charts that show one quantity, by its key in the log."""
 
 
 def curves(record: RunRecord, metrics: Sequence[Entry], reference: Sequence[Entry] = ()) -> list[Chart]:
     """The charts of a run, in reading order; a quantity that was never logged has none.
 
     Args:
-        metrics: the objects of metrics.jsonl. Plain tuning (`tune`) beside a searching phase counts as the
-            dense + LoRA reference, as does everything in `reference`.
+        metrics: the objects of metrics.jsonl. If a phase of them searches, plain tuning (`tune`) in them is the
+            dense + LoRA reference, as is everything in `reference`.
     """
     own, reference = _split(metrics, reference)
     line = timeline(own)
     marks = _marks(line)
-    budget, target = record.budget, _target(record)
-    shares = _lines(line, (("kept_share", "decision", "main"), ("soft_share", "soft masks", "second")))
-    single = (
-        (
-            "calibration_loss",
-            "Calibration loss",
-            "What the generator of masks minimises, on held-out text.",
-            False,
-        ),
-        (
-            "budget_loss",
-            "Budget loss",
-            "How far the decision is from the budget; zero when it is met.",
-            False,
-        ),
-        (
-            "lasso",
-            "Group lasso",
-            "Norm of what LoRA writes to units about to be removed; smaller, less is lost.",
-            True,
-        ),
-        ("mask_churn", "Mask churn", "Share of units whose mask changed since the last logged step.", False),
-    )
-    charts = [
-        _loss_chart(line, timeline(reference), marks),
-        *(
-            _chart(
-                title,
-                note,
-                _lines(line, ((key, title, "main"),)),
-                marks,
-                is_wide=is_wide,
-                is_share=key == "mask_churn",
-            )
-            for key, title, note, is_wide in single
-        ),
-    ]
-    kept = Chart(
-        "Kept share",
-        "Share of all parameters that the masks keep.",
-        shares,
-        target,
-        f"target {100 * budget.keep:g} % of {budget.of}" if target is not None else "",
-        marks,
-        is_share=True,
-    )
-    charts.insert(2, kept)
+    charts = [_loss_chart(line, timeline(reference), marks), _share_chart(record, line, marks)]
+    charts += [_chart(key, title, note, line, marks) for key, (title, note) in NOTES.items()]
+    charts[1:3] = [charts[2], charts[1]]  # the calibration loss next to the training loss
     last_step = max((x for chart in charts for series in chart.series for x, _ in series.points), default=0.0)
     return [replace(chart, last_step=last_step) for chart in charts if chart.series]
 
 
 def _target(record: RunRecord) -> float | None:
-    """The budget as a share of all parameters, which is how the kept share is logged; None for a budget of time."""
+    """The budget as a share of all parameters, as the kept share is logged; None for a latency budget."""
     if record.budget.of == "latency":
         return None
     if record.budget.of != "prunable":
@@ -88,8 +53,8 @@ def _target(record: RunRecord) -> float | None:
 def timeline(entries: Sequence[Entry]) -> list[tuple[float, Entry]]:
     """Logged objects with the step they are drawn at.
 
-    Steps after the cut count on from the last one before it; a resumed run logs some steps twice and the
-    later object counts.
+    Steps after the cut continue from the last one before it. A resumed run logs some steps twice; the later object
+    counts.
     """
     placed: list[tuple[float, Entry]] = []
     offset = 0.0
@@ -118,8 +83,8 @@ def _split(metrics: Sequence[Entry], reference: Sequence[Entry]) -> tuple[list[E
     return own, [*plain, *reference]
 
 
-def _marks(line: Sequence[tuple[float, Entry]]) -> tuple[tuple[float, str], ...]:
-    """Where the phases with a label begin, unless the run begins with them."""
+def _marks(line: Line) -> Marks:
+    """Where the phases with a label begin, except at the start of the run."""
     marks = []
     for (_, before), (x, entry) in pairwise(line):
         phase = entry.get("phase")
@@ -128,21 +93,29 @@ def _marks(line: Sequence[tuple[float, Entry]]) -> tuple[tuple[float, str], ...]
     return tuple(marks)
 
 
-def _points(line: Sequence[tuple[float, Entry]], key: str) -> list[Point]:
+def _points(line: Line, key: str) -> list[Point]:
     return [(x, float(entry[key])) for x, entry in line if isinstance(entry.get(key), int | float)]
 
 
-def _lines(line: Sequence[tuple[float, Entry]], wanted: Sequence[tuple[str, str, str]]) -> tuple[Series, ...]:
-    series = (Series(label, _points(line, key), style) for key, label, style in wanted)
-    return tuple(one for one in series if one.points)
+def _share_chart(record: RunRecord, line: Line, marks: Marks) -> Chart:
+    """The share that the masks keep, and the budget."""
+    series = [
+        Series("decision", _points(line, "kept_share"), "main"),
+        Series("soft masks", _points(line, "soft_share"), "second"),
+    ]
+    return Chart(
+        "Kept share",
+        "Share of all parameters that the masks keep.",
+        tuple(one for one in series if one.points),
+        _target(record),
+        f"target {100 * record.budget.keep:g} % of {record.budget.of}",
+        marks,
+        is_share=True,
+    )
 
 
-def _loss_chart(
-    line: Sequence[tuple[float, Entry]],
-    reference: Sequence[tuple[float, Entry]],
-    marks: tuple[tuple[float, str], ...],
-) -> Chart:
-    """Training loss, averaged where it is noisy, over the reference's."""
+def _loss_chart(line: Line, reference: Line, marks: Marks) -> Chart:
+    """The training loss and the reference's, averaged where there are many steps."""
     series = [
         *_averaged("dense + LoRA", _points(reference, "loss"), "reference"),
         *_averaged("this run", _points(line, "loss"), "main"),
@@ -159,16 +132,10 @@ def _averaged(label: str, points: list[Point], style: str) -> list[Series]:
     return [Series("", finite, "faint"), average] if style == "main" else [average]
 
 
-def _chart(
-    title: str,
-    note: str,
-    series: tuple[Series, ...],
-    marks: tuple[tuple[float, str], ...],
-    *,
-    is_wide: bool,
-    is_share: bool,
-) -> Chart:
-    """A chart of one quantity; on a log axis when it may be wide-ranging and is."""
-    values = [y for one in series for _, y in one.points if y > 0]
-    is_log = is_wide and bool(values) and max(values) > 100 * min(values)
-    return Chart(title, note, series, marks=marks, is_share=is_share, is_log=is_log)
+def _chart(key: str, title: str, note: str, line: Line, marks: Marks) -> Chart:
+    """A chart of one quantity; the lasso's has a log axis where it spans more than two orders of magnitude."""
+    points = _points(line, key)
+    values = [y for _, y in points if y > 0]
+    is_log = key == "lasso" and bool(values) and max(values) > 100 * min(values)
+    series = (Series(title, points, "main"),) if points else ()
+    return Chart(title, note, series, marks=marks, is_share=key == "mask_churn", is_log=is_log)

@@ -24,7 +24,7 @@ def size_table(record: RunRecord, proof: Proof | None, *, is_exact: bool) -> Tex
         is_exact: parameters to the last one and shares with two digits, otherwise rounded.
     """
     counts, size = record.parameters, "{:,}".format if is_exact else count_text
-    shares = {
+    shares: dict[str, tuple[str, str, float | None]] = {
         "Parameters, total": (size(counts.dense_total), size(counts.kept_total), counts.share_total),
         "Parameters, prunable": (size(counts.dense_prunable), size(counts.kept_prunable), counts.share_prunable),
     }
