@@ -1,4 +1,4 @@
-"""What every supported model family is: one file a family, found by its presence in this folder."""
+"""The supported model families: one file each, found by being in this folder."""
 
 import importlib
 import pkgutil
@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from copy import deepcopy
 from functools import cache
 from types import ModuleType
-from typing import Any, cast
+from typing import cast
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 
 from tuneprune.errors import UnsupportedModel, suggest
-from tuneprune.families.base import head_width
+from tuneprune.families.base import HfConfig, head_width
 from tuneprune.structure.architecture import Architecture, Block, Mlp, StockShape
 from tuneprune.structure.space import PruningSpace
 from tuneprune.structure.weights import base_weight
@@ -33,8 +33,8 @@ def describe(model: PreTrainedModel) -> Architecture:
     """The architecture of a model, with or without LoRA, checked against its weights.
 
     Raises:
-        UnsupportedModel: no family file knows this model type, or its modules or their widths are not what the
-            family makes of the config.
+        UnsupportedModel: no family file knows this model type, or its modules or their widths are not those that the
+            family derives from the config.
     """
     architecture = describe_config(model.config)
     names = dict(model.named_modules())
@@ -57,7 +57,7 @@ def _linear_shapes(architecture: Architecture) -> dict[str, tuple[int, int]]:
     shapes: dict[str, tuple[int, int]] = {}
     for block in architecture.blocks:
         attention, mlp = block.attention, block.feed_forward
-        for part in (attention.q, attention.k, attention.v, *(mlp.producers if isinstance(mlp, Mlp) else ())):
+        for part in block.projections:
             shapes[part.module] = (part.end, architecture.hidden)
         shapes[attention.out] = (architecture.hidden, attention.num_heads * attention.head_dim)
         if isinstance(mlp, Mlp):
@@ -65,7 +65,7 @@ def _linear_shapes(architecture: Architecture) -> dict[str, tuple[int, int]]:
     return shapes
 
 
-def describe_config(config: Any) -> Architecture:  # noqa: ANN401  (every family has its own config class)
+def describe_config(config: HfConfig) -> Architecture:
     """The architecture a Hugging Face config describes.
 
     Raises:
@@ -92,10 +92,10 @@ def refuse_unknown(model_type: str) -> None:
 def uniform_config(
     config: PretrainedConfig, architecture: Architecture, space: PruningSpace, widths: Mapping[str, int]
 ) -> PretrainedConfig | None:
-    """The config of the stock class that holds these widths, or None where no stock class does.
+    """The config of the stock class that can hold these widths, or None if no stock class can.
 
-    That takes one count of KV groups, of MLP channels and of experts for all layers, one width of the residual stream,
-    and every other kind of group kept whole. Layers may be missing.
+    A stock class needs one number of KV groups, of MLP channels and of experts for all layers, one width of the
+    residual stream, and every other kind of group kept whole. Layers may be missing.
     """
     uniform = ("kv_group", "mlp_channel", "expert")
     by_kind: dict[str, set[int]] = {}
@@ -124,12 +124,12 @@ def uniform_config(
 def ragged_config(config: PretrainedConfig, architecture: Architecture, widths: Mapping[str, int]) -> PretrainedConfig:
     """The config with every layer's own numbers of heads and channels, in the form that transformers reads.
 
-    The values for the whole model stay the dense ones: no rule of a config class is broken by them, a head size that is
-    derived from them is right, and who reads nothing else has an upper bound. Heads that the stock class cannot have
-    (its uniform widths are refused as well) are left out.
+    The values for the whole model stay the dense ones: they break no rule of a config class, a head size derived from
+    them is right, and a program that reads nothing else gets an upper bound. Numbers of heads that the stock class
+    cannot have (even with equal layers) are left out.
     """
-    ragged: Any = deepcopy(config)
-    ragged.head_dim = head_width(config)  # else it would be derived from a layer's number of heads
+    ragged: HfConfig = deepcopy(config)
+    ragged.head_dim = head_width(config)  # otherwise it would be derived from a layer's number of heads
     own: dict[int, dict[str, int]] = {}
     for index, block in enumerate(architecture.blocks):
         if isinstance(block.feed_forward, Mlp):
@@ -141,7 +141,9 @@ def ragged_config(config: PretrainedConfig, architecture: Architecture, widths: 
     return ragged
 
 
-def _own_widths(config: Any, architecture: Architecture, block: Block, widths: Mapping[str, int]) -> dict[str, int]:  # noqa: ANN401
+def _own_widths(
+    config: HfConfig, architecture: Architecture, block: Block, widths: Mapping[str, int]
+) -> dict[str, int]:
     """One layer's numbers of channels and heads under the names of the config."""
     attention, mlp = block.attention, block.mlp
     groups, channels = widths.get(attention.path, attention.num_kv_heads), widths.get(mlp.path, mlp.width)

@@ -3,54 +3,35 @@
 Mistral, Qwen2 and Seed-OSS (qkv bias), Qwen3 (q/k norm), Granite (multipliers), SmolLM3 (some layers without RoPE).
 """
 
-from typing import Any
+from dataclasses import replace
 
 from transformers import MistralConfig, PretrainedConfig, SeedOssConfig
 
-from tuneprune.families.base import (
-    gated_mlp,
-    head_width,
-    hosted,
-    plain_attention,
-    plain_decoder,
-    reshaped,
-    rotary_width,
-)
-from tuneprune.structure.architecture import Architecture, Block, StockShape
+from tuneprune.families.base import QK_NORM, HfConfig, head_width, hosted, plain_block, plain_decoder, reshaped
+from tuneprune.structure.architecture import Architecture, StockShape
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "granite", "smollm3", "seed_oss")
 
 
-def describe(config: Any) -> Architecture:  # noqa: ANN401
-    """Seven separate projections a block. Biases need no word here: groups take those the weights have."""
+def describe(config: HfConfig) -> Architecture:
+    """Seven separate projections a block. Biases need no mention: groups include those that the weights have."""
+    qk_norm = QK_NORM if config.model_type == "qwen3" else None
+    decoder = plain_decoder(config, lambda path: plain_block(config, path, qk_norm=qk_norm))
     has_rope = getattr(config, "no_rope_layers", None) or [1] * config.num_hidden_layers  # the name says the opposite
-
-    def block(index: int) -> Block:
-        path = f"model.layers.{index}"
-        attention, mlp = f"{path}.self_attn", f"{path}.mlp"
-        return Block(
-            path=path,
-            attention=plain_attention(
-                config,
-                attention,
-                rotary_dim=rotary_width(config) if has_rope[index] else 0,
-                qk_norm=(f"{attention}.q_norm", f"{attention}.k_norm") if config.model_type == "qwen3" else None,
-            ),
-            feed_forward=gated_mlp(config, mlp),
-            attention_norm=f"{path}.input_layernorm",
-            mlp_norm=f"{path}.post_attention_layernorm",
-        )
-
-    return plain_decoder(config, block)
+    blocks = (
+        block if has_rope[index] else replace(block, attention=replace(block.attention, rotary_dim=0))
+        for index, block in enumerate(decoder.blocks)
+    )
+    return replace(decoder, blocks=tuple(blocks))
 
 
-def uniform(config: Any, shape: StockShape) -> PretrainedConfig | None:  # noqa: ANN401
+def uniform(config: HfConfig, shape: StockShape) -> PretrainedConfig | None:
     """The config of this shape; head size and RoPE stay, epsilon follows the norms' width.
 
-    `LlamaConfig` refuses a hidden size that the head count does not divide, but Mistral's block is the same
-    one and has no such rule, so such a LLaMA is re-hosted there (it has no biases, hence None where the LLaMA
-    has some). Transformers' Qwen2 takes a head size of its own, but vLLM, llama.cpp and mlx-lm divide the hidden size
-    by the head count and cannot load it; Seed-OSS's block is the same one, and all of them take its head size.
+    `LlamaConfig` refuses a hidden size that is not divisible by the head count. Mistral's block is the same and has no
+    such rule, so such a LLaMA becomes a Mistral; that has no biases, hence None if the LLaMA has some. Transformers'
+    Qwen2 takes any head size, but vLLM, llama.cpp and mlx-lm divide the hidden size by the head count and cannot load
+    such a model; Seed-OSS has the same block, and all of them read its head size.
     """
     reshaped_config = reshaped(config, shape)
     if config.model_type == "llama" and shape.hidden_size % shape.num_heads:

@@ -1,27 +1,21 @@
 """OLMo 2: norms after attention and MLP instead of before, and over all heads of q and of k together."""
 
-from typing import Any
+from dataclasses import replace
 
-from transformers import PretrainedConfig
-
-from tuneprune.families.base import gated_mlp, plain_attention, plain_decoder, reshaped
-from tuneprune.structure.architecture import Architecture, Block, StockShape
+from tuneprune.families.base import QK_NORM, HfConfig, plain_block, plain_decoder, reshaped
+from tuneprune.structure.architecture import Architecture, Block
 
 MODEL_TYPES = ("olmo2",)
 
 
-def describe(config: Any) -> Architecture:  # noqa: ANN401
+def describe(config: HfConfig) -> Architecture:
     """LLaMA's projections, which read the residual stream itself."""
 
-    def block(index: int) -> Block:
-        path = f"model.layers.{index}"
-        attention, mlp = f"{path}.self_attn", f"{path}.mlp"
-        return Block(
-            path=path,
-            attention=plain_attention(
-                config, attention, qk_norm=(f"{attention}.q_norm", f"{attention}.k_norm"), qk_norm_joins_heads=True
-            ),
-            feed_forward=gated_mlp(config, mlp),
+    def block(path: str) -> Block:
+        plain = plain_block(config, path, qk_norm=QK_NORM)
+        return replace(
+            plain,
+            attention=replace(plain.attention, qk_norm_joins_heads=True),
             attention_norm=None,
             mlp_norm=None,
             attention_post_norm=f"{path}.post_attention_layernorm",
@@ -31,6 +25,4 @@ def describe(config: Any) -> Architecture:  # noqa: ANN401
     return plain_decoder(config, block)
 
 
-def uniform(config: PretrainedConfig, shape: StockShape) -> PretrainedConfig | None:
-    """The config of this shape; the compressor scales q and k for their norms, whose epsilon the config shares."""
-    return reshaped(config, shape)
+uniform = reshaped  # the cut scales q and k for their norms, because the config has one epsilon for all norms

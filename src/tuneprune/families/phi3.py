@@ -1,61 +1,46 @@
 """Phi-3 and Phi-4-mini: q, k, v share one linear, gate and up another."""
 
-from typing import Any
+from dataclasses import replace
 
 from transformers import MistralConfig, PretrainedConfig
 
-from tuneprune.families.base import head_width, hosted, plain_decoder, reshaped, rotary_width
-from tuneprune.structure.architecture import Architecture, Attention, Block, Mlp, Projection, StockShape
+from tuneprune.families.base import HfConfig, head_width, hosted, plain_block, plain_decoder, reshaped, rotary_width
+from tuneprune.structure.architecture import Architecture, Block, Projection, StockShape
 
 MODEL_TYPES = ("phi3",)
 
 
-def describe(config: Any) -> Architecture:  # noqa: ANN401
+def describe(config: HfConfig) -> Architecture:
     """Packed projections: k starts after q, v after k, up after gate."""
-    head = head_width(config)
-    queries, keys, channels = (
-        config.num_attention_heads * head,
-        config.num_key_value_heads * head,
-        config.intermediate_size,
-    )
 
-    def block(index: int) -> Block:
-        path = f"model.layers.{index}"
-        qkv, gate_up = f"{path}.self_attn.qkv_proj", f"{path}.mlp.gate_up_proj"
-        return Block(
-            path=path,
-            attention=Attention(
-                path=f"{path}.self_attn",
+    def block(path: str) -> Block:
+        plain = plain_block(config, path)
+        attention, mlp = plain.attention, plain.mlp
+        qkv, gate_up = f"{attention.path}.qkv_proj", f"{mlp.path}.gate_up_proj"
+        queries, keys = attention.q.rows, attention.k.rows
+        return replace(
+            plain,
+            attention=replace(
+                attention,
                 q=Projection(qkv, queries),
                 k=Projection(qkv, keys, start=queries),
                 v=Projection(qkv, keys, start=queries + keys),
-                out=f"{path}.self_attn.o_proj",
-                num_heads=config.num_attention_heads,
-                num_kv_heads=config.num_key_value_heads,
-                head_dim=head,
-                rotary_dim=rotary_width(config),
             ),
-            feed_forward=Mlp(
-                f"{path}.mlp",
-                Projection(gate_up, channels),
-                Projection(gate_up, channels, start=channels),
-                f"{path}.mlp.down_proj",
-                channels,
+            feed_forward=replace(
+                mlp, gate=Projection(gate_up, mlp.width), up=Projection(gate_up, mlp.width, start=mlp.width)
             ),
-            attention_norm=f"{path}.input_layernorm",
-            mlp_norm=f"{path}.post_attention_layernorm",
         )
 
     return plain_decoder(config, block)
 
 
-def uniform(config: Any, shape: StockShape) -> PretrainedConfig | None:  # noqa: ANN401
+def uniform(config: HfConfig, shape: StockShape) -> PretrainedConfig | None:
     """The config of this shape; head size and RoPE stay, epsilon follows the norms' width.
 
-    None for a narrower residual stream under long RoPE: `Phi3Config` takes the number of its factors from the width.
-    Transformers' Phi-3 takes a head size of its own, but llama.cpp and mlx-lm divide the hidden size by the head count;
-    Mistral's block is the same one over separate projections, and all of them take its head size. It has no dropout
-    on what it adds to the stream, and readers know it with plain RoPE over the whole head only.
+    None for a narrower residual stream under long RoPE: `Phi3Config` derives the number of RoPE factors from the width.
+    Transformers' Phi-3 takes any head size, but llama.cpp and mlx-lm divide the hidden size by the head count. Mistral
+    has the same block with separate projections, and all of them read its head size. It has no dropout on what it adds
+    to the stream, and other programs support only plain RoPE over the whole head for it.
     """
     rope = config.rope_parameters or {}
     if shape.hidden_size < config.hidden_size and rope.get("short_factor") is not None:
