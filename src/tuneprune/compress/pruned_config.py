@@ -1,4 +1,4 @@
-"""What `modeling_pruned.resize` has to know of a smaller model that no stock class holds."""
+"""The config entry `pruned` of a model that no stock class can hold, and the tensors that only such a model has."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -6,25 +6,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tuneprune.compress.biases import new_biases
 from tuneprune.structure.architecture import Architecture, Block, Experts
-from tuneprune.structure.edits import EVERYWHERE, Keep, Rotate, Route
+from tuneprune.structure.edits import EVERYWHERE, Bias, Keep, Rotate, Route
 from tuneprune.structure.plan import Cuts, Plan
 from tuneprune.structure.space import PruningSpace
 
 
-def layout(
+def pruned_entry(
     architecture: Architecture,
     space: PruningSpace,
     plan: Plan,
     shapes: Mapping[str, tuple[int, ...]],
-    said: Mapping[str, tuple[int, ...]],
+    stated: Mapping[str, tuple[int, ...]],
 ) -> dict[str, dict[str, Any]]:
-    """The shapes of all modules that differ from what their layer's own config says.
+    """The shapes of all modules that differ from their layer's own config, in the form `modeling_pruned.resize` reads.
 
     Args:
         shapes: those of the smaller model's tensors.
-        said: those that the layers' own configs lead to.
+        stated: those that follow from the layers' own configs.
     """
     widths = plan.widths(space)
     added = new_biases(space, plan)
@@ -32,7 +31,7 @@ def layout(
     pruned: dict[str, dict[str, Any]] = {"linears": {}, "norms": {}, "attentions": {}, "mlps": {}, "experts": {}}
     for path in architecture.linears():
         outputs, inputs = shapes[f"{path}.weight"]
-        if (outputs, inputs) != said[f"{path}.weight"]:
+        if (outputs, inputs) != stated[f"{path}.weight"]:
             pruned["linears"][path] = [inputs, outputs]
         if path in added:
             pruned["linears"][path] = [inputs, outputs, True]
@@ -53,8 +52,13 @@ def layout(
     return pruned
 
 
+def new_biases(space: PruningSpace, plan: Plan) -> list[str]:
+    """The linears that have a bias only because of the plan. No stock class of their family has a place for them."""
+    return [edit.module for edit in plan.of_kind(Bias) if f"{edit.module}.bias" not in space.shapes]
+
+
 def has_skips(plan: Plan) -> bool:
-    """Whether the stream changes its basis on the way, which no stock class does."""
+    """Whether the stream changes its basis between layers, which it does in no stock class."""
     return any(edit.at != EVERYWHERE for edit in plan.of_kind(Rotate))
 
 
@@ -66,20 +70,16 @@ def skip_cuts(architecture: Architecture, space: PruningSpace, plan: Plan) -> Cu
 
 
 def attention_shape(block: Block, space: PruningSpace, widths: dict[str, int]) -> dict[str, int]:
-    """The shape of an attention that the stock class cannot run, or the parts of the stream around one that it can.
+    """The shape of an attention that the stock class cannot compute, or the parts of the stream around one that it can.
 
-    Empty where the stock class runs it as it is.
+    Empty if the stock class computes it as it is.
     """
     attention = block.attention
-
-    def kept(name: str, default: int) -> int:
-        return widths.get(name, default)
-
-    pairs = kept(f"{attention.path}.qk", attention.head_dim // 2)
-    values = kept(f"{attention.path}.vo", attention.head_dim)
-    groups = kept(attention.path, attention.num_kv_heads)
+    pairs = widths.get(f"{attention.path}.qk", attention.head_dim // 2)
+    values = widths.get(f"{attention.path}.vo", attention.head_dim)
+    groups = widths.get(attention.path, attention.num_kv_heads)
     stream = _stream_shape(attention.path, space, widths)
-    is_split = len(attention.inputs) == 1 and attention.q.interleaved == 1  # at offsets that the config dictates
+    is_split = len(attention.inputs) == 1 and attention.q.interleaved == 1  # at offsets that follow from the config
     has_own_dims = 2 * pairs < attention.head_dim or values < attention.head_dim
     if not (has_own_dims or (is_split and groups < attention.num_kv_heads)):
         return stream
@@ -90,33 +90,27 @@ def attention_shape(block: Block, space: PruningSpace, widths: dict[str, int]) -
 
 
 def _stream_shape(path: str, space: PruningSpace, widths: dict[str, int]) -> dict[str, int]:
-    """The parts of the residual stream a sublayer reads and writes, where they are not all of it."""
-    shape = {}
-    for port in ("read", "write"):
-        group = space.by_name.get(f"{path}.{port}")
-        if group is not None and widths[group.name] < group.size:
-            shape[port] = widths[group.name]
-    return shape
+    """How many dims of the residual stream a sublayer reads and writes, where that is not all of them."""
+    groups = {port: space.by_name.get(f"{path}.{port}") for port in ("read", "write")}
+    return {port: widths[group.name] for port, group in groups.items() if group and widths[group.name] < group.size}
 
 
-def indices(architecture: Architecture, space: PruningSpace, plan: Plan) -> dict[str, Tensor]:
+def index_buffers(architecture: Architecture, space: PruningSpace, plan: Plan) -> dict[str, Tensor]:
     """The index buffers of `modeling_pruned.py`, by state-dict name."""
     kept = {edit.group: edit.units for edit in plan.of_kind(Keep) if len(edit.units) < space.by_name[edit.group].size}
-    indices = {}
+    buffers: dict[str, Tensor] = {}
     for block in architecture.blocks:
-        paths: Iterable[str] = (block.attention.path, block.feed_forward.path)
-        for path in paths:
-            for port in ("read", "write"):
-                if f"{path}.{port}" in kept:
-                    indices[f"{path}.{port}_index"] = kept[f"{path}.{port}"]
+        for path in (block.attention.path, block.feed_forward.path):
+            ports = (f"{path}.read", f"{path}.write")
+            buffers |= {f"{port}_index": kept[port] for port in ports if port in kept}
         pairs = kept.get(f"{block.attention.path}.qk")
         if pairs is not None:
-            indices[f"{block.attention.path}.rotary_index"] = torch.cat([pairs, pairs + block.attention.head_dim // 2])
-    return indices
+            buffers[f"{block.attention.path}.rotary_index"] = torch.cat([pairs, pairs + block.attention.head_dim // 2])
+    return buffers
 
 
-def routers(routes: Iterable[Route], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The router weights and the experts over what is kept, by state-dict name."""
+def router_tensors(routes: Iterable[Route], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The router weights, and the experts as sets of the kept units, by state-dict name."""
     tensors: dict[str, Tensor] = {}
     for edit in routes:
         tensors[f"{edit.group}.router"] = edit.router["weight"].to(dtype)

@@ -1,6 +1,6 @@
-"""Phase one of compressing: a dense model of the same function, written so that the cut can take what a plan names."""
+"""Phase one of compressing: apply the edits of a plan other than removals to the dense model, so that it can be cut."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tuneprune.compress.biases import add_biases
 from tuneprune.compress.modeling_pruned import RotatedBlock
 from tuneprune.errors import PlanMismatch
 from tuneprune.structure.architecture import Architecture, NormStyle, Site
@@ -19,9 +18,9 @@ from tuneprune.structure.space import PruningSpace
 
 @torch.no_grad()
 def rewrite(model: PreTrainedModel, architecture: Architecture, space: PruningSpace, plan: Plan) -> PreTrainedModel:
-    """The dense model as the plan's edits other than removals leave it. Consumes `model`; LoRA must be merged before.
+    """The dense model after all edits of the plan but removals. Consumes `model`; LoRA must be merged before.
 
-    What a fresh process finds in the smaller model is compared with this model under the plan's masks.
+    The proof compares the smaller model in a fresh process with this model under the plan's masks.
 
     Raises:
         PlanMismatch: the plan belongs to another space, or its bases do not fit the model.
@@ -34,6 +33,18 @@ def rewrite(model: PreTrainedModel, architecture: Architecture, space: PruningSp
     return model
 
 
+@torch.no_grad()
+def add_biases(model: PreTrainedModel, edits: Iterable[Bias]) -> None:
+    """Add the constants to the biases of the linears, in place; a linear without a bias gets one."""
+    for edit in edits:
+        linear: Any = model.get_submodule(edit.module)
+        bias = edit.bias.to(linear.weight)
+        if linear.bias is None:
+            linear.bias = nn.Parameter(bias.clone(), requires_grad=linear.weight.requires_grad)
+        else:
+            linear.bias.add_(bias)
+
+
 def _rotate(model: PreTrainedModel, architecture: Architecture, rotations: dict[str, Tensor]) -> None:
     """Write the residual stream in the basis of each place that reads it (SliceGPT, arXiv 2401.15024, theorem 1).
 
@@ -44,10 +55,9 @@ def _rotate(model: PreTrainedModel, architecture: Architecture, rotations: dict[
     if architecture.tied:
         _untie(model, architecture)
     for site, basis in zip(sites, bases, strict=True):
-        assert site.norm is not None
-        gain = _fold_gain(model.get_submodule(site.norm), architecture.norms)
+        gain = _fold_gain(model.get_submodule(site.own_norm), architecture.norms)
         for reader in site.readers:
-            weight = _weight(model, reader)
+            weight = model.get_parameter(f"{reader}.weight")
             weight.copy_((weight.double() * gain.to(weight.device)) @ basis.to(weight.device).double())
         _rotate_writer(model.get_submodule(site.writer), basis)
     if EVERYWHERE not in rotations:
@@ -69,13 +79,13 @@ def _bases(architecture: Architecture, sites: Sequence[Site], rotations: dict[st
     """The basis in which the stream is read at every site.
 
     Raises:
-        PlanMismatch: the family's norms stand in the way, the plan names only some of the sites, or the bases have
-            another size than the stream.
+        PlanMismatch: the family's norms do not allow it, the plan names only some of the sites, or the bases differ in
+            size from the stream.
     """
     if not architecture.is_rotatable:
-        kind = "LayerNorms, which do" if architecture.norms.is_centred else "norms of what sublayers write, which do"
+        kind = "LayerNorms" if architecture.norms.is_centred else "norms of what sublayers write"
         raise PlanMismatch(
-            f"{architecture.family}: it has {kind} not commute with a rotation. Use a plan without rotations."
+            f"{architecture.family}: its {kind} do not commute with a rotation. Use a plan without rotations."
         )
     names = {EVERYWHERE} if EVERYWHERE in rotations else {site.norm for site in sites}
     if set(rotations) != names:
@@ -91,7 +101,7 @@ def _bases(architecture: Architecture, sites: Sequence[Site], rotations: dict[st
 
 
 def _fold_gain(norm: nn.Module, style: NormStyle) -> Tensor:
-    """The weight that the norm multiplied with, and from now on does not."""
+    """Take the weight out of a norm, which multiplies by one from then on."""
     stored: Any = norm.weight
     gain = stored.double() + style.offset
     stored.fill_(1.0 - style.offset)
@@ -99,7 +109,7 @@ def _fold_gain(norm: nn.Module, style: NormStyle) -> Tensor:
 
 
 def _rotate_writer(writer: nn.Module, basis: Tensor) -> None:
-    """Let a linear or an embedding write its output in `basis`."""
+    """Make a linear or an embedding write its output in `basis`."""
     weight: Any = writer.weight
     basis = basis.to(weight.device).double()
     if isinstance(writer, nn.Embedding):
@@ -116,7 +126,3 @@ def _untie(model: PreTrainedModel, architecture: Architecture) -> None:
     head: Any = model.get_submodule(architecture.head)
     head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
     model.config.tie_word_embeddings = False
-
-
-def _weight(model: PreTrainedModel, module: str) -> Tensor:
-    return model.get_parameter(f"{module}.weight")

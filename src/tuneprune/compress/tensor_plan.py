@@ -1,4 +1,4 @@
-"""What the smaller model is made of, decided from shapes alone: its class, and each of its tensors as a part of one."""
+"""Plans the smaller model from shapes alone: its config, and which part of a dense tensor each of its tensors is."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -11,9 +11,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from tuneprune import families
-from tuneprune.compress.biases import new_biases, with_new_biases
-from tuneprune.compress.layout import has_skips, indices, layout, routers, skip_cuts
 from tuneprune.compress.modeling_pruned import epsilon_name, equal_layers, fit_layers
+from tuneprune.compress.pruned_config import (
+    has_skips,
+    index_buffers,
+    new_biases,
+    pruned_entry,
+    router_tensors,
+    skip_cuts,
+)
 from tuneprune.errors import PlanMismatch
 from tuneprune.structure.architecture import Architecture, Projection
 from tuneprune.structure.edits import Drop, Route
@@ -23,10 +29,10 @@ from tuneprune.structure.space import PruningSpace
 
 @dataclass(frozen=True)
 class Part:
-    """What a tensor of the smaller model has of the dense model's `source`.
+    """A tensor of the smaller model as a part of the dense model's tensor `source`.
 
-    The positions `kept` by dimension (all where it has none), then times `factor`, which a norm applies to its weight
-    plus `offset`.
+    It has the positions `kept` by dimension (all of a dimension without an entry), multiplied by `factor`; the weight
+    of a norm is multiplied after adding `offset`.
     """
 
     source: str
@@ -35,7 +41,7 @@ class Part:
     offset: float = 0.0
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The part, of the source's values; `tensor` itself where nothing changes."""
+        """The part's values, given the source's; `tensor` itself if nothing changes."""
         for dim, positions in self.kept.items():
             tensor = tensor.index_select(dim, positions.to(tensor.device))
         if self.factor == 1.0:
@@ -44,18 +50,18 @@ class Part:
         return scaled.to(tensor.dtype)
 
     def rounded(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        """The source's values for which the part's values, stored in `dtype`, are exact."""
+        """The source's values, changed so that storing the part in `dtype` loses nothing."""
         if self.factor == 1.0:
             return tensor.to(dtype).to(tensor.dtype)
         stored = ((tensor.double() + self.offset) * self.factor - self.offset).to(dtype)
         return ((stored.double() + self.offset) / self.factor - self.offset).to(tensor.dtype)
 
     def shape(self, dense: tuple[int, ...]) -> tuple[int, ...]:
-        """The part's shape, of the source's."""
+        """The part's shape, given the source's."""
         return tuple(len(self.kept[dim]) if dim in self.kept else size for dim, size in enumerate(dense))
 
     def rows(self, start: int, stop: int) -> tuple[int, int, "Part"]:
-        """Which rows of the source hold the part's rows from `start` to `stop`, and these as a part of those."""
+        """The source's rows around the part's rows from `start` to `stop`, and these as a part of those."""
         if 0 not in self.kept:
             return start, stop, self
         rows = self.kept[0][start:stop]
@@ -64,41 +70,44 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """The smaller model: of the stock class of its config, resized where that has an entry `pruned`.
+class TensorPlan:
+    """The smaller model: of the stock class of its config, resized if that has an entry `pruned`.
 
-    Its tensors are `parts` of the rewritten dense model's and `own` ones, by state-dict name.
+    Its tensors, by state-dict name, are `parts` of those of the rewritten dense model, and `added` ones.
     """
 
     parts: Mapping[str, Part]
-    own: Mapping[str, Tensor]
+    added: Mapping[str, Tensor]
     config: PretrainedConfig
 
     @property
     def is_stock(self) -> bool:
-        """Whether the stock class holds it as it is."""
+        """Whether the stock class can hold it without resizing."""
         return not hasattr(self.config, "pruned")
 
 
-def draw(model: PreTrainedModel, architecture: Architecture, space: PruningSpace, plan: Plan) -> Recipe:
-    """What cutting the rewritten dense `model` by the plan makes of it. Looks at no weights, so it may have none.
+def plan_tensors(model: PreTrainedModel, architecture: Architecture, space: PruningSpace, plan: Plan) -> TensorPlan:
+    """The smaller model that cutting the rewritten dense `model` gives. Looks at no weights, so it may have none.
 
     Raises:
-        PlanMismatch: the plan belongs to another space, or drops layers of a model that no stock class holds.
+        PlanMismatch: the plan belongs to another space, or drops layers of a model that no stock class can hold.
     """
-    added, routes, widths = new_biases(space, plan), plan.of_kind(Route), plan.widths(space)
-    is_plain = not (added or routes or has_skips(plan))
+    biased, routes, widths = new_biases(space, plan), plan.of_kind(Route), plan.widths(space)
+    is_plain = not (biased or routes or has_skips(plan))
     stock = families.uniform_config(model.config, architecture, space, widths) if is_plain else None
     dropped = {edit.block for edit in plan.of_kind(Drop)}
     if dropped and stock is None:
-        raise PlanMismatch("The plan drops layers and adds biases, routers or skip matrices too; it can do only one.")
+        raise PlanMismatch(
+            "The plan both drops layers and adds biases, routers or skip matrices; it can do only one of these."
+        )
     narrowed = _narrowed_norms(architecture, space, widths)
     gains = {f"{norm}.weight": math.sqrt(factor) for norm, factor in narrowed.items()}
     factors = gains | (_projection_factors(architecture, narrowed) if stock is not None else {})
     kept: dict[str, dict[int, Tensor]] = {}
-    for (name, dim), positions in with_new_biases(
-        {**plan.lower(space), **skip_cuts(architecture, space, plan)}, added
-    ).items():
+    cuts = {**plan.lower(space), **skip_cuts(architecture, space, plan)}
+    # No group of the space names new biases; they lose what the rows of their weights lose.
+    cuts |= {(f"{path}.bias", 0): cuts[f"{path}.weight", 0] for path in biased if (f"{path}.weight", 0) in cuts}
+    for (name, dim), positions in cuts.items():
         kept.setdefault(name, {})[dim] = positions
     dense = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     parts = {
@@ -106,26 +115,27 @@ def draw(model: PreTrainedModel, architecture: Architecture, space: PruningSpace
         for name, old in _names_left(dense, architecture, dropped)
     }
     if stock is not None:
-        return Recipe(_rehosted(parts, dense, architecture.without(dropped), stock), {}, stock)
+        return TensorPlan(_rehosted(parts, dense, architecture.without(dropped), stock), {}, stock)
     shapes = {name: part.shape(dense[part.source]) for name, part in parts.items()}
     config: Any = families.ragged_config(model.config, architecture, widths)
-    config.pruned = layout(architecture, space, plan, shapes, _shapes_said(config))
+    config.pruned = pruned_entry(architecture, space, plan, shapes, _stated_shapes(config))
     config.pruned["norms"] = {
         norm: [shapes[f"{norm}.weight"][0], _epsilon(model, norm) * factor] for norm, factor in narrowed.items()
     }
-    return Recipe(parts, indices(architecture, space, plan) | routers(routes, model.dtype), config)
+    added = index_buffers(architecture, space, plan) | router_tensors(routes, model.dtype)
+    return TensorPlan(parts, added, config)
 
 
 def rescaled_weights(
     model: PreTrainedModel, architecture: Architecture, space: PruningSpace, plan: Plan
 ) -> dict[str, Part]:
-    """The weights of the rewritten dense model that the cut multiplies by a factor, by name, with their parts."""
-    parts = draw(model, architecture, space, plan).parts.values()
+    """The parts of those weights of the rewritten dense model that the cut multiplies by a factor, by name."""
+    parts = plan_tensors(model, architecture, space, plan).parts.values()
     return {part.source: part for part in parts if part.factor != 1.0}
 
 
-def _shapes_said(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes of all tensors as transformers' config has them, its layers' own widths included."""
+def _stated_shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes of all tensors that the config states, its layers' own widths included."""
     with torch.device("meta"), equal_layers(config):
         stock = AutoModelForCausalLM.from_config(config)
     with torch.device("meta"):
@@ -136,7 +146,7 @@ def _shapes_said(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
 def _names_left(
     names: Mapping[str, object], architecture: Architecture, dropped: set[str]
 ) -> Iterator[tuple[str, str]]:
-    """New and old name of all tensors outside of the dropped blocks, the others being renumbered."""
+    """New and old names of all tensors outside the dropped blocks; the other blocks are renumbered."""
     moves = architecture.moves(dropped)
     for name in names:
         block = next((block.path for block in architecture.blocks if name.startswith(f"{block.path}.")), None)
@@ -149,7 +159,7 @@ def _names_left(
 def _rehosted(
     parts: Mapping[str, Part], dense: Mapping[str, tuple[int, ...]], architecture: Architecture, stock: PretrainedConfig
 ) -> dict[str, Part]:
-    """The parts by the names of the stock class, which may hold apart the projections that the dense model packs.
+    """The parts by the names of the stock class, which may have separate linears where the dense model packs several.
 
     Args:
         architecture: the dense model's, without the dropped blocks.
@@ -173,9 +183,9 @@ def _rehosted(
 
 
 def _narrowed_norms(architecture: Architecture, space: PruningSpace, widths: Mapping[str, int]) -> dict[str, float]:
-    """The norms that lose some features, each with d / d': the features it had over those it keeps.
+    """The norms that lose some features, each with d / d', the number it had over the number it keeps.
 
-    An RMSNorm over the d' kept features equals the one over d of which the others are masked, where its weight grows
+    An RMSNorm over the d' kept features equals the one over all d, with the others masked, if its weight is multiplied
     by sqrt(d / d') and its epsilon by d / d'.
     """
     norms = {norm for block in architecture.blocks for norm in block.attention.qk_norm or ()}
@@ -189,9 +199,10 @@ def _narrowed_norms(architecture: Architecture, space: PruningSpace, widths: Map
 
 
 def _projection_factors(architecture: Architecture, narrowed: Mapping[str, float]) -> dict[str, float]:
-    """What an epsilon of their own would do for the q/k norms of a stock class, whose config has one for all norms.
+    """Factors on q and k that replace an epsilon of their own for the q/k norms of a stock class.
 
-    The stream's norms decide on it. The norm of c x at epsilon c^2 e is the norm of x at epsilon e.
+    Its config has one epsilon for all norms, which is that of the stream's norms. The norm of c x at epsilon c^2 e is
+    the norm of x at epsilon e.
     """
     common = narrowed.get(architecture.final_norm, 1.0)
     factors: dict[str, float] = {}
