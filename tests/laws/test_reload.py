@@ -31,8 +31,8 @@ from tuneprune import export, families
 from tuneprune.compress import compress
 from tuneprune.structure import spaces
 from tuneprune.structure.edits import Rotate
+from tuneprune.structure.masks import simulated
 from tuneprune.structure.plan import Plan
-from tuneprune.structure.routing import simulated
 
 logging.disable_progress_bar()
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from tuneprune.compress import compress
 from tuneprune.compress.modeling_pruned import RoutedMlp
 from tuneprune.structure import spaces
 from tuneprune.structure.edits import Route
-from tuneprune.structure.routing import simulated, token_mask, top_experts
+from tuneprune.structure.masks import simulated, token_mask, top_experts
 
 pytestmark = pytest.mark.usefixtures("full_precision")
 

@@ -13,7 +13,7 @@ from tuneprune.budget import Budget
 from tuneprune.calibration.subject import Subject
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.edits import Addition, Edit
-from tuneprune.structure.plan import Plan
+from tuneprune.structure.plan import Plan, Provenance
 from tuneprune.structure.space import Masks, PruningSpace
 
 Metrics = dict[str, float]
@@ -163,7 +163,7 @@ class Method(BaseModel):
 
 def decide(masks: Masks, subject: Subject, budget: Budget, method: Method, extra: Sequence[Edit] = ()) -> Plan:
     """The plan of hard masks and of `extra` edits, signed with who decided."""
-    provenance = {
+    provenance: Provenance = {
         "method": {"name": method.title, **method.model_dump(mode="json")},
         "budget": budget.model_dump(mode="json"),
         "seed": subject.seed,

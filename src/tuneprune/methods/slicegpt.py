@@ -32,8 +32,7 @@ from tuneprune.errors import UnsupportedModel
 from tuneprune.methods.base import Decided, Method, Search, decide
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.edits import EVERYWHERE, Addition, Rotate
-from tuneprune.structure.plan import Plan
-from tuneprune.structure.rotation import added_by_rotating
+from tuneprune.structure.plan import Plan, added_by_rotating
 from tuneprune.structure.space import PruningSpace
 
 

@@ -20,8 +20,8 @@ from tuneprune.pipeline.costs import measure_costs
 from tuneprune.pipeline.job import Job, Scores, prepare
 from tuneprune.pipeline.record import make_proof, make_record, write_results
 from tuneprune.report import RunRecord, ScoreRecord
+from tuneprune.structure.masks import simulated
 from tuneprune.structure.plan import Plan
-from tuneprune.structure.routing import simulated
 from tuneprune.system.progress import Progress
 from tuneprune.train import Tuner, inject_lora, merge_lora
 

@@ -178,7 +178,7 @@ def compress_model(
     export.check_replaceable(out, model, adapter, plan_folder)
     plan, config = Plan.load(plan_folder), load_config(model, adapter)
     tokenizer = load_tokenizer(model, config, adapter)
-    name = str(plan.provenance.get("space", "width"))
+    name = plan.provenance.get("space", "width")
     streamed = _streamed(model, config, name, plan) if adapter is None else None
     if streamed is not None:
         export.write(streamed, tokenizer, out, max_shard_size=max_shard_size, progress=progress)

@@ -1,10 +1,11 @@
-"""The narrow waist: a decision as a serialisable list of edits over named groups."""
+"""A pruning decision as a list of edits over named groups, and the two files that store it."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar, cast
 
 import torch
 from jaxtyping import Int
@@ -12,34 +13,61 @@ from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnkn
 from torch import Tensor
 
 from tuneprune.errors import PlanMismatch
-from tuneprune.structure import edits as kinds
-from tuneprune.structure.edits import Bias, Drop, Edit, Keep, Rotate, Route
-from tuneprune.structure.fitting import check_edit
-from tuneprune.structure.rotation import added_by_rotating
+from tuneprune.structure.edits import (
+    Bias,
+    Drop,
+    Edit,
+    Keep,
+    Rotate,
+    Route,
+    check_edit,
+    from_entry,
+    misfit,
+    target,
+    tensors_of,
+    to_entry,
+)
 from tuneprune.structure.space import Masks, PruningSpace
 from tuneprune.system.storage import refusals_explained, replacing, write_text
 
 FORMAT = 2
 LARGEST = 2**24
-"""Bytes of a plan.json: a hundred times what the deepest models take."""
+"""Most bytes that a plan.json may have: a hundred times as many as the deepest models need."""
 Cuts = Mapping[tuple[str, int], Int[Tensor, " kept"]]
 """Positions to keep, by parameter and dimension."""
 E = TypeVar("E", Keep, Drop, Rotate, Bias, Route)
 
 
+class Provenance(TypedDict, total=False):
+    """How a plan came about; a plan from elsewhere may lack any of it."""
+
+    method: Mapping[str, Any]
+    """Its name and options."""
+    budget: Mapping[str, Any]
+    seed: int
+    space: str
+    family: str
+    lora_residue: Mapping[str, float]
+    """How much LoRA the removed units still had (methods that train masks)."""
+    active_parameters: int
+    """Parameters that one token uses (ToMoE)."""
+    budget_counts: str
+    """Whether the budget limits all parameters or those active for one token (ToMoE)."""
+
+
 @dataclass(frozen=True)
 class Plan:
-    """What becomes of a model: edits that address the groups of one space of one model.
+    """A pruning decision: edits that address the groups of one space of one model.
 
-    `provenance` records who decided (method, budget, seed); it does not change what the plan does.
+    `provenance` does not change what the plan does.
     """
 
     edits: tuple[Edit, ...]
     space: str
-    provenance: Mapping[str, object] = field(default_factory=dict[str, object])
+    provenance: Provenance = field(default_factory=Provenance)
 
     @classmethod
-    def from_masks(cls, masks: Masks, space: PruningSpace, provenance: Mapping[str, object] | None = None) -> "Plan":
+    def from_masks(cls, masks: Masks, space: PruningSpace, provenance: Provenance | None = None) -> "Plan":
         """The plan that keeps the units whose hard mask is 1, and drops the blocks whose mask is 0."""
         assert all(((mask == 0) | (mask == 1)).all() for mask in masks.values()), "a plan takes hard masks"
         edits: list[Edit] = []
@@ -48,7 +76,7 @@ class Plan:
                 edits.append(Keep(name, masks[name].cpu().nonzero().squeeze(1)))
             elif not masks[name].any():
                 edits.append(Drop(name))
-        return cls(tuple(edits), space.fingerprint, provenance or {})
+        return cls(tuple(edits), space.fingerprint, provenance or Provenance())
 
     def check(self, space: PruningSpace) -> None:
         """Refuse another space, and edits that do not fit this one.
@@ -63,23 +91,21 @@ class Plan:
             )
         seen: set[tuple[type[Edit], str]] = set()
         for edit in self.edits:
-            key = (Keep if isinstance(edit, Route) else type(edit), kinds.target(edit))
+            key = (Keep if isinstance(edit, Route) else type(edit), target(edit))
             if key in seen:
-                raise PlanMismatch(
-                    f"The plan decides on `{key[1]}` twice; it takes one edit of a kind. Make the plan again."
-                )
+                raise misfit(f"decides on `{key[1]}` twice; it takes one edit of a kind")
             seen.add(key)
             check_edit(edit, space)
         blocks = {group.name for group in space.groups if group.kind == "block"}
         if blocks and blocks == {edit.block for edit in self.edits if isinstance(edit, Drop)}:
-            raise PlanMismatch("The plan drops every block of the model; it must keep some. Make the plan again.")
+            raise misfit("drops every block of the model; it must keep some")
 
     def of_kind(self, kind: type[E]) -> list[E]:
         """The edits of one kind, in order."""
         return [edit for edit in self.edits if isinstance(edit, kind)]
 
     def masks(self, space: PruningSpace) -> dict[str, Tensor]:
-        """The hard masks of what the plan removes; groups without an edit are kept whole.
+        """The plan as hard masks; groups without an edit are kept whole.
 
         A routed group keeps the units that are in any expert.
         """
@@ -95,10 +121,10 @@ class Plan:
         return masks
 
     def lower(self, space: PruningSpace) -> Cuts:
-        """All Keeps at once, in dense coordinates: the positions to keep, by parameter and dimension.
+        """The positions to keep by parameter and dimension, in dense coordinates, for all Keeps at once.
 
-        Lowering together matters: two groups may cut one dimension (k and v of a packed projection), and
-        cutting one after the other would shift the second one's positions.
+        Doing this one group at a time would be wrong: two groups may cut one dimension (k and v of a packed
+        projection), and the first cut would shift the positions of the second.
         """
         masks = self.masks(space)
         kept: dict[tuple[str, int], Tensor] = {}
@@ -106,8 +132,8 @@ class Plan:
             for piece in group.slices:
                 key = (piece.param, piece.dim)
                 flags = kept.setdefault(key, torch.ones(space.shapes[piece.param][piece.dim], dtype=torch.bool))
-                gone = (masks[group.name] == 0).nonzero().squeeze(1)
-                flags[piece.segment.positions(gone)] = False
+                removed = (masks[group.name] == 0).nonzero().squeeze(1)
+                flags[piece.segment.positions(removed)] = False
         cuts = {key: flags.nonzero().squeeze(1) for key, flags in kept.items() if not flags.all()}
         for alias, param in space.tied.items():
             cuts |= {(alias, dim): positions for (name, dim), positions in cuts.items() if name == param}
@@ -118,7 +144,7 @@ class Plan:
         return {name: int(mask.sum().item()) for name, mask in self.masks(space).items()}
 
     def added(self, space: PruningSpace) -> int:
-        """Parameters that the plan puts in: new biases and routers, and what rotations cost."""
+        """Number of parameters that the plan adds: new biases and routers, and what rotations cost."""
         cuts = self.lower(space)
         total = sum(tensor.numel() for edit in self.of_kind(Route) for tensor in edit.router.values())
         for edit in self.of_kind(Bias):
@@ -131,25 +157,25 @@ class Plan:
         return total
 
     def save(self, folder: Path) -> None:
-        """Write `plan.json` and `plan.safetensors` into `folder`, where no reader ever sees one without the other.
+        """Write `plan.json` and `plan.safetensors` into `folder`, so that no reader ever sees files of two plans.
 
         Raises:
-            ConfigError: the disk refused them.
+            ConfigError: they could not be written.
         """
         tensors = {
-            f"{_key(edit)}.{name}": tensor.detach().cpu().clone().contiguous()
+            f"{_prefix(to_entry(edit))}{name}": tensor.detach().cpu().clone().contiguous()
             for edit in self.edits
-            for name, tensor in kinds.tensors_of(edit).items()
+            for name, tensor in tensors_of(edit).items()
         }
         with refusals_explained(folder):
-            (folder / "plan.json").unlink(missing_ok=True)  # a kill must not leave it beside other tensors
+            (folder / "plan.json").unlink(missing_ok=True)  # a kill must not leave it next to other tensors
         with replacing(folder / "plan.safetensors") as partial:
             save_file(tensors, partial)
         head = {
             "format": FORMAT,
             "space": self.space,
             "provenance": dict(self.provenance),
-            "edits": [kinds.describe(edit) for edit in self.edits],
+            "edits": [to_entry(edit) for edit in self.edits],
         }
         write_text(folder / "plan.json", json.dumps(head, indent=1) + "\n")
 
@@ -167,23 +193,23 @@ class Plan:
                     f"{folder}: plan format {head['format']} is not {FORMAT}; use the version that wrote it."
                 )
             tensors = load_file(folder / "plan.safetensors")
-            edits = tuple(kinds.read(entry, _tensors_at(entry, tensors)) for entry in head["edits"])
-            return cls(edits, _text(head["space"]), dict(head["provenance"]))
+            edits = tuple(from_entry(entry, _tensors_at(entry, tensors)) for entry in head["edits"])
+            return cls(edits, _text(head["space"]), cast("Provenance", dict(head["provenance"])))
         except PlanMismatch:
             raise
         except FileNotFoundError as error:
             name = Path(error.filename or "plan.safetensors").name
             raise PlanMismatch(f"{folder} holds no plan: {name} is missing. Name the plan/ of a run.") from error
-        except Exception as error:  # a stranger's file raises what it likes in the libraries that read it
+        except Exception as error:  # the libraries raise all kinds of errors on damaged files
             reason = f"{type(error).__name__}: {error}"
             raise PlanMismatch(f"{folder} holds no readable plan ({reason}). Make the plan again.") from error
 
 
 def _head(path: Path) -> dict[str, Any]:
-    """What `plan.json` says.
+    """The content of `plan.json`.
 
     Raises:
-        ValueError, TypeError, KeyError: it is no plan's, or larger than any.
+        ValueError, TypeError, KeyError: it is not that of a plan, or larger than any plan.
     """
     if path.stat().st_size > LARGEST:
         raise ValueError(f"plan.json has more than {LARGEST} bytes")
@@ -194,16 +220,28 @@ def _head(path: Path) -> dict[str, Any]:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r:.60} is no text")
+        raise TypeError(f"{value!r:.60} is not text")
     return value
 
 
-def _key(edit: Edit) -> str:
-    entry = kinds.describe(edit)
-    return f"{entry['edit']}.{entry['target']}"
+def _prefix(entry: Mapping[str, object]) -> str:
+    """The start of the names under which the tensors of one edit are stored."""
+    return f"{entry['edit']}.{entry['target']}."
 
 
 def _tensors_at(entry: Mapping[str, object], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of one edit, by name within it."""
-    prefix = f"{entry['edit']}.{entry['target']}."
+    prefix = _prefix(entry)
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def added_by_rotating(space: PruningSpace, bases: int, width: int) -> int:
+    """Number of parameters that `bases` bases of a residual stream of `width` kept dims add to a model.
+
+    Every change of basis takes a matrix on the skip connection that crosses it. A head that was tied to the embedding
+    becomes a tensor of its own, because the weight of the last norm is folded into it.
+    """
+    heads = 0
+    for param in space.tied.values():
+        owned = {piece.dim for group in space.groups for piece in group.slices if piece.param == param}
+        heads += math.prod(width if dim in owned else size for dim, size in enumerate(space.shapes[param]))
+    return heads + (bases - 1) * width**2

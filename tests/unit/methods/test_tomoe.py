@@ -24,7 +24,7 @@ from tuneprune.methods.tomoe.experts import (
     union,
 )
 from tuneprune.structure.edits import Route
-from tuneprune.structure.routing import simulated
+from tuneprune.structure.masks import simulated
 from tuneprune.structure.space import Group, PruningSpace, Segment, WeightSlice
 from tuneprune.train import merge_lora
 

@@ -17,8 +17,7 @@ from tuneprune.calibration.subject import Runtime
 from tuneprune.errors import ConfigError
 from tuneprune.methods.generator import KEY, budget_distance
 from tuneprune.structure.edits import Route
-from tuneprune.structure.masks import gumbel, gumbel_sigmoid, straight_through
-from tuneprune.structure.routing import router_logits
+from tuneprune.structure.masks import gumbel, gumbel_sigmoid, router_logits, straight_through
 from tuneprune.structure.space import PruningSpace
 
 Logits = Mapping[str, Tensor]

@@ -45,9 +45,8 @@ from tuneprune.methods.tomoe.experts import (
 )
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.edits import Addition, Edit, Keep, Route
-from tuneprune.structure.masks import Gates
-from tuneprune.structure.plan import Plan
-from tuneprune.structure.routing import routed, token_mask
+from tuneprune.structure.masks import Gates, routed, token_mask
+from tuneprune.structure.plan import Plan, Provenance
 from tuneprune.structure.space import Masks, PruningSpace
 
 
@@ -193,8 +192,13 @@ class TomoeSearch(Search):
         routes = {route.group: on_cpu(route) for route in self._routes()}
         signed = decide(self._masks, self.subject, self.budget, self.options)
         edits: list[Edit] = [routes.get(edit.group, edit) if isinstance(edit, Keep) else edit for edit in signed.edits]
-        facts = {"lora_residue": residue, "budget_counts": self.options.budget_counts}
-        return Plan(tuple(edits), signed.space, {**signed.provenance, **facts, "active_parameters": self._active()})
+        provenance: Provenance = {
+            **signed.provenance,
+            "lora_residue": residue,
+            "budget_counts": self.options.budget_counts,
+            "active_parameters": self._active(),
+        }
+        return Plan(tuple(edits), signed.space, provenance)
 
     def state_dict(self) -> dict[str, Any]:
         """Generator and routers, their optimiser and noise, prior, and the decision in force."""
