@@ -1,10 +1,12 @@
-"""What a model is: pure data that a family file reads off a Hugging Face config."""
+"""A model as plain data, which a family file reads from a Hugging Face config."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from tuneprune.errors import UnsupportedModel
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Projection:
 
     @property
     def end(self) -> int:
-        """The row after the last one, for the last of all projections in the module: its number of outputs."""
+        """The row after the last one; for the last projection in the module, the module's number of outputs."""
         return self.rows * self.interleaved if self.interleaved > 1 else self.start + self.rows
 
 
@@ -30,9 +32,9 @@ class Projection:
 class Attention:
     """Self-attention of one block, `num_heads` query heads reading `num_kv_heads` key/value heads.
 
-    `qk_norm` names the norms between the q and k projections and RoPE, when there are any; they normalise every head
-    by itself, or with `qk_norm_joins_heads` all heads together. `rotary_dim` is the leading part of every head that
-    RoPE turns, 0 in a layer without positions.
+    `qk_norm` names the norms between the q and k projections and RoPE, if there are any; they normalise every head by
+    itself, or with `qk_norm_joins_heads` all heads together. `rotary_dim` is the size of the leading part of every head
+    that RoPE rotates, 0 in a layer without RoPE.
     """
 
     path: str
@@ -60,7 +62,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Mlp:
-    """MLP of one block with `width` intermediate channels; a plain one (activation of `up`) has no `gate`."""
+    """MLP of one block with `width` intermediate channels; one without gating (activation of `up`) has no `gate`."""
 
     path: str
     gate: Projection | None
@@ -70,7 +72,7 @@ class Mlp:
 
     @property
     def producers(self) -> tuple[Projection, ...]:
-        """The projections that make the channels."""
+        """The projections that produce the channels."""
         return (self.up,) if self.gate is None else (self.gate, self.up)
 
     @property
@@ -81,9 +83,9 @@ class Mlp:
 
 @dataclass(frozen=True)
 class Experts:
-    """`num_experts` MLPs in place of one, of which `router` gives every token to a few.
+    """`num_experts` MLPs in place of one; `router` sends every token to a few of them.
 
-    The first dimension of each tensor in `params`, the router's weight among them, counts experts; `modules` own them.
+    Each tensor in `params`, which include the router's weight, has the experts along its first dimension.
     """
 
     path: str
@@ -129,7 +131,7 @@ class Block:
 
     @property
     def mlp_linears(self) -> tuple[str, ...]:
-        """The linears of the MLP, each once; experts have none, but packed tensors."""
+        """The linears of the MLP, each once; experts are packed tensors and have none."""
         return () if isinstance(self.feed_forward, Experts) else (*self.mlp.inputs, self.mlp.down)
 
     @property
@@ -139,18 +141,18 @@ class Block:
 
     @property
     def projections(self) -> tuple[Projection, ...]:
-        """What reads the residual stream: q, k, v, and gate and up of an MLP."""
+        """The projections that read the residual stream: q, k, v, and gate and up of an MLP."""
         attention, mlp = self.attention, self.feed_forward
         return (attention.q, attention.k, attention.v, *(() if isinstance(mlp, Experts) else mlp.producers))
 
     @property
     def attention_output(self) -> str:
-        """The module whose output is what attention adds to the residual stream."""
+        """The module whose output attention adds to the residual stream."""
         return self.attention_post_norm or self.attention.out
 
     @property
     def mlp_output(self) -> str:
-        """The module whose output is what the MLP adds to the residual stream."""
+        """The module whose output the MLP adds to the residual stream."""
         if isinstance(self.feed_forward, Experts):
             return self.mlp_post_norm or self.feed_forward.path
         return self.mlp_post_norm or self.feed_forward.down
@@ -158,9 +160,9 @@ class Block:
 
 @dataclass(frozen=True)
 class NormStyle:
-    """How all norms of a model compute: RMSNorm, or LayerNorm where `is_centred`.
+    """The kind of all norms of a model: RMSNorm, or LayerNorm if `is_centred`.
 
-    `offset` is what is added to the stored weight before it multiplies (1 in Gemma).
+    `offset` is added to the stored weight before it multiplies (1 in Gemma).
     """
 
     is_centred: bool = False
@@ -169,7 +171,7 @@ class NormStyle:
 
 @dataclass(frozen=True)
 class Site:
-    """A place where the residual stream is read: `readers` see it through `norm`, or as it is where there is none.
+    """A place where the residual stream is read: `readers` read it through `norm`, or directly if that is None.
 
     `writer` is the module whose output was added to the stream last.
     """
@@ -180,7 +182,7 @@ class Site:
 
     @property
     def own_norm(self) -> str:
-        """The norm, at a site that has one, as all have in a rotatable architecture."""
+        """The norm; every site of a rotatable architecture has one."""
         assert self.norm is not None
         return self.norm
 
@@ -207,7 +209,7 @@ class Architecture:
     def is_rotatable(self) -> bool:
         """Whether the residual stream can be written in another basis.
 
-        Every sublayer must read it through an RMSNorm of its own, and a linear must write what is added to it.
+        Every sublayer must read it through an RMSNorm of its own, and whatever is added to it must come from a linear.
         """
         return not self.norms.is_centred and all(
             block.attention_norm is not None
@@ -220,14 +222,14 @@ class Architecture:
         )
 
     def stream_norms(self) -> Iterator[str]:
-        """Paths of all norms over the residual stream, or over what is added to it."""
+        """Paths of all norms of the residual stream and of what is added to it."""
         for block in self.blocks:
             norms = (block.attention_norm, block.attention_post_norm, block.mlp_norm, block.mlp_post_norm)
             yield from dict.fromkeys(norm for norm in norms if norm is not None)
         yield self.final_norm
 
     def sites(self) -> Iterator[Site]:
-        """Where the residual stream is read, in forward order: twice a block, and before the head."""
+        """The places that read the residual stream, in forward order: two in each block, and one before the head."""
         writer = self.embed
         for block in self.blocks:
             yield Site(block.attention_norm, block.attention.inputs, writer)
@@ -237,9 +239,9 @@ class Architecture:
         yield Site(self.final_norm, (self.head,), writer)
 
     def moves(self, dropped: Collection[str]) -> dict[str, str]:
-        """The path that every block left has among those left, by its path here, when the `dropped` blocks go."""
-        left = [block.path for block in self.blocks if block.path not in dropped]
-        return dict(zip(left, [block.path for block in self.blocks], strict=False))
+        """The new path of every remaining block, by its path here, after the `dropped` blocks are removed."""
+        paths = [block.path for block in self.blocks]
+        return dict(zip((path for path in paths if path not in dropped), paths, strict=False))
 
     def without(self, dropped: Collection[str]) -> "Architecture":
         """The model without the blocks at these paths, the others renumbered."""
@@ -248,20 +250,21 @@ class Architecture:
         return replace(self, blocks=blocks)
 
 
-def _moved(part: Any, old: str, new: str) -> Any:  # noqa: ANN401  (a block, and whatever it is made of)
-    """The description `part` with every path under `old` moved to `new`."""
-    if isinstance(part, str):
-        return new + part[len(old) :] if part == old or part.startswith(f"{old}.") else part
-    if isinstance(part, tuple):
-        return tuple(_moved(item, old, new) for item in part)  # pyright: ignore[reportUnknownVariableType]
-    if is_dataclass(part) and not isinstance(part, type):
-        return replace(part, **{field.name: _moved(getattr(part, field.name), old, new) for field in fields(part)})
-    return part
+def _moved(part: Part, old: str, new: str) -> Part:
+    """A block, or a part of its description, with every path under `old` moved to `new`."""
+    value: Any = part
+    if isinstance(value, str):
+        value = new + value.removeprefix(old) if value == old or value.startswith(f"{old}.") else value
+    elif isinstance(value, tuple):
+        value = tuple(_moved(item, old, new) for item in cast("tuple[object, ...]", value))
+    elif is_dataclass(value) and not isinstance(value, type):
+        value = replace(value, **{field.name: _moved(getattr(value, field.name), old, new) for field in fields(value)})
+    return value
 
 
 @dataclass(frozen=True)
 class StockShape:
-    """Widths that all layers share, as a stock config states them; `kept_layers` are numbered in the dense model."""
+    """Widths that all layers share, as in a stock config; `kept_layers` are numbered as in the dense model."""
 
     num_heads: int
     num_kv_heads: int

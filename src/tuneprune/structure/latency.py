@@ -1,4 +1,4 @@
-"""What units cost in time."""
+"""The time that the units of every group take."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Latency:
-    """The time of one forward pass as a sum: `fixed`, and of every group what its kept units take, in nanoseconds.
+    """The time of one forward pass in nanoseconds, as the sum of `fixed` and the time of every group's kept units.
 
-    `steps[name][n]` is the time of group `name` with n units, never shorter for more of them. Whole nanoseconds add up
-    exactly, so that the sum of what is kept does not depend on the order.
+    `steps[name][n]` is the time of group `name` with n units, and never falls with n. Times are whole numbers, so that
+    their sum does not depend on the order.
     """
 
     fixed: int
@@ -26,11 +26,11 @@ class Latency:
         return self.count({})
 
     def count(self, kept: Mapping[str, int]) -> int:
-        """The time when groups keep the given number of units; those that are not named are whole."""
+        """The time if groups keep the given numbers of units; groups that are not named keep all."""
         return self.fixed + sum(steps[kept.get(name, -1)] for name, steps in self.steps.items())
 
     def left(self, masks: Mapping[str, Float[Tensor, " units"]]) -> Float[Tensor, ""]:
-        """The time under `masks`, differentiable in them; between two whole numbers of units it is interpolated."""
+        """The time under `masks`, differentiable in them; interpolated between whole numbers of units."""
         whole = sum(steps[-1] for name, steps in self.steps.items() if name not in masks)
         device = next(iter(masks.values())).device
         total = torch.tensor(float(self.fixed + whole), dtype=torch.double, device=device)
@@ -41,6 +41,6 @@ class Latency:
         return total
 
     def per_unit(self, name: str) -> float:
-        """What one unit of a group takes on average, at least a nanosecond."""
+        """The average time of one unit of a group, at least a nanosecond."""
         steps = self.steps[name]
         return max(1.0, (steps[-1] - steps[0]) / (len(steps) - 1))

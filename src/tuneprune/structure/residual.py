@@ -12,12 +12,11 @@ def residual(
 ) -> tuple[Group, ...]:
     """One group for the whole model: the dims of the residual stream (SliceGPT, PAT, Minitron).
 
-    Everything that enters the stream is masked where a linear writes it, so a removed dim is zero everywhere: norms,
-    before a sublayer or behind it, keep it zero, and what reads it reads nothing. The group stands at layer 0, because
-    it belongs to none.
+    Everything that is added to the stream is masked where a linear writes it, so a removed dim is zero everywhere:
+    norms, before or after a sublayer, keep it zero. The group belongs to no layer; it is listed under layer 0.
 
     Raises:
-        UnsupportedModel: the norms are LayerNorms, whose mean a removed dim would still change.
+        UnsupportedModel: the norms are LayerNorms, whose mean still depends on removed dims.
     """
     if layer:
         return ()
@@ -54,7 +53,7 @@ def residual(
 
 
 def _readers(architecture: Architecture) -> Iterator[str]:
-    """The linears that read the residual stream; a head that is the embedding's tensor has no parameter here."""
+    """The linears that read the residual stream; a head that is tied to the embedding has no parameter of its own."""
     for site in architecture.sites():
         yield from site.readers
 

@@ -1,4 +1,4 @@
-"""What may go: groups of units that can only be removed together, and where each lives in the weights."""
+"""What may be removed: groups of units, and where the units of each group are in the weights."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ class Segment:
     """A run of positions from `start`, read row-major as `view`, with units along `axis`.
 
     kv groups in q_proj:    view=(num_kv_heads, queries_per_kv * head_dim), axis=0
-    rotary pairs in q_proj: view=(num_heads, 2, head_dim // 2), axis=2; j and j + head_dim / 2 turn together
+    rotary pairs in q_proj: view=(num_heads, 2, head_dim // 2), axis=2; dims j and j + head_dim / 2 rotate together
     k in a packed qkv:      view=(num_kv_heads, head_dim), axis=0, start=num_heads * head_dim
     """
 
@@ -38,7 +38,7 @@ class Segment:
         return math.prod(self.view)
 
     def positions(self, units: Int[Tensor, " n"]) -> Int[Tensor, " m"]:
-        """The positions that `units` own."""
+        """The positions of `units`."""
         grid = torch.arange(self.extent).view(self.view) + self.start
         return grid.index_select(self.axis, units.cpu()).flatten()
 
@@ -51,7 +51,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class WeightSlice:
-    """Where one group lives in one parameter: along dimension `dim`, at `segment`."""
+    """The place of one group in one parameter: along dimension `dim`, at `segment`."""
 
     param: str
     dim: int
@@ -62,11 +62,9 @@ class WeightSlice:
 class Gate:
     """Where a mask multiplies an activation: the input or the output of `module`, at `segment`.
 
-    Side `router` multiplies the odds that the router `module` gives each of its choices, before it picks the best.
-
-    `base_only` gates act on the frozen path of a LoRA layer and leave the LoRA path open (ATP's LoRA-aware
-    forward). A module that the dense model does not have may stand in a rewritten one: the gate is passed over
-    where it does not.
+    On the side `router` it multiplies the odds that the router `module` gives to each of its choices, before it picks
+    the best. `base_only` gates act on the frozen path of a LoRA layer and leave the LoRA path open (ATP's LoRA-aware
+    forward). Some modules exist only in a rewritten model; in others the gate is skipped.
     """
 
     module: str
@@ -77,11 +75,11 @@ class Gate:
 
 @dataclass(frozen=True)
 class Group:
-    """`size` units that can only be removed together from all `slices`.
+    """`size` units of one kind at one place of the model; removing a unit removes it from all `slices`.
 
-    `gates` simulate the removal exactly; `tuning_gates` are those of ATP's LoRA-aware tuning forward, which
-    mask the frozen producers only. `features` is how many features of the exported width one unit is (2 for a
-    rotary pair, 0 for a layer, which has no width).
+    `gates` simulate the removal exactly; `tuning_gates` are those of ATP's LoRA-aware tuning forward, which mask only
+    the frozen weights that produce the units. `features` is the number of features of the exported width per unit (2
+    for a rotary pair, 0 for a layer, which has no width).
     """
 
     name: str
@@ -98,8 +96,8 @@ class Group:
 class PruningSpace:
     """All groups of a model, with the shape of every parameter (tied ones once) in the dense model.
 
-    `tied` has the parameters that are another one's tensor, by that one's name. `latency`, what the groups' units take,
-    is there where a budget counts time.
+    `tied` maps the name of a parameter that shares another one's tensor to the other one's name. `latency`, the time of
+    the groups' units, is set if a budget counts time.
     """
 
     name: str
@@ -110,7 +108,7 @@ class PruningSpace:
 
     @cached_property
     def by_name(self) -> dict[str, Group]:
-        """The groups under their names, in the model's order."""
+        """The groups by name, in the order of the model."""
         return {group.name: group for group in self.groups}
 
     @cached_property
@@ -120,13 +118,13 @@ class PruningSpace:
 
     @cached_property
     def num_prunable(self) -> int:
-        """Parameters of the tensors that the space reaches, kept ones included."""
+        """Parameters of the tensors that the groups are part of, kept ones included."""
         touched = {piece.param for group in self.groups for piece in group.slices}
         return sum(math.prod(self.shapes[param]) for param in touched)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies groups, addresses and shapes; a plan refuses to apply to another space."""
+        """Identifies groups, their places and shapes; a plan refuses to apply to another space."""
         content = {
             "groups": [asdict(group) for group in self.groups],
             "shapes": dict(sorted(self.shapes.items())),
@@ -139,7 +137,7 @@ class PruningSpace:
 
     @cached_property
     def _addresses(self) -> dict[str, tuple[tuple[int, tuple[tuple[str, int], ...]], ...]]:
-        """Per reached parameter and dimension: its size, and every (group, positions a unit owns) in it."""
+        """For each dimension of every parameter of a group: its size, and (group, positions per unit) of its groups."""
         cuts: dict[tuple[str, int], list[tuple[str, int]]] = {}
         for group in self.groups:
             for piece in group.slices:
@@ -151,7 +149,7 @@ class PruningSpace:
         }
 
     def count(self, kept: Mapping[str, int]) -> int:
-        """Exact number of parameters when every group keeps the given number of units."""
+        """Exact number of parameters if every group keeps the given number of units."""
         gone = {group.name: group.size - kept[group.name] for group in self.groups}
         total = self.num_parameters - self.num_prunable
         for dims in self._addresses.values():
@@ -161,7 +159,7 @@ class PruningSpace:
     def parameters_left(self, masks: Masks) -> Float[Tensor, ""]:
         """Number of parameters of the whole model under `masks`, differentiable in them.
 
-        Per parameter the product of kept widths, counted in float64; soft masks count fractions.
+        The sum over all parameters of the product of kept widths, in float64; soft masks count as fractions.
         """
         gone = {group.name: group.size - masks[group.name].double().sum() for group in self.groups}
         device = next(iter(gone.values())).device

@@ -1,6 +1,6 @@
-"""One function per pruning space: which groups of units a model offers for removal."""
+"""One function per pruning space: the groups of units that can be removed from a model."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
@@ -21,7 +21,7 @@ UNIT_NAMES: dict[Kind, str] = {
     "block": "layers",
     "expert": "experts",
 }
-"""What a report calls the units of a kind."""
+"""Names of the units of a kind in reports and messages."""
 
 
 def build(name: str, architecture: Architecture, model: nn.Module) -> PruningSpace:
@@ -36,8 +36,8 @@ def build(name: str, architecture: Architecture, model: nn.Module) -> PruningSpa
         raise ConfigError(f"Unknown space `{name}`; known spaces are {known}.{suggest(name, SPACES)}")
     if name != "experts" and any(isinstance(block.feed_forward, Experts) for block in architecture.blocks):
         raise UnsupportedModel(
-            f"{architecture.family}: space `{name}` cannot cut mixtures of experts, which this family has for MLPs. Use"
-            " space `experts`."
+            f"{architecture.family}: space `{name}` cannot cut mixtures of experts, which this family has in place of"
+            " MLPs. Use space `experts`."
         )
     shapes = {path: tuple(parameter.shape) for path, parameter in model.named_parameters()}
     groups = [
@@ -54,30 +54,22 @@ def width(layer: int, block: Block, _architecture: Architecture, shapes: Shapes)
     attention = block.attention
     queries = (attention.num_kv_heads, attention.queries_per_kv * attention.head_dim)
     keys = (attention.num_kv_heads, attention.head_dim)
-    read_by_out = Segment(queries, 0)
-    if attention.q.interleaved > 1:  # every head's q, k and v lie together
+    if attention.q.interleaved > 1:  # q, k and v of a head are adjacent
         whole = Projection(attention.q.module, attention.q.end)
         producers = ((whole, (attention.num_kv_heads, whole.rows // attention.num_kv_heads)),)
     else:
         producers = ((attention.q, queries), (attention.k, keys), (attention.v, keys))
-    # What a norm over all heads sees decides its output: the queries and keys themselves go, not only their use.
+    # A norm over all heads depends on every query and key, so it must not see those that are removed.
     normed = producers[:2] if attention.qk_norm_joins_heads else ()
-    kv = Group(
-        name=attention.path,
-        layer=layer,
-        kind="kv_group",
-        size=attention.num_kv_heads,
-        slices=(
-            *(piece for projection, view in producers for piece in _rows(projection, view, 0, shapes)),
-            *_norm_weights(attention, tuple(Segment(view, 0) for _, view in normed)),
-            WeightSlice(f"{attention.out}.weight", 1, read_by_out),
-        ),
-        gates=(
-            *(_output_gate(projection, view, 0, base_only=False) for projection, view in normed),
-            Gate(attention.out, "input", read_by_out),
-        ),
-        tuning_gates=tuple(_output_gate(projection, view, 0, base_only=True) for projection, view in producers),
-        features=attention.queries_per_kv * attention.head_dim,
+    kv = _produced_and_read(
+        (attention.path, layer, "kv_group"),
+        producers,
+        attention.out,
+        Segment(queries, 0),
+        shapes,
+        norms=_norm_weights(attention, tuple(Segment(view, 0) for _, view in normed)),
+        gates=tuple(_output_gate(projection, view, 0, base_only=False) for projection, view in normed),
+        features=queries[1],
     )
     return kv, mlp_channels(layer, block.mlp, shapes)
 
@@ -85,23 +77,22 @@ def width(layer: int, block: Block, _architecture: Architecture, shapes: Shapes)
 def head_dim(layer: int, block: Block, architecture: Architecture, shapes: Shapes) -> tuple[Group, ...]:
     """Dims inside the heads, the same for all heads of a layer, and MLP channels (ATP, arXiv 2412.14426).
 
-    Differs from the official code: Q and K dims go in rotary pairs, so that RoPE on the surviving frequencies
+    Differs from the official code: Q and K dims are removed in rotary pairs, so that RoPE on the remaining frequencies
     equals the masked model exactly.
 
     Raises:
-        UnsupportedModel: RoPE turns only a part of every head, q, k and v are interleaved, or q and k go through
-            LayerNorms.
+        UnsupportedModel: RoPE covers only a part of every head, q, k and v are interleaved, or q and k have LayerNorms.
     """
     attention = block.attention
     if attention.rotary_dim not in (0, attention.head_dim):
         raise UnsupportedModel(
-            f"{architecture.family}: space `head_dim` needs RoPE over the whole head, but here it turns"
+            f"{architecture.family}: space `head_dim` needs RoPE over the whole head, but here it covers"
             f" {attention.rotary_dim} of {attention.head_dim} dims. Use space `width` or `disp`."
         )
     if attention.q.interleaved > 1:
         raise UnsupportedModel(
-            f"{architecture.family}: space `head_dim` needs q, k and v in rows of their own, but here every head's lie"
-            " together. Use space `width` or `disp`."
+            f"{architecture.family}: space `head_dim` needs q, k and v in separate rows, but here those of every head"
+            " are together. Use space `width` or `disp`."
         )
     if attention.qk_norm and architecture.norms.is_centred:
         raise UnsupportedModel(
@@ -118,7 +109,7 @@ def head_dim(layer: int, block: Block, architecture: Architecture, shapes: Shape
 def disp(layer: int, block: Block, architecture: Architecture, shapes: Shapes) -> tuple[Group, ...]:
     """Every sublayer reads and writes its own subset of the residual stream (DISP-LLM; ATP's second version).
 
-    Five selections per layer: s1 (attention reads), s2 (attention writes), s3 (MLP reads), s4 (MLP channels),
+    Five groups per layer: s1 (attention reads), s2 (attention writes), s3 (MLP reads), s4 (MLP channels),
     s5 (MLP writes). Differs from ATP's code: s1 has the full length d instead of a pattern repeated over
     heads.
     """
@@ -147,8 +138,8 @@ def disp(layer: int, block: Block, architecture: Architecture, shapes: Shapes) -
 def depth(layer: int, block: Block, architecture: Architecture, shapes: Shapes) -> tuple[Group, ...]:
     """Whole decoder layers: one unit, everything under the block's path (ShortGPT, arXiv 2403.03853).
 
-    Gated where attention and MLP join the residual stream, so that a removed layer hands its input on. A norm at that
-    place would blow up what LoRA alone sends through it, so there the tuning gates mask LoRA too.
+    The gates are where attention and MLP are added to the residual stream, so that a removed layer passes its input on.
+    Where that is a norm, the tuning gates mask LoRA too, because the norm would blow up the output of LoRA alone.
 
     Raises:
         UnsupportedModel: the layers hold mixtures of experts.
@@ -171,7 +162,7 @@ def depth(layer: int, block: Block, architecture: Architecture, shapes: Shapes) 
 
 
 def experts(layer: int, block: Block, architecture: Architecture, _shapes: Shapes) -> tuple[Group, ...]:
-    """Whole experts of a mixture: their weights, and their rows of the router, which picks among those left.
+    """Whole experts of a mixture: their weights and their rows of the router, which chooses among the remaining ones.
 
     Raises:
         UnsupportedModel: the model has no experts.
@@ -201,18 +192,8 @@ SPACES: dict[str, Callable[[int, Block, Architecture, Shapes], tuple[Group, ...]
 def mlp_channels(layer: int, mlp: Mlp, shapes: Shapes) -> Group:
     """The intermediate channels of one MLP: rows of gate and up, columns of down."""
     channels = Segment((mlp.width,), 0)
-    return Group(
-        name=mlp.path,
-        layer=layer,
-        kind="mlp_channel",
-        size=mlp.width,
-        slices=(
-            *(piece for part in mlp.producers for piece in _rows(part, channels.view, 0, shapes)),
-            WeightSlice(f"{mlp.down}.weight", 1, channels),
-        ),
-        gates=(Gate(mlp.down, "input", channels),),
-        tuning_gates=tuple(_output_gate(half, channels.view, 0, base_only=True) for half in mlp.producers),
-    )
+    producers = tuple((projection, channels.view) for projection in mlp.producers)
+    return _produced_and_read((mlp.path, layer, "mlp_channel"), producers, mlp.down, channels, shapes)
 
 
 def _qk_pairs(layer: int, attention: Attention, shapes: Shapes) -> Group:
@@ -240,22 +221,44 @@ def _qk_pairs(layer: int, attention: Attention, shapes: Shapes) -> Group:
 
 def _vo_dims(layer: int, attention: Attention, shapes: Shapes) -> Group:
     values, outputs = (attention.num_kv_heads, attention.head_dim), (attention.num_heads, attention.head_dim)
+    name = f"{attention.path}.vo"
+    producers = ((attention.v, values),)
+    return _produced_and_read((name, layer, "vo_dim"), producers, attention.out, Segment(outputs, 1), shapes)
+
+
+def _produced_and_read(
+    place: tuple[str, int, Kind],
+    producers: Sequence[tuple[Projection, tuple[int, ...]]],
+    reader: str,
+    units: Segment,
+    shapes: Shapes,
+    *,
+    norms: tuple[WeightSlice, ...] = (),
+    gates: tuple[Gate, ...] = (),
+    features: int = 1,
+) -> Group:
+    """The group of units that some projections produce and one linear reads.
+
+    Args:
+        place: name, layer and kind of the group.
+        producers: every projection, and the view of its rows that has the units along the same axis as `units`.
+        units: where the linear `reader` reads the units.
+        norms: weights of norms in between.
+        gates: further gates that simulate the removal.
+    """
+    rows = (piece for projection, view in producers for piece in _rows(projection, view, units.axis, shapes))
     return Group(
-        name=f"{attention.path}.vo",
-        layer=layer,
-        kind="vo_dim",
-        size=attention.head_dim,
-        slices=(
-            *_rows(attention.v, values, 1, shapes),
-            WeightSlice(f"{attention.out}.weight", 1, Segment(outputs, 1)),
-        ),
-        gates=(Gate(attention.out, "input", Segment(outputs, 1)),),
-        tuning_gates=(_output_gate(attention.v, values, 1, base_only=True),),
+        *place,
+        size=units.view[units.axis],
+        slices=(*rows, *norms, WeightSlice(f"{reader}.weight", 1, units)),
+        gates=(*gates, Gate(reader, "input", units)),
+        tuning_gates=tuple(_output_gate(part, view, units.axis, base_only=True) for part, view in producers),
+        features=features,
     )
 
 
 def _norm_weights(attention: Attention, segments: tuple[Segment, ...]) -> tuple[WeightSlice, ...]:
-    """The weights of the norms of queries and of keys, at the segment of each; none where none are given."""
+    """The weights of the norms of queries and of keys, at the segment of each; none if there are no segments."""
     if attention.qk_norm is None or not segments:
         return ()
     return tuple(

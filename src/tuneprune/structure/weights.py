@@ -1,4 +1,4 @@
-"""Weights as methods see them: the only file that knows how PEFT wraps a linear."""
+"""The weights of a model with or without LoRA; no other file knows how PEFT wraps a linear."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ class LoraFactors:
 
 
 def lora_factors(model: nn.Module, module: str) -> LoraFactors | None:
-    """The LoRA of the linear at `module`, or None where it has none."""
+    """The LoRA of the linear at `module`, or None if it has none."""
     layer: Any = model.get_submodule(module)
     if not hasattr(layer, "lora_A") or ADAPTER not in layer.lora_A:
         return None
@@ -42,7 +42,7 @@ def base_weight(model: nn.Module, param: str) -> nn.Parameter:
 
 
 def effective_weight(model: nn.Module, param: str) -> Tensor:
-    """The tensor that acts in the forward: base plus LoRA."""
+    """The tensor that the forward pass uses: base plus LoRA."""
     module, _, leaf = param.rpartition(".")
     weight = base_weight(model, param)
     factors = lora_factors(model, module) if leaf == "weight" else None
@@ -59,7 +59,7 @@ def by_unit(tensor: Tensor, piece: WeightSlice, size: int) -> Float[Tensor, "uni
 
 
 def group_norms(model: nn.Module, group: Group) -> Float[Tensor, " units"]:
-    """L2 norm of every unit over all weights it couples, LoRA and biases included."""
+    """L2 norm of every unit over all its weights, LoRA and biases included."""
     total: Tensor | None = None
     for piece in group.slices:
         squares = by_unit(effective_weight(model, piece.param), piece, group.size).float().pow(2).sum(1)
@@ -69,7 +69,7 @@ def group_norms(model: nn.Module, group: Group) -> Float[Tensor, " units"]:
 
 
 def lora_entries(model: nn.Module, group: Group) -> list[tuple[Tensor, WeightSlice]]:
-    """The LoRA factors that touch the group's axis, each with the group's address in it.
+    """The LoRA factors that contain the group's units, each with the group's place in it.
 
     Rows of `up` for producers (dimension 0 of the weight), columns of `down` for consumers (dimension 1).
     """
@@ -83,7 +83,7 @@ def lora_entries(model: nn.Module, group: Group) -> list[tuple[Tensor, WeightSli
 
 
 def lora_norms(model: nn.Module, group: Group, epsilon: float = 0.0) -> Float[Tensor, " units"] | None:
-    """L2 norm of every unit's LoRA entries, joined over all coupled factors; None without LoRA."""
+    """L2 norm of every unit's LoRA entries over all factors; None without LoRA."""
     entries = lora_entries(model, group)
     if not entries:
         return None
