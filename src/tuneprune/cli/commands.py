@@ -25,7 +25,7 @@ from tuneprune.cli.display import (
     show_results,
 )
 from tuneprune.cli.listing import AsJson
-from tuneprune.system.processes import PeerLost, launched, together
+from tuneprune.system.processes import PeerLost, has_peers, together
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a connection that ends is told in one sentence, not in frames
@@ -281,7 +281,7 @@ def _leave(message: str, status: int, *, speaks: bool = False) -> NoReturn:
     with suppress(OSError):  # the terminal may be what was lost
         complain(message, speaks=speaks)
         sys.stdout.flush()
-    if launched() > 1:
+    if has_peers():
         os._exit(status)
     sys.exit(status)
 

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 from tuneprune.errors import ConfigError, TunePruneError
-from tuneprune.system.signals import Stopped, interrupt, on_signals
+from tuneprune.system.signals import EXIT_RESUMABLE, Stopped, interrupt, on_signals
 
 BEAT = 0.5
 """Seconds between two signs of life."""
@@ -23,7 +23,7 @@ START = timedelta(minutes=10)
 """How long all processes may take to appear."""
 GRACE = 5.0
 """Seconds that a process has to leave in order once another has gone."""
-STOPPED, FAILED, BUG = 75, 2, 1
+FAILED, BUG = 2, 1
 LOST = "is gone without a word, as when it is killed or memory runs out. Run again with --resume."
 
 
@@ -53,7 +53,7 @@ class Farewell:
 
     def as_error(self) -> BaseException:
         """What it means for the others."""
-        return Stopped(self.sentence) if self.status == STOPPED else PeerLost(self.sentence, self.rank)
+        return Stopped(self.sentence) if self.status == EXIT_RESUMABLE else PeerLost(self.sentence, self.rank)
 
 
 class Peers:
@@ -181,16 +181,22 @@ def farewell(rank: int, error: BaseException | None) -> Farewell:
     if error is None or (isinstance(error, SystemExit) and not error.code):
         return Farewell(rank, 0)
     if isinstance(error, Stopped):
-        return Farewell(rank, STOPPED, str(error))
+        return Farewell(rank, EXIT_RESUMABLE, str(error))
     if isinstance(error, TunePruneError):
         return Farewell(rank, FAILED, str(error) if isinstance(error, PeerLost) else f"Process {rank}: {error}")
     words = next(iter(str(error).strip().splitlines()), "")
     return Farewell(rank, BUG, f"Process {rank} ended: {type(error).__name__}: {words}")
 
 
-def launched() -> int:
-    """How many processes `accelerate launch` or torchrun started as one run, this one included."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "MASTER_PORT" in os.environ else 1
+def world_size() -> int:
+    """Number of processes that a launcher started as one run, this one included; 1 without a launcher."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    return int(size) if size.isdecimal() else 1  # `check_launcher` refuses the rest
+
+
+def has_peers() -> bool:
+    """Whether other processes were launched with this one, and it knows where to find them."""
+    return world_size() > 1 and "MASTER_PORT" in os.environ
 
 
 def check_launcher() -> None:
@@ -224,15 +230,14 @@ def together() -> Iterator[None]:
         PeerLost: another process failed or was lost.
         Stopped: another process was stopped.
     """
-    size = launched()
-    if size == 1:
+    if not has_peers():
         yield
         return
     error: BaseException | None = None
     peers: Peers | None = None
     try:
         with on_signals(lambda: None):  # acts at the end of the block: a process that never came is missed for minutes
-            peers = join(int(os.environ["RANK"]), size)
+            peers = join(int(os.environ["RANK"]), world_size())
             _present.append(peers)
         yield
     except BaseException as raised:

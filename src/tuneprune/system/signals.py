@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
+EXIT_RESUMABLE = 75
+"""Exit status of a run that was stopped after saving: `--resume` continues it."""
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTING = signal.SIGUSR1
 """By which another thread of this process reaches the main one."""
