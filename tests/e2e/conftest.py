@@ -10,7 +10,7 @@ import pytest
 from helpers import tiny_runs
 
 from tuneprune.cli import commands
-from tuneprune.export.probes import fresh
+from tuneprune.export.probes import fresh_process
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[2]
 def _warm_proofs(warm_processes):
     """An import takes longer than the rest of a proof; unit/export/test_proof.py has really fresh processes."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(fresh, "run_tied", warm_processes.run)
+        patched.setattr(fresh_process, "run_child", warm_processes.run)
         yield
 
 

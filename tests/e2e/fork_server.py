@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401  (import once, before the forks)
 
 from tuneprune.cli import commands
-from tuneprune.export.probes import fresh, reload_probe
+from tuneprune.export.probes import fresh_process, run_reload
 from tuneprune.pipeline import run
 
 torch.set_num_threads(1)
@@ -23,9 +23,9 @@ torch.set_num_threads(1)
 
 def reload_here(program, arguments, environment):
     """The reloading of a folder in this process; other programs in processes of their own, as they are."""
-    if program is not reload_probe:
-        return run_tied(program, arguments, environment)
-    reload_probe.main(*arguments)
+    if program is not run_reload:
+        return run_child(program, arguments, environment)
+    run_reload.main(*arguments)
     return SimpleNamespace(returncode=0)
 
 
@@ -36,7 +36,7 @@ def probe_and_keep(job, model, plan):
 
 
 take_probe, run.masked_probe = run.masked_probe, probe_and_keep
-run_tied, fresh.run_tied = fresh.run_tied, reload_here
+run_child, fresh_process.run_child = fresh_process.run_child, reload_here
 
 
 def child(request):

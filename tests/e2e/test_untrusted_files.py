@@ -16,7 +16,7 @@ from transformers import AutoConfig
 
 from tuneprune import export, families
 from tuneprune.compress import compress
-from tuneprune.export.probes import fresh, reload_probe
+from tuneprune.export.probes import fresh_process, run_reload
 from tuneprune.export.targets.quantised import folder as quantised
 from tuneprune.model.loading import load_model
 from tuneprune.structure import spaces
@@ -59,11 +59,11 @@ def no_waiting(monkeypatch):
     """Proofs reload in this process: interpreters of their own take seconds."""
 
     def reload_here(_, arguments, __):
-        reload_probe.main(*arguments)
+        run_reload.main(*arguments)
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(fresh, "run_tied", reload_here)
-    monkeypatch.setattr(reload_probe, "Blocker", type("Open", (), {"find_spec": lambda *_: None}))
+    monkeypatch.setattr(fresh_process, "run_child", reload_here)
+    monkeypatch.setattr(run_reload, "Blocker", type("Open", (), {"find_spec": lambda *_: None}))
 
 
 def test_no_command_runs_code_of_a_model_folder(hostile, mark, tmp_path, tuneprune, no_waiting):

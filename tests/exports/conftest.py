@@ -1,12 +1,12 @@
 import pytest
 
-from tuneprune.export.probes import fresh
+from tuneprune.export.probes import fresh_process
 from tuneprune.export.targets.mlx import target
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _warm_proofs(warm_processes):
     with pytest.MonkeyPatch.context() as patched:
-        for module in (fresh, target):
-            patched.setattr(module, "run_tied", warm_processes.run)
+        for module in (fresh_process, target):
+            patched.setattr(module, "run_child", warm_processes.run)
         yield

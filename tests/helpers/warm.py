@@ -6,19 +6,19 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from tuneprune.export.probes.fresh import run_tied
+from tuneprune.export.probes.fresh_process import run_child
 
 
 class WarmProcesses:
-    """Takes the place of `run_tied`; the process behind it starts when it is first asked."""
+    """Takes the place of `run_child`; the process behind it starts when it is first asked."""
 
     def __init__(self, scratch: Path) -> None:
         self.errors, self.server = scratch / "errors", None
 
     def run(self, program, arguments, environment):
-        """What `run_tied` gives, as far as anyone reads it."""
+        """What `run_child` gives, as far as anyone reads it."""
         if ".gguf." in program.__name__:  # needs nothing that is slow to import, and llama.cpp may hang in a fork
-            return run_tied(program, arguments, environment)
+            return run_child(program, arguments, environment)
         if self.server is None:
             warm = [sys.executable, "-P", str(Path(__file__).with_name("warm_server.py"))]
             with self.errors.with_name("log").open("w") as log:

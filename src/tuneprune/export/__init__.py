@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from tuneprune.compress.shape import Shape
 from tuneprune.export.conversion import convert
 from tuneprune.export.expected_shape import foresee, loads_as
+from tuneprune.export.export_folder import add_to_export, check_replaceable, placed
 from tuneprune.export.hf import Loader, weight_bytes, write
-from tuneprune.export.placing import add_to_export, check_replaceable, placed
 from tuneprune.export.probes.memory import memory_use
 from tuneprune.export.proof import Probe, compare, prove, take_probe
 from tuneprune.export.reference import Reference, load_exported, take_reference

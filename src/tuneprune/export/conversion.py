@@ -7,7 +7,7 @@ from transformers import AutoConfig
 
 from tuneprune.compress.shape import Shape
 from tuneprune.errors import TunePruneError
-from tuneprune.export.placing import placed, sizes, write_record
+from tuneprune.export.export_folder import placed, sizes, write_record
 from tuneprune.export.reference import Reference
 from tuneprune.export.targets.base import Target
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuneprune.compress import Streamed, shipped_code
 from tuneprune.errors import TunePruneError
-from tuneprune.export.placing import placed, sizes, write_record
+from tuneprune.export.export_folder import placed, sizes, write_record
 from tuneprune.export.shards import write_shards
 from tuneprune.system.progress import Progress, remark
 

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuneprune.errors import DataError
 from tuneprune.export.hf import weight_bytes
-from tuneprune.export.probes import reload_probe
-from tuneprune.export.probes.fresh import run_fresh
+from tuneprune.export.probes import run_reload
+from tuneprune.export.probes.fresh_process import run_fresh
 
 PROMPT_TOKENS = 16
 TEXT_CHARACTERS = 2000
@@ -64,7 +64,7 @@ def take_probe(
     length = min(length, getattr(model.config, "max_position_embeddings", length))
     input_ids = torch.tensor(_stream(tokenizer, texts, rows * length)).view(rows, length)
     logits = _logits(model, input_ids)
-    room = max(1, getattr(model.config, "max_position_embeddings", length) - reload_probe.NEW_TOKENS)
+    room = max(1, getattr(model.config, "max_position_embeddings", length) - run_reload.NEW_TOKENS)
     prompt_ids = input_ids[0, : min(PROMPT_TOKENS, room)].clone()
     dtype = torch.float32 if model.dtype == torch.float64 else model.dtype
     text = next(text for text in texts if text)[:TEXT_CHARACTERS]
@@ -107,7 +107,7 @@ def prove(folder: Path, probe: Probe, *, needs_remote_code: bool) -> dict[str, A
         probe_file = Path(scratch, "probe.safetensors")
         probe.save(probe_file)
         arguments = [str(probe_file), str(int(needs_remote_code))]
-        result = run_fresh(reload_probe, str(folder.resolve()), arguments)
+        result = run_fresh(run_reload, str(folder.resolve()), arguments)
     result["logits"]["dtype"] = probe.dtype
     result["bytes_on_disk"] = {"pruned": weight_bytes(folder)}
     return result

@@ -10,7 +10,7 @@ from tuneprune.budget import Budget
 from tuneprune.compress import compress
 from tuneprune.errors import ConfigError, UnsupportedExport
 from tuneprune.export import targets
-from tuneprune.export.targets.gguf import hosts
+from tuneprune.export.targets.gguf import architectures
 from tuneprune.export.targets.gguf.tensors import _neighbours
 from tuneprune.model.loading import skeleton
 from tuneprune.structure import spaces
@@ -36,13 +36,13 @@ def shape_of(variant, space, *, uniform=False):
     ],
 )
 def test_a_family_is_hosted_where_its_shapes_fit(variant, uniform, ragged):
-    assert hosts.choose(shape_of(variant, "width", uniform=True)).name == uniform
-    assert hosts.choose(shape_of(variant, "width")).name == ragged
+    assert architectures.choose(shape_of(variant, "width", uniform=True)).name == uniform
+    assert architectures.choose(shape_of(variant, "width")).name == ragged
 
 
 @pytest.mark.parametrize(("variant", "own"), [("qwen2", "qwen2"), ("phi3", "phi3"), ("phi", "phi2")])
 def test_fewer_layers_leave_a_family_its_own_architecture(variant, own):
-    assert hosts.choose(shape_of(variant, "depth")).name == own
+    assert architectures.choose(shape_of(variant, "depth")).name == own
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_what_a_method_adds_is_refused_before_training(tmp_path, method, space, 
 def test_biases_go_where_there_is_room(tmp_path):
     made = setting(tmp_path, lora=False)
     shape = export.foresee(skeleton(made.model.config), made.architecture, made.space, Budget(keep=0.8), {"biases"})
-    assert hosts.choose(shape).name in ("llama", "deci")
+    assert architectures.choose(shape).name in ("llama", "deci")
 
 
 def test_unknown_types_are_refused():

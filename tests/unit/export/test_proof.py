@@ -14,7 +14,7 @@ from transformers import logging
 from tuneprune import export, families
 from tuneprune.compress import compress
 from tuneprune.errors import DataError, TunePruneError
-from tuneprune.export.probes import reload_probe
+from tuneprune.export.probes import run_reload
 from tuneprune.structure import spaces
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.plan import Plan
@@ -59,12 +59,12 @@ def test_proof_says_what_the_contract_asks(exported):
 def test_comparison_sees_a_changed_weight_and_a_broken_one(exported):
     _, probe, _, small = exported
     tensors = {"input_ids": probe.input_ids, "logits": probe.logits}
-    assert reload_probe.compare(small, tensors)["max_rel_diff"] <= 1e-5
+    assert run_reload.compare(small, tensors)["max_rel_diff"] <= 1e-5
     changed = copy.deepcopy(small)
     changed.model.norm.weight.data *= 1.01
-    assert reload_probe.compare(changed, tensors)["max_rel_diff"] > 1e-3
+    assert run_reload.compare(changed, tensors)["max_rel_diff"] > 1e-3
     changed.model.norm.weight.data[0] = float("nan")
-    assert math.isnan(reload_probe.compare(changed, tensors)["max_abs_diff"])
+    assert math.isnan(run_reload.compare(changed, tensors)["max_abs_diff"])
 
 
 def test_folder_that_needs_tuneprune_fails_with_one_sentence(exported, tmp_path):

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from tuneprune.export.probes import memory_probe
-from tuneprune.export.probes.fresh import run_fresh
+from tuneprune.export.probes import run_memory
+from tuneprune.export.probes.fresh_process import run_fresh
 
 
 def memory_use(
@@ -32,4 +32,4 @@ def memory_use(
     precision = str(dtype).removeprefix("torch.")
     lengths = [str(prompt_tokens), str(new_tokens)]
     sizes = [str(size) for size in sorted(batch_sizes)]
-    return run_fresh(memory_probe, model, [str(int(needs_remote_code)), str(device), precision, *lengths, *sizes])
+    return run_fresh(run_memory, model, [str(int(needs_remote_code)), str(device), precision, *lengths, *sizes])

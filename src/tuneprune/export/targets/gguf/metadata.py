@@ -7,7 +7,7 @@ from gguf import GGUFWriter, RopeScalingType
 
 from tuneprune.compress.shape import Shape
 from tuneprune.export.targets.gguf import rope
-from tuneprune.export.targets.gguf.hosts import GEMMA2, GRANITE, Host, context_length, sliding_window
+from tuneprune.export.targets.gguf.architectures import GEMMA2, GRANITE, Host, context_length, sliding_window
 from tuneprune.structure.architecture import Experts
 
 NEVER_REACHED = 1e6

@@ -3,7 +3,7 @@
 from typing import Any
 
 from tuneprune.compress.shape import Shape
-from tuneprune.export.targets.gguf.hosts import GRANITE, Host
+from tuneprune.export.targets.gguf.architectures import GRANITE, Host
 
 LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
 """By their number of layers llama.cpp knows the models whose attention it scales by the width of the stream."""

@@ -10,10 +10,10 @@ from pydantic import Field
 from tuneprune.compress.shape import Shape
 from tuneprune.errors import TunePruneError, UnsupportedExport
 from tuneprune.export.hf import weight_bytes
-from tuneprune.export.probes.fresh import run_fresh
+from tuneprune.export.probes.fresh_process import run_fresh
 from tuneprune.export.reference import Reference
 from tuneprune.export.targets.base import Target
-from tuneprune.export.targets.gguf import hosts
+from tuneprune.export.targets.gguf import architectures
 from tuneprune.export.weights import Weights
 
 QUANTISED_BY_LLAMA_CPP = {
@@ -41,7 +41,7 @@ class Gguf(Target, frozen=True):
 
     def refuse(self, shape: Shape) -> None:
         """Refuse a shape that no architecture of llama.cpp computes."""
-        hosts.choose(shape)
+        architectures.choose(shape)
 
     def require(self) -> None:
         """Quantising beyond 8 bits takes llama.cpp itself."""
@@ -53,41 +53,41 @@ class Gguf(Target, frozen=True):
 
     def write(self, source: Path, folder: Path, shape: Shape) -> Mapping[str, Any]:
         """Write `model-TYPE.gguf`; tensors whose rows do not fill the blocks of the type get another, which is said."""
-        from tuneprune.export.targets.gguf import run_quantise, vocabulary, writing
+        from tuneprune.export.targets.gguf import gguf_file, run_quantise, vocabulary
 
-        host, file = hosts.choose(shape), folder / self.file_name
+        host, file = architectures.choose(shape), folder / self.file_name
         tokenizer = vocabulary.load(source) if self.tokenizer == "own" else None
         quantised = QUANTISED_BY_LLAMA_CPP.get(self.type)
         weights = Weights(source)
-        kind = self.type if quantised is None else writing.stored_type(weights, shape)
+        kind = self.type if quantised is None else gguf_file.stored_type(weights, shape)
         written = folder / f"{kind}.whole" if quantised else file
-        note = writing.write(weights, written, shape, host, kind, tokenizer)
+        note = gguf_file.write(weights, written, shape, host, kind, tokenizer)
         if quantised is not None:
-            run_fresh(run_quantise, str(written), [str(file), str(writing.ftype(quantised))])
+            run_fresh(run_quantise, str(written), [str(file), str(gguf_file.ftype(quantised))])
             written.unlink()
-        notes = [note, hosts.context_length(host, shape.config)[1]]
+        notes = [note, architectures.context_length(host, shape.config)[1]]
         return {
             "architecture": host.name,
-            "other_types": self._other_types(writing.read_back(file)),
+            "other_types": self._other_types(gguf_file.read_back(file)),
             "notes": [note for note in notes if note is not None],
         }
 
     def prove(self, folder: Path, reference: Reference, shape: Shape) -> dict[str, Any]:
         """Run the file in llama.cpp on the CPU; where it is rounded and small enough, a float32 one first."""
-        from tuneprune.export.targets.gguf import proving
+        from tuneprune.export.targets.gguf import proof
 
         why = self.not_run()
         if why is not None:
             return {"status": "structure", "why": why, "tensors": self._check(folder, reference, shape)}
-        proof: dict[str, Any] = {"status": "run", "why": "llama.cpp computed it on the CPU"}
+        found: dict[str, Any] = {"status": "run", "why": "llama.cpp computed it on the CPU"}
         has_tokens = self.tokenizer == "own"
         if self.type != "f32" and weight_bytes(reference.folder) <= COMPARED_EXACTLY:
             exact = Gguf(type="f32", tokenizer="none")
             with tempfile.TemporaryDirectory(prefix="tuneprune-gguf-") as scratch:
                 exact.write(reference.folder, Path(scratch), shape)
                 file = Path(scratch, exact.file_name)
-                proof["in_float32"] = proving.prove(file, "f32", reference, shape, with_tokens=False)
-        return proof | proving.prove(folder / self.file_name, self.type, reference, shape, with_tokens=has_tokens)
+                found["in_float32"] = proof.prove(file, "f32", reference, shape, with_tokens=False)
+        return found | proof.prove(folder / self.file_name, self.type, reference, shape, with_tokens=has_tokens)
 
     @property
     def file_name(self) -> str:
@@ -107,10 +107,10 @@ class Gguf(Target, frozen=True):
 
     def _check(self, folder: Path, reference: Reference, shape: Shape) -> int:
         """The number of tensors, all of which stand in the file with the dims that they should have."""
-        from tuneprune.export.targets.gguf import tensors, writing
+        from tuneprune.export.targets.gguf import gguf_file, tensors
 
-        stored = {name: dims for name, (dims, _) in writing.read_back(folder / self.file_name).items()}
-        pieces = tensors.tensors(Weights(reference.folder), shape, hosts.choose(shape))
+        stored = {name: dims for name, (dims, _) in gguf_file.read_back(folder / self.file_name).items()}
+        pieces = tensors.tensors(Weights(reference.folder), shape, architectures.choose(shape))
         expected = {piece.name: piece.shape for piece in pieces}
         if stored != expected:
             raise TunePruneError(f"{self.file_name}: tensors differ from those that were to be written.")

@@ -9,7 +9,7 @@ from torch import Tensor
 from tuneprune.compress.shape import LayerShape, Shape
 from tuneprune.errors import UnsupportedExport
 from tuneprune.export.targets.gguf import rope
-from tuneprune.export.targets.gguf.hosts import Host
+from tuneprune.export.targets.gguf.architectures import Host
 from tuneprune.export.targets.gguf.scales import folded
 from tuneprune.export.weights import Weights
 from tuneprune.structure.architecture import Attention, Block, Experts, Mlp, Projection

@@ -15,7 +15,8 @@ from transformers import AutoTokenizer
 
 from tuneprune.compress.shape import Shape
 from tuneprune.errors import TunePruneError, UnsupportedExport
-from tuneprune.export.probes.fresh import last_words, run_tied
+from tuneprune.export.probes.fresh_process import _reason as last_words
+from tuneprune.export.probes.fresh_process import run_child
 from tuneprune.export.reference import Reference
 from tuneprune.export.targets.base import Target
 from tuneprune.export.targets.mlx import openelm, run_probe
@@ -92,7 +93,7 @@ def _ask(folder: Path, reference: Reference) -> dict[str, Tensor]:
         probe = reference.probe
         save_file({"input_ids": probe.input_ids.contiguous(), "prompt_ids": probe.prompt_ids.contiguous()}, asked)
         arguments = [str(folder), str(answered), str(asked), str(len(reference.greedy_ids))]
-        child = run_tied(run_probe, arguments, os.environ | {"HF_HUB_OFFLINE": "1"})
+        child = run_child(run_probe, arguments, os.environ | {"HF_HUB_OFFLINE": "1"})
         if child.returncode != 0:
             raise TunePruneError(f"mlx: mlx-lm cannot run the written folder: {last_words(child)}")
         return load_file(answered)

@@ -10,10 +10,10 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from tuneprune.compress.shape import Shape
 from tuneprune.errors import TunePruneError
-from tuneprune.export.probes.fresh import run_fresh
+from tuneprune.export.probes.fresh_process import run_fresh
 from tuneprune.export.reference import Reference, load_exported
 from tuneprune.export.targets.base import Target
-from tuneprune.export.targets.onnx import graph, session_probe
+from tuneprune.export.targets.onnx import graph, run_session
 
 TOLERANCE = {"f32": 1e-3, "f16": 1e-2}
 """Largest difference of a logit, over the largest logit, with which the proof passes."""
@@ -53,7 +53,7 @@ class Onnx(Target, frozen=True):
         with tempfile.TemporaryDirectory(prefix="tuneprune-onnx-") as scratch:
             probe_file = Path(scratch, "probe.safetensors")
             reference.probe.save(probe_file)
-            found = run_fresh(session_probe, str(folder.resolve()), [str(probe_file)])
+            found = run_fresh(run_session, str(folder.resolve()), [str(probe_file)])
         expected = reference.greedy_ids.tolist()
         greedy = {
             "greedy_equal": found.pop("greedy_ids") == expected,

@@ -13,9 +13,9 @@ from tuneprune.compress.shape import Shape
 from tuneprune.errors import TunePruneError
 from tuneprune.export.hf import CODE as CODE_ENTRY
 from tuneprune.export.hf import CONFIG, weight_bytes
-from tuneprune.export.probes.fresh import run_fresh
+from tuneprune.export.probes.fresh_process import run_fresh
 from tuneprune.export.reference import Reference
-from tuneprune.export.targets.quantised import quantising, reload_quantised
+from tuneprune.export.targets.quantised import run_quantise, run_reload
 
 CODE = f"{shipped_code.MODULE}.py"
 FLOAT = ("lm_head", "embed_out", "attention_skip", "mlp_skip")
@@ -25,7 +25,7 @@ CACHE_TOLERANCE = 0.1
 
 
 def write(source: Path, folder: Path, shape: Shape, settings: Mapping[str, Any]) -> None:
-    """Write the model of `source` to `folder`, quantised as `settings` of `quantising` say.
+    """Write the model of `source` to `folder`, quantised as `settings` of `run_quantise` say.
 
     A fresh process does it: quantising libraries patch what they meet, and ragged models need their modelling file,
     which is written anew, like what the config says of it, so that no code of `source` runs.
@@ -42,7 +42,7 @@ def write(source: Path, folder: Path, shape: Shape, settings: Mapping[str, Any])
         (stage / CONFIG).write_text(json.dumps(config), encoding="utf8")
         if shape.is_ragged:
             (stage / CODE).write_text(shipped_code.source(shape.config), encoding="utf8")
-        run_fresh(quantising, str(stage), [str(folder), json.dumps(dict(settings)), str(int(shape.is_ragged))])
+        run_fresh(run_quantise, str(stage), [str(folder), json.dumps(dict(settings)), str(int(shape.is_ragged))])
     config["quantization_config"] = json.loads((folder / CONFIG).read_text(encoding="utf8"))["quantization_config"]
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf8")
     AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
@@ -60,7 +60,7 @@ def prove(folder: Path, reference: Reference, shape: Shape) -> dict[str, Any]:
         probe_file = Path(scratch, "probe.safetensors")
         probe.save(probe_file)
         arguments = [str(probe_file), str(reference.folder.resolve()), trust]
-        found = run_fresh(reload_quantised, str(folder.resolve()), arguments)
+        found = run_fresh(run_reload, str(folder.resolve()), arguments)
     worst = found["weights"]["worst_error_in_steps"]
     if not worst <= 1:
         raise TunePruneError(

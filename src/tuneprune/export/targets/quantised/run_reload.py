@@ -1,6 +1,6 @@
 """A program for a fresh process: loads a quantised folder and compares it with the float model it was made of.
 
-Usage: python reload_quantised.py FOLDER RESULT PROBE SOURCE TRUST, where PROBE is a safetensors file with `input_ids`,
+Usage: python run_reload.py FOLDER RESULT PROBE SOURCE TRUST, where PROBE is a safetensors file with `input_ids`,
 `logits` and `prompt_ids`, SOURCE the folder of the float weights and TRUST 1 where FOLDER needs its own code.
 """
 

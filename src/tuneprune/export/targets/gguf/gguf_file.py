@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tuneprune.compress.shape import Shape
 from tuneprune.export.targets.gguf import metadata, vocabulary
-from tuneprune.export.targets.gguf.hosts import Host
+from tuneprune.export.targets.gguf.architectures import Host
 from tuneprune.export.targets.gguf.tensors import Constant, Piece, tensors
 from tuneprune.export.weights import Weights
 

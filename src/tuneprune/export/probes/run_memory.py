@@ -1,6 +1,6 @@
 """A program for a fresh process: loads a model, prefills and decodes, and says what memory that took.
 
-Usage: python memory_probe.py FOLDER RESULT TRUST DEVICE DTYPE PROMPT NEW SIZE..., where RESULT is the JSON file to
+Usage: python run_memory.py FOLDER RESULT TRUST DEVICE DTYPE PROMPT NEW SIZE..., where RESULT is the JSON file to
 write, TRUST 1 where the folder needs its own code, and PROMPT and NEW count the tokens of a row. The peak of a process
 never falls, so batch sizes come in ascending order.
 """

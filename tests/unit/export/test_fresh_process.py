@@ -11,18 +11,18 @@ from types import ModuleType
 import pytest
 
 from tuneprune.errors import TunePruneError
-from tuneprune.export.probes.fresh import run_fresh, run_tied
+from tuneprune.export.probes.fresh_process import run_child, run_fresh
 
 SLEEPER = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
 STARTER = """
 import sys
 from types import ModuleType
-from tuneprune.export.probes.fresh import run_tied
+from tuneprune.export.probes.fresh_process import run_child
 from tuneprune.system.signals import on_signals, stop_now
 program = ModuleType("sleeper")
 program.__file__ = sys.argv[1]
 with on_signals(stop_now):
-    run_tied(program, [sys.argv[2]], {})
+    run_child(program, [sys.argv[2]], {})
 """
 
 
@@ -73,7 +73,7 @@ def test_program_answers_as_if_alone(tmp_path):
     program.write_text("import sys\nprint(sys.argv[1:], __name__)\nimport neighbour")
     module = type(sys)("program")
     module.__file__ = str(program)
-    child = run_tied(module, ["one", "two"], {})
+    child = run_child(module, ["one", "two"], {})
     assert child.returncode == 1
     assert child.stdout == "['one', 'two'] __main__\n"
     assert "No module named 'neighbour'" in child.stderr

@@ -1,6 +1,6 @@
 """A program for a fresh process: loads a float model, quantises it while it loads, and saves it.
 
-Usage: python quantising.py FOLDER RESULT OUT SETTINGS TRUST, where SETTINGS is JSON: `library` (`bitsandbytes` or
+Usage: python run_quantise.py FOLDER RESULT OUT SETTINGS TRUST, where SETTINGS is JSON: `library` (`bitsandbytes` or
 `torchao`), `options` of its configuration, and in `keep` the modules to leave as they are; TRUST is 1 where FOLDER
 needs its own code.
 """

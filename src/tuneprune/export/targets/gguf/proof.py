@@ -12,9 +12,9 @@ from torch import Tensor
 
 from tuneprune.compress.shape import Shape
 from tuneprune.errors import TunePruneError
-from tuneprune.export.probes.fresh import run_fresh
+from tuneprune.export.probes.fresh_process import run_fresh
 from tuneprune.export.reference import Reference
-from tuneprune.export.targets.gguf import hosts, run_probe
+from tuneprune.export.targets.gguf import architectures, run_probe
 
 EXACT, EXACT_BY_TABLE = 1e-3, 5e-3
 """Largest difference of logits over the largest logit that a float32 file may show.
@@ -39,8 +39,8 @@ def prove(file: Path, kind: str, reference: Reference, shape: Shape, *, with_tok
     Raises:
         TunePruneError: the file does not run, or computes something else.
     """
-    host = hosts.choose(shape)
-    context = hosts.context_length(host, shape.config)[0]
+    host = architectures.choose(shape)
+    context = architectures.context_length(host, shape.config)[0]
     found = _ask(file, kind, reference, context, with_tokens=with_tokens)
     expected = reference.probe.logits[:, : found["logits"].shape[1]]
     logits = _compared(found["logits"], expected)
@@ -62,10 +62,10 @@ def prove(file: Path, kind: str, reference: Reference, shape: Shape, *, with_tok
     return proof
 
 
-def _tolerance(kind: str, host: hosts.Host) -> tuple[str, float]:
+def _tolerance(kind: str, host: architectures.Host) -> tuple[str, float]:
     """What is compared, and how much of it is allowed."""
     if kind == "f32":
-        return "max_rel_diff", EXACT_BY_TABLE if "gelu" in hosts.ACTIVATIONS[host.name] else EXACT
+        return "max_rel_diff", EXACT_BY_TABLE if "gelu" in architectures.ACTIVATIONS[host.name] else EXACT
     return "deviation", DEVIATION.get(kind, COARSE)
 
 

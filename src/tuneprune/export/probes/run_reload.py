@@ -1,6 +1,6 @@
 """A program for a fresh process: loads an exported folder without tuneprune and compares it with a probe.
 
-Usage: python reload_probe.py FOLDER RESULT PROBE TRUST, where RESULT is the JSON file to write, PROBE a safetensors
+Usage: python run_reload.py FOLDER RESULT PROBE TRUST, where RESULT is the JSON file to write, PROBE a safetensors
 file with `input_ids`, `logits`, `prompt_ids` and `text_ids` (of the `text` in its metadata), and TRUST 1 where the
 folder needs its own code.
 """

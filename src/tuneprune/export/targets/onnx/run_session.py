@@ -1,6 +1,6 @@
 """A program for a fresh process: runs an exported graph with onnxruntime alone and compares it with a probe.
 
-Usage: python session_probe.py FOLDER RESULT PROBE, where PROBE is a safetensors file with `input_ids`, `logits` and
+Usage: python run_session.py FOLDER RESULT PROBE, where PROBE is a safetensors file with `input_ids`, `logits` and
 `prompt_ids`, and RESULT the JSON file to write.
 """
 
