@@ -92,7 +92,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 @contextmanager
-def reading(
+def wrap_errors(
     what: str, kind: type[TunePruneError] = ConfigError, advice: str = "Download it again, or name another."
 ) -> Iterator[None]:
     """Turns whatever a library raises at a file from elsewhere into one error: `what`, the reason, and what to do.

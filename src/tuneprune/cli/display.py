@@ -96,9 +96,9 @@ def expand(path: Path | None) -> Path | None:
     """
     if path is None or not {"$", "~"} & set(str(path)):
         return path
-    from tuneprune.model.location import located
+    from tuneprune.model.location import expand_name
 
-    return Path(located(str(path)))
+    return Path(expand_name(str(path)))
 
 
 def is_main_process() -> bool:

@@ -1,7 +1,7 @@
 """The run file: one schema, read from YAML, every mistake told in one sentence."""
 
 from tuneprune.config.mistakes import explain
-from tuneprune.config.reading import load_recover_file, load_run_file, parse
+from tuneprune.config.run_file import load_recover_file, load_run_file, parse
 from tuneprune.config.schema import Compensation, RecoverConfig, RunConfig
 
 __all__ = [

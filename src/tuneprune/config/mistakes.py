@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from tuneprune.config import words
+from tuneprune.config import other_tools
 from tuneprune.errors import ConfigError, TunePruneError, printable, suggest
 
 SECTION = ("model_type", "model_attributes_type", "dict_type")
@@ -103,7 +103,7 @@ def _unknown(schema: type[BaseModel], location: Location, value: object) -> str:
 
 def advice_on(schema: type[BaseModel], key: str, value: object) -> str | None:
     """What to do instead of writing a key where it does not belong; None where it is known nowhere."""
-    advice = words.advice(key, value)
+    advice = other_tools.advice(key, value)
     if advice is None and key != "name":
         advice = " or ".join(f"write `{place}`" for place in _places(schema) if place.split(".")[-1] == key) or None
     return advice

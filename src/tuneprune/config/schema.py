@@ -38,8 +38,8 @@ def like_tune(tune: Mapping[str, Any], recover: Mapping[str, Any]) -> dict[str, 
 class BaseWithAdapter(BaseModel, frozen=True, extra="forbid"):
     """A base model with a LoRA adapter that is merged into it first."""
 
-    base: Annotated[str, AfterValidator(location.located)]
-    adapter: Annotated[str, AfterValidator(location.located)] | None = None
+    base: Annotated[str, AfterValidator(location.expand_name)]
+    adapter: Annotated[str, AfterValidator(location.expand_name)] | None = None
 
 
 class Compensation(BaseModel, frozen=True, extra="forbid"):
@@ -146,7 +146,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
 class RecoverConfig(BaseModel, frozen=True, extra="forbid"):
     """One tuning of a model as it is: the sections of a run file that have nothing to do with pruning."""
 
-    model: Annotated[str, AfterValidator(location.located)]
+    model: Annotated[str, AfterValidator(location.expand_name)]
     data: DataConfig
     tune: TuneConfig = TuneConfig()
     evaluate: EvaluateConfig

@@ -9,12 +9,12 @@ from typing import Any, Literal, NamedTuple, cast
 from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
+from tuneprune.data.bad_records import UnusableRecord, name_list, quote
 from tuneprune.data.conversations import Conversation, Turn
 from tuneprune.data.examples import Note
-from tuneprune.data.rereadings import SYSTEM_ROLES, rereadings
-from tuneprune.data.unusable import UnusableRecord, columns, shown
-from tuneprune.errors import ConfigError, DataError, first_line, reading
-from tuneprune.system.timeout import within
+from tuneprune.data.template_variants import SYSTEM_ROLES, variants
+from tuneprune.errors import ConfigError, DataError, first_line, wrap_errors
+from tuneprune.system.timeout import time_limit
 
 SystemRole = Literal["fold", "refuse"]
 PATIENCE_S = 10.0
@@ -38,7 +38,7 @@ def write(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, system
     """Prompt and completion as the template writes them: the completion is its last turn.
 
     Where the template does not take the conversation as it stands, or leaves out something of it, other ways to say the
-    same are tried, in the order of `rereadings`.
+    same are tried, in the order of `variants`.
 
     Raises:
         ConfigError: no chat template, a broken or an endless one.
@@ -50,8 +50,8 @@ def write(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, system
         " prompt and completion fields."
     )
     refusal, hint = None, ""
-    with within(PATIENCE_S, endless):
-        for notes, turns in rereadings(conversation.turns):
+    with time_limit(PATIENCE_S, endless):
+        for notes, turns in variants(conversation.turns):
             if system_role == "refuse" and "system_folded" in notes:
                 hint = " data.system_role: fold puts the system text into the user turn behind it."
                 continue
@@ -78,7 +78,7 @@ def _template(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) 
     template = templates.get("tool_use" if "tools" in arguments else "default") or templates.get("default")
     if template is None:
         raise ConfigError(
-            f"the tokenizer has several chat templates ({columns(templates)}), and none of them is called `default`."
+            f"the tokenizer has several chat templates ({name_list(templates)}), and none of them is called `default`."
             " Save the tokenizer with one, or use prompt and completion fields."
         )
     return template
@@ -137,7 +137,10 @@ class _Writer:
         options |= {"tokenize": False}
         refusal = "the tokenizer's chat template refuses these messages"
         try:
-            with reading(refusal, DataError, "Change them as it asks, or use another tokenizer's."), _whole_templates():
+            with (
+                wrap_errors(refusal, DataError, "Change them as it asks, or use another tokenizer's."),
+                _whole_templates(),
+            ):
                 return str(
                     self.tokenizer.apply_chat_template(turns, chat_template=template, **options, **self.arguments)
                 )
@@ -158,9 +161,9 @@ class _Writer:
                 yield f"the turn of the role `{turn['role']}`"
             for number, call in enumerate(turn.get("tool_calls", ())):
                 if _ignores(found, replace(self, turns=self._with_renamed_call(position, number))):
-                    yield f"the call of the tool {shown(call['function']['name'])}"
+                    yield f"the call of the tool {quote(call['function']['name'])}"
                 if _is_written_as_python(call["function"].get("arguments"), found):
-                    yield f"the arguments of the tool {shown(call['function']['name'])} as JSON"
+                    yield f"the arguments of the tool {quote(call['function']['name'])} as JSON"
         for name in ("tools", "documents"):
             others = {key: value for key, value in self.arguments.items() if key != name}
             if len(others) < len(self.arguments) and _ignores(found, replace(self, arguments=others)):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from tuneprune.data.unusable import said
+from tuneprune.data.bad_records import said
 from tuneprune.errors import DataError
 
 COMPRESSED = (".gz", ".bz2", ".xz")
@@ -27,7 +27,7 @@ _OPENERS: Mapping[bytes, Callable[[Path], Any]] = {
 
 
 @contextmanager
-def opened(path: Path) -> Iterator["io.BufferedReader[Any]"]:
+def open_decompressed(path: Path) -> Iterator["io.BufferedReader[Any]"]:
     """The bytes of a file, decompressed if they are compressed; the name does not count.
 
     What is decompressed is bounded, so that a small file cannot fill the memory.

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tuneprune.data.bad_records import BlankField, UnusableRecord, quote
 from tuneprune.data.examples import Note
 from tuneprune.data.prompts import Record
-from tuneprune.data.unusable import BlankField, UnusableRecord, shown
 
 Turn = dict[str, Any]
 
@@ -84,7 +84,7 @@ def _is_learned(turn: Turn) -> bool:
     """Whether an answer is to be learned: some data sets give those a weight of 0 that are not."""
     weight = turn.pop("weight", 1)
     if weight not in (0, 1):
-        raise UnusableRecord(_WRONG_TYPE, f"the `weight` of a message has to be 0 or 1, got {shown(weight)}. Fix it.")
+        raise UnusableRecord(_WRONG_TYPE, f"the `weight` of a message has to be 0 or 1, got {quote(weight)}. Fix it.")
     return bool(weight)
 
 
@@ -105,7 +105,7 @@ def _turn(found: Mapping[str, Any]) -> Turn:
         turn["tool_calls"] = [turn.pop("function_call")]
     calls = _parsed(turn.pop("tool_calls", None)) or []
     if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
-        raise UnusableRecord(_WRONG_TYPE, f"`tool_calls` has to be a list of objects, got {shown(calls)}. Fix it.")
+        raise UnusableRecord(_WRONG_TYPE, f"`tool_calls` has to be a list of objects, got {quote(calls)}. Fix it.")
     if calls:
         turn["tool_calls"] = [_call(call) for call in calls]
     return turn
@@ -120,7 +120,7 @@ def _text_of_part(part: object) -> str:
         return text
     raise UnusableRecord(
         "with a part that is not text",
-        f"a message has a part that is not text ({shown(kind if kind not in (None, 'text') else part)}), and only texts"
+        f"a message has a part that is not text ({quote(kind if kind not in (None, 'text') else part)}), and only texts"
         " are learned from here. Take the part out, or leave the record out.",
     )
 
@@ -133,7 +133,7 @@ def _call(call: Mapping[str, Any]) -> dict[str, Any]:
         call = {name: value for name, value in call.items() if name not in function}
     if not isinstance(function.get("name"), str):
         raise UnusableRecord(
-            _WRONG_TYPE, f"a tool call needs the text `name` of a function, got {shown(call)}. Fix it."
+            _WRONG_TYPE, f"a tool call needs the text `name` of a function, got {quote(call)}. Fix it."
         )
     arguments = _parsed(function.get("arguments"))
     function = dict(function) | ({"arguments": arguments} if isinstance(arguments, Mapping) else {})
@@ -147,12 +147,12 @@ def _arguments(record: Record) -> dict[str, Any]:
     for name in ("tools", "documents"):
         value = found[name]
         if value and not (isinstance(value, list) and all(isinstance(item, Mapping) for item in value)):
-            raise UnusableRecord(_WRONG_TYPE, f"`{name}` has to be a list of objects, got {shown(value)}. Fix it.")
+            raise UnusableRecord(_WRONG_TYPE, f"`{name}` has to be a list of objects, got {quote(value)}. Fix it.")
     if not isinstance(further, Mapping) or not _RESERVED.isdisjoint(further):
         raise UnusableRecord(
             _WRONG_TYPE,
             "`chat_template_kwargs` has to be an object of arguments that are the template's own, got"
-            f" {shown(further)}. Fix it.",
+            f" {quote(further)}. Fix it.",
         )
     return {name: value for name, value in found.items() if value not in (None, [], "")} | dict(further)
 

@@ -3,9 +3,8 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from tuneprune.data.conversations import ARGUMENTS
-from tuneprune.data.instructions import instruction
-from tuneprune.data.own_forms import (
+from tuneprune.data.bad_records import BlankField, UnusableRecord, name_list
+from tuneprune.data.column_names import (
     ANSWERS,
     ASKED,
     COMPANIONS,
@@ -19,9 +18,10 @@ from tuneprune.data.own_forms import (
     content_of,
     is_filled,
 )
+from tuneprune.data.conversations import ARGUMENTS
+from tuneprune.data.instructions import instruction
+from tuneprune.data.messages import to_messages
 from tuneprune.data.prompts import Record
-from tuneprune.data.turns import messages
-from tuneprune.data.unusable import BlankField, UnusableRecord, columns
 from tuneprune.errors import ConfigError
 
 
@@ -64,7 +64,7 @@ def _spelled(record: Record) -> dict[str, str]:
         if name in result:
             raise UnusableRecord(
                 "of more than one form",
-                f"the columns {columns([result[name], column])} differ in capitals alone. Rename one.",
+                f"the columns {name_list([result[name], column])} differ in capitals alone. Rename one.",
             )
         result[name] = column
     return result
@@ -126,14 +126,14 @@ def _nothing(record: Record, spelled: Mapping[str, str]) -> UnusableRecord:
         return BlankField("there is nothing to learn: the fields are null.")
     return UnusableRecord(
         "without usable fields",
-        f"no usable fields (found: {columns(record)}). Possible: text | prompt and completion | messages |"
+        f"no usable fields (found: {name_list(record)}). Possible: text | prompt and completion | messages |"
         " conversations | instruction, input and output; rename columns with"
         " `fields: {prompt: <column>, completion: <column>}`.",
     )
 
 
 def _conversation(there: dict[str, Any], column: str) -> Recognised:
-    turns, read = messages(there[column], column, are_texts_turns=column != "messages"), [column]
+    turns, read = to_messages(there[column], column, are_texts_turns=column != "messages"), [column]
     if isinstance(there.get("chosen"), Mapping):
-        turns, read = [*turns, *messages([there["chosen"]], "chosen")], [column, "chosen"]
+        turns, read = [*turns, *to_messages([there["chosen"]], "chosen")], [column, "chosen"]
     return chat(there, turns, read)

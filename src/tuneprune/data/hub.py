@@ -1,8 +1,8 @@
 """Hub data sets as numbered records."""
 
+from tuneprune.data.bad_records import name_list, said
 from tuneprune.data.json_files import SPLIT_NAMES, Numbered
 from tuneprune.data.tables import label_names, named
-from tuneprune.data.unusable import columns, said
 from tuneprune.errors import DataError
 
 
@@ -20,7 +20,7 @@ def read_hub(name: str, split: str) -> Numbered:
         known = datasets.get_dataset_split_names(repository, subset or None)
         found = next((candidate for candidate in SPLIT_NAMES[split] if candidate in known), None)
         if found is None:
-            raise DataError(f"{name}: holds no split `{split}` (found: {columns(known)}). Name another with `split`.")
+            raise DataError(f"{name}: holds no split `{split}` (found: {name_list(known)}). Name another with `split`.")
         rows = datasets.load_dataset(repository, subset or None, split=found)
     except DataError:
         raise

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tuneprune.data.examples import Content
-from tuneprune.data.own_forms import (
+from tuneprune.data.bad_records import BlankField, UnusableRecord, quote
+from tuneprune.data.column_names import (
     CHOICES,
     KNOWN,
     PASSAGES,
@@ -19,9 +19,9 @@ from tuneprune.data.own_forms import (
     system_of,
     text_of,
 )
+from tuneprune.data.examples import Content
+from tuneprune.data.messages import Message, parse_json, to_messages
 from tuneprune.data.prompts import Record
-from tuneprune.data.turns import Message, messages, parsed
-from tuneprune.data.unusable import BlankField, UnusableRecord, shown
 from tuneprune.errors import ConfigError
 
 
@@ -84,7 +84,7 @@ def _are_turns(value: object) -> bool:
 def _preferred(there: dict[str, Any], question: str, answer: str) -> Recognised:
     """A prompt and the chosen answer, one of them or both as messages; the answer may repeat the prompt."""
     prompt, reply = there.get(question), answer_messages(there[answer], answer)
-    before = messages(prompt, question) if isinstance(prompt, list) else []
+    before = to_messages(prompt, question) if isinstance(prompt, list) else []
     if isinstance(prompt, str) and reply[0]["role"] == "assistant":
         before = [{"role": "user", "content": prompt}]
     return chat(there, [*before, *reply], [*([question] if question else []), answer])
@@ -106,11 +106,12 @@ def _history(there: Record) -> list[tuple[str, str]]:
     value = there.get("history")
     if not is_filled(value):
         return []
-    pairs = parsed(value, "history")
+    pairs = parse_json(value, "history")
     if not isinstance(pairs, list) or not all(
         isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in pairs
     ):
         raise UnusableRecord(
-            "of the wrong type", f"the field `history` has to be a list of pairs of texts, got {shown(value)}. Fix it."
+            "of the wrong type",
+            f"the field `history` has to be a list of pairs of texts, got {quote(value)}. Fix it.",
         )
     return [(pair[0], pair[1]) for pair in pairs]

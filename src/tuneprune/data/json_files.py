@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from tuneprune.data.compressed import opened
-from tuneprune.data.unusable import LONGEST_RECORD, LeftOut, UnusableRecord, columns
+from tuneprune.data.bad_records import LONGEST_RECORD, LeftOut, UnusableRecord, name_list
+from tuneprune.data.compressed import open_decompressed
 from tuneprune.errors import DataError
 
 Numbered = list[tuple[int, dict[str, Any]]]
@@ -48,7 +48,7 @@ def read_json(path: Path, split: str, left_out: LeftOut) -> Numbered:
     Raises:
         DataError: a broken record (with its number), or a file that is something else.
     """
-    with opened(path) as file:
+    with open_decompressed(path) as file:
         head = head_of_text(path, file)
         is_array = head.lstrip().startswith(b"[")
         is_container = _CONTAINER.match(head) is not None and _is_one_object(path)
@@ -62,7 +62,7 @@ def read_json(path: Path, split: str, left_out: LeftOut) -> Numbered:
 
 def _is_one_object(path: Path) -> bool:
     """Whether the first object of the file is not a line of its own with other lines after it."""
-    with opened(path) as file:
+    with open_decompressed(path) as file:
         try:
             json.loads(file.readline(LONGEST_RECORD + 1).removeprefix(BOM))
         except (ValueError, RecursionError):
@@ -131,7 +131,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
-        twice = columns([key for key, _ in pairs if key in seen or seen.add(key)][:1])
+        twice = name_list([key for key, _ in pairs if key in seen or seen.add(key)][:1])
         raise UnusableRecord("a key twice", f"the record holds the key `{twice}` twice. Remove one.")
     return found
 
@@ -279,7 +279,7 @@ def _read_lists(window: _Window, split: str, left_out: LeftOut) -> Numbered:
     meant = [key for key in found if key in wanted]
     if len(meant) != 1 or (meant[0] in _LISTS and len(found) > 1):
         raise DataError(
-            f"{window.path}: the file holds lists under {columns(found)}, and which one is meant for `{split}` is not"
+            f"{window.path}: the file holds lists under {name_list(found)}, and which one is meant for `{split}` is not"
             " clear. Write that one to a file of its own."
         )
     return found[meant[0]]

@@ -9,13 +9,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from tuneprune.data.bad_records import LARGEST_SHARE, LeftOut
 from tuneprune.data.encoding import Encoded, EncodedExamples, encode_all, padding_id
 from tuneprune.data.examples import Example
 from tuneprune.data.overlap import OverlapReport, content_fingerprint, leaks, overlaps, repeats
 from tuneprune.data.sources import DataConfig, SourceConfig, Split, read_source
 from tuneprune.data.stream import Stream
 from tuneprune.data.summary import NOTES, in_words
-from tuneprune.data.unusable import LARGEST_SHARE, LeftOut
 from tuneprune.errors import DataError
 
 HELD_OUT_SHARE = 0.1

@@ -4,8 +4,8 @@ import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
+from tuneprune.data.bad_records import quote
 from tuneprune.data.examples import Example
-from tuneprune.data.unusable import shown
 from tuneprune.errors import DataError
 
 
@@ -118,7 +118,7 @@ def _first_match(example: Example, test: Iterable[Example]) -> Example:
 
 
 def _quote(example: Example) -> str:
-    return shown(" ".join((example.body or example.prompt or example.completion).split()))
+    return quote(" ".join((example.body or example.prompt or example.completion).split()))
 
 
 def _hash(*parts: str) -> str:

@@ -7,12 +7,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from tuneprune.data.bad_records import BlankField, UnusableRecord, name_list, quote
 from tuneprune.data.chat_template import SystemRole, write
 from tuneprune.data.conversations import Conversation, conversation
 from tuneprune.data.encoding import control_tokens
 from tuneprune.data.examples import Example
 from tuneprune.data.prompts import Record
-from tuneprune.data.unusable import BlankField, UnusableRecord, columns, shown
 
 
 def by_fields(tokenizer: PreTrainedTokenizerBase, system_role: SystemRole = "fold") -> Callable[[Record], Example]:
@@ -54,7 +54,7 @@ def _plain(record: Record) -> tuple[str, str]:
         raise BlankField("there is nothing to learn: the fields are null.")
     raise UnusableRecord(
         "without usable fields",
-        f"no usable fields (found: {columns(record)}). Possible: text | prompt and completion | messages; "
+        f"no usable fields (found: {name_list(record)}). Possible: text | prompt and completion | messages; "
         "rename columns with `fields: {prompt: <column>, completion: <column>}`.",
     )
 
@@ -64,7 +64,7 @@ def _string(record: Mapping[str, Any], field: str) -> str:
     if not isinstance(value, str):
         raise UnusableRecord(
             "of the wrong type",
-            f"the field `{field}` has to be a text, got {shown(value)}. Fix it, or name another column in `fields`.",
+            f"the field `{field}` has to be a text, got {quote(value)}. Fix it, or name another column in `fields`.",
         )
     return value
 
@@ -76,6 +76,6 @@ def _refuse_control_tokens(found: Conversation, tokens: tuple[str, ...]) -> None
     if token is not None:
         raise UnusableRecord(
             "with a control token in a message",
-            f"a message holds the control token {shown(token)} of the tokenizer, which would end or begin a turn"
+            f"a message holds the control token {quote(token)} of the tokenizer, which would end or begin a turn"
             " that is not there. Take it out of the text.",
         )

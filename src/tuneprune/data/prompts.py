@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from tuneprune.data.bad_records import LONGEST_RECORD, BlankField, LeftOut, UnusableRecord, name_list, quote
 from tuneprune.data.examples import Example
-from tuneprune.data.unusable import LONGEST_RECORD, BlankField, LeftOut, UnusableRecord, columns, shown
 from tuneprune.errors import ConfigError
 
 Kind = Literal["perplexity", "nli", "qa", "multiple_choice", "summary"]
@@ -178,7 +178,7 @@ def word_all(
             left_out.add(source, number, error)
         except ConfigError as error:
             raise ConfigError(f"{source}:{number}: {error}") from None
-    left_out.check(source, left_out.total - before, len(records))
+    left_out.check_share(source, left_out.total - before, len(records))
     return examples
 
 
@@ -208,7 +208,7 @@ def renamed(record: Record, fields: Mapping[str, str]) -> Record:
     if missing:
         raise UnusableRecord(
             "without a column",
-            f"no column `{missing[0]}` (columns: {columns(record)}). Name one of these in `fields`.",
+            f"no column `{missing[0]}` (columns: {name_list(record)}). Name one of these in `fields`.",
         )
     kept = {name: value for name, value in record.items() if name not in fields.values()}
     return kept | {field: record[column] for field, column in fields.items()}
@@ -220,7 +220,7 @@ def _find(record: Record, field: str) -> object:
             return record[name]
     raise UnusableRecord(
         "without a field",
-        f"the field `{field}` is missing (found: {columns(record)}). Rename a column with"
+        f"the field `{field}` is missing (found: {name_list(record)}). Rename a column with"
         f" `fields: {{{field}: <column>}}`.",
     )
 
@@ -236,7 +236,7 @@ def _words(record: Record, field: str) -> str:
     if not isinstance(value, str):
         raise UnusableRecord(
             "of the wrong type",
-            f"the field `{field}` has to be a text, got {shown(value)}. Fix it, or name another column in `fields`.",
+            f"the field `{field}` has to be a text, got {quote(value)}. Fix it, or name another column in `fields`.",
         )
     if not value.strip():
         raise BlankField(f"the field `{field}` is blank.")
@@ -247,7 +247,7 @@ def _label(record: Record, answers: Mapping[str, str]) -> str:
     value = _find(record, "answer")
     if not isinstance(value, str) or value.strip().lower() not in answers:
         raise UnusableRecord(
-            _NO_CHOICE, f"the answer {shown(value)} is none of {', '.join(answers)}. Write one of these."
+            _NO_CHOICE, f"the answer {quote(value)} is none of {', '.join(answers)}. Write one of these."
         )
     return answers[value.strip().lower()]
 
@@ -257,7 +257,8 @@ def _options(record: Record) -> list[str]:
     are_texts = isinstance(options, list) and all(isinstance(option, str) for option in options)
     if not isinstance(options, list) or not are_texts or len(options) < 2:
         raise UnusableRecord(
-            "of the wrong type", f"the field `choices` has to be a list of two or more texts, got {shown(options)}."
+            "of the wrong type",
+            f"the field `choices` has to be a list of two or more texts, got {quote(options)}.",
         )
     return options
 
@@ -269,6 +270,6 @@ def _answer_index(record: Record, num_options: int) -> int:
     if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < num_options:
         raise UnusableRecord(
             _NO_CHOICE,
-            f"the answer {shown(value)} is no position in `choices` (0 to {num_options - 1}). Write one of these.",
+            f"the answer {quote(value)} is no position in `choices` (0 to {num_options - 1}). Write one of these.",
         )
     return index

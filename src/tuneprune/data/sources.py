@@ -13,17 +13,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from transformers import PreTrainedTokenizerBase
 
 from tuneprune.data import clinic
+from tuneprune.data.bad_records import LeftOut, name_list
 from tuneprune.data.chat_template import SystemRole
+from tuneprune.data.column_names import REQUIRED
 from tuneprune.data.examples import Example
+from tuneprune.data.files import is_one, read_path
 from tuneprune.data.formats import recognised
 from tuneprune.data.hub import read_hub
 from tuneprune.data.json_files import Numbered
-from tuneprune.data.own_forms import REQUIRED
 from tuneprune.data.own_records import by_fields
 from tuneprune.data.prompts import TASKS, Kind, Record, Task, renamed, word_all, wording
-from tuneprune.data.records import is_one, read_path
 from tuneprune.data.summary import in_notes
-from tuneprune.data.unusable import LeftOut, columns
 from tuneprune.errors import ConfigError, DataError, suggest
 from tuneprune.system.paths import DataPath
 
@@ -172,13 +172,13 @@ class _OwnReader:
         example = self.word(found.record)
         self.unread |= dict.fromkeys(name or "(without a name)" for name in record if name not in read)
         if found.how:
-            self.converted[f"{columns(read)} read {found.how}"] += 1
+            self.converted[f"{name_list(read)} read {found.how}"] += 1
         return replace(example, content=found.content)
 
     def words(self) -> str:
         """How many records were converted, and which columns were not read; empty if there is nothing to say."""
         said = [f"{count} record{'s' if count > 1 else ''}: {what}" for what, count in self.converted.items()]
-        return "; ".join([*said, *([f"columns not read: {columns(self.unread)}"] if self.unread else [])])
+        return "; ".join([*said, *([f"columns not read: {name_list(self.unread)}"] if self.unread else [])])
 
 
 def _records(config: SourceConfig, task: Task | None, split: Split, left_out: LeftOut) -> Numbered:

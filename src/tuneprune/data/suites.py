@@ -7,11 +7,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers import PreTrainedTokenizerBase
 
+from tuneprune.data.bad_records import LeftOut
 from tuneprune.data.chat_template import SystemRole
 from tuneprune.data.examples import Example
 from tuneprune.data.prompts import TASKS, Kind
 from tuneprune.data.sources import SourceConfig, Split, read_source
-from tuneprune.data.unusable import LeftOut
 from tuneprune.system.paths import DataPath
 
 METRICS: Mapping[Kind, tuple[str, ...]] = {

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneprune.data.compressed import opened
+from tuneprune.data.bad_records import LONGEST_RECORD, LeftOut, UnusableRecord, name_list, said
+from tuneprune.data.compressed import open_decompressed
 from tuneprune.data.json_files import SPLIT_NAMES, TOO_LONG, Numbered, head_of_text, is_utf8
-from tuneprune.data.unusable import LONGEST_RECORD, LeftOut, UnusableRecord, columns, said
 from tuneprune.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def read_csv(path: Path, split: str, left_out: LeftOut) -> Numbered:  # noqa: AR
     standard = csv.field_size_limit(LONGEST_RECORD)
     number = 0
     try:
-        with opened(path) as file:
+        with open_decompressed(path) as file:
             separator = _separator(path, head_of_text(path, file))
             # Bytes that are not UTF-8 become surrogates, so that they are found in the record that holds them.
             text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
@@ -80,7 +80,7 @@ def _header(path: Path, names: list[str]) -> list[str]:
         raise DataError(f"{path}:1: the header is not UTF-8 text. Save the file as UTF-8.")
     twice = [name for index, name in enumerate(names) if name in names[:index]]
     if twice:
-        raise DataError(f"{path}:1: the header names the column `{columns(twice[:1])}` twice. Rename one.")
+        raise DataError(f"{path}:1: the header names the column `{name_list(twice[:1])}` twice. Rename one.")
     return names
 
 
@@ -182,7 +182,7 @@ def read_saved(folder: Path, split: str) -> Numbered:
         if isinstance(found, datasets.DatasetDict):
             name = next((name for name in SPLIT_NAMES[split] if name in found), None)
             if name is None:
-                raise DataError(f"{folder}: holds no split `{split}` (found: {columns(found)}). Name another split.")
+                raise DataError(f"{folder}: holds no split `{split}` (found: {name_list(found)}). Name another split.")
             found = found[name]
         # As Arrow tables, so that pictures and sounds in columns that nobody reads are not decoded.
         tables: Any = found.with_format("arrow").iter(batch_size=1024)

@@ -7,11 +7,11 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers import PreTrainedTokenizerBase
 
+from tuneprune.data.bad_records import LeftOut
 from tuneprune.data.chat_template import SystemRole
 from tuneprune.data.examples import Example
 from tuneprune.data.prompts import Kind
 from tuneprune.data.suites import SUITES, TaskSpec, load_task
-from tuneprune.data.unusable import LeftOut
 from tuneprune.errors import ConfigError, suggest
 
 Positive = Annotated[int, Field(gt=0)]

@@ -87,7 +87,7 @@ def _check_weights(folder: Path, model: PreTrainedModel) -> None:
     Raises:
         ConfigError: names one.
     """
-    shapes = model_folder.stored(folder, str(folder)).shapes
+    shapes = model_folder.read_headers(folder, str(folder)).shapes
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     missing = wanted.keys() - shapes.keys() - set(model.all_tied_weights_keys)
     if missing:

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from tuneprune.errors import ConfigError, TunePruneError, first_line, reading
-from tuneprune.system.timeout import within
+from tuneprune.errors import ConfigError, TunePruneError, first_line, wrap_errors
+from tuneprune.system.timeout import time_limit
 
 MERGED_ONLY = "Only LoRA (also DoRA and rsLoRA) for causal language models is merged here"
 PATIENCE_S = 120.0
@@ -58,7 +58,7 @@ def _fitted(adapter: str, skeleton: PreTrainedModel, options: Any) -> Pretrained
         stored = _stored(adapter)
         _refuse_rank(adapter, options, stored)
         _resize(adapter, skeleton, stored)
-        with within(PATIENCE_S, _other_base(adapter, options, "its target_modules match for minutes")):
+        with time_limit(PATIENCE_S, _other_base(adapter, options, "its target_modules match for minutes")):
             wrapped = get_peft_model(skeleton, options)
         _refuse_shared(adapter, skeleton, wrapped, options)
         wanted = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
@@ -131,7 +131,7 @@ def _options(adapter: str) -> Any:  # noqa: ANN401  (peft's config, imported onl
     """
     from peft import LoraConfig, PeftConfig  # costs seconds to import, and few runs have an adapter
 
-    with reading(f"model.adapter: cannot read the settings of {adapter}"):
+    with wrap_errors(f"model.adapter: cannot read the settings of {adapter}"):
         options: Any = PeftConfig.from_pretrained(adapter)
     kind, task = (str(getattr(value, "value", value)) for value in (options.peft_type, options.task_type))
     if not isinstance(options, LoraConfig) or kind != "LORA":

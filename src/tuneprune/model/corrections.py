@@ -27,7 +27,7 @@ WRAPPERS = {
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def outputs(model: str, raw: Mapping[str, Any]) -> dict[str, bool]:
+def output_settings(model: str, raw: Mapping[str, Any]) -> dict[str, bool]:
     """What a config is read with in place of what it says of outputs.
 
     Args:
@@ -48,7 +48,7 @@ def replace_missing(model: str, config: Any) -> None:  # noqa: ANN401  (every fa
         if asked not in known:
             setattr(config, setting, None)
             remark(
-                f"{model}: config.json asks for the {part} {printed(asked)}, which is not used here; PyTorch's own"
+                f"{model}: config.json asks for the {part} {short_name(asked)}, which is not used here; PyTorch's own"
                 " takes its place, and the result asks for none."
             )
     padding, rows = (getattr(config, name, None) for name in ("pad_token_id", "vocab_size"))
@@ -159,10 +159,10 @@ def _refuse_misfits(model: str, skeleton: PreTrainedModel, checkpoint: Checkpoin
     names = [name for name, _ in skeleton.named_parameters()]
     missing = [name for name in names if not checkpoint.holds(name) and name not in ends]
     if missing or not any(checkpoint.holds(name) for name in ends):
-        raise incomplete(model, missing or ends, checkpoint.names())
+        raise incomplete_error(model, missing or ends, checkpoint.names())
 
 
-def incomplete(model: str, missing: Collection[str], stored: Iterable[str]) -> ConfigError:
+def incomplete_error(model: str, missing: Collection[str], stored: Iterable[str]) -> ConfigError:
     """What is said of files that lack weights.
 
     Args:
@@ -188,15 +188,15 @@ def _follow_precision(model: str, config: PretrainedConfig, checkpoint: Checkpoi
     most = max(counts, key=lambda dtype: counts[dtype])
     if isinstance(config.dtype, torch.dtype) and config.dtype != most:
         remark(
-            f"{model}: config.json says {printed(config.dtype)}, but the weights are stored in {printed(most)}:"
+            f"{model}: config.json says {short_name(config.dtype)}, but the weights are stored in {short_name(most)}:"
             " the files count."
         )
     if len(counts) > 1:
-        shares = ", ".join(f"{count:,} in {printed(dtype)}" for dtype, count in counts.items())
-        remark(f"{model}: parameters are stored in several precisions ({shares}); the result is in {printed(most)}.")
+        shares = ", ".join(f"{count:,} in {short_name(dtype)}" for dtype, count in counts.items())
+        remark(f"{model}: parameters are stored in several precisions ({shares}); the result is in {short_name(most)}.")
     config.dtype = most
 
 
-def printed(value: object) -> str:
+def short_name(value: object) -> str:
     """A precision or a name as a sentence has it."""
     return str(value).removeprefix("torch.")

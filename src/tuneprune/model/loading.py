@@ -17,7 +17,7 @@ from transformers import (
 
 from tuneprune.calibration.finite import all_finite
 from tuneprune.compress.shape import Shape
-from tuneprune.errors import ConfigError, UnsupportedModel, reading
+from tuneprune.errors import ConfigError, UnsupportedModel, wrap_errors
 from tuneprune.families import refuse_unknown
 from tuneprune.model import corrections
 from tuneprune.model.adapters import merge, merged_config
@@ -59,7 +59,7 @@ def load_any_config(model: str) -> PretrainedConfig:
         UnsupportedModel: a family nobody described, or weights that are quantised.
     """
     config = read_config(model)
-    kind = quantisation(config) or _stored_as(Path(model))
+    kind = quantisation(config) or _quantised_weight(Path(model))
     if kind:
         raise UnsupportedModel(
             f"model: {model} is quantised ({kind}), so single rows of its weights cannot be cut. Start from the weights"
@@ -67,7 +67,7 @@ def load_any_config(model: str) -> PretrainedConfig:
             " result."
         )
     check_generation(model)
-    with reading(f"model: config.json of {model} describes no model", advice="Correct it, or name another model."):
+    with wrap_errors(f"model: config.json of {model} describes no model", advice="Correct it, or name another model."):
         Shape.of(config)
         if not hasattr(config, "pruned"):
             empty = skeleton(config)
@@ -87,7 +87,7 @@ def read_config(model: str, *, any_family: bool = False, trust_remote_code: bool
     """
     check_folder(model, "model", "config.json")
     model_folder.refuse_adapter(model, "model")
-    with reading(f"model: cannot read config.json of {model}", advice="Correct it, or name another model."):
+    with wrap_errors(f"model: cannot read config.json of {model}", advice="Correct it, or name another model."):
         if Path(model).is_dir():
             model_folder.read_json(Path(model) / "config.json", "model")
         raw, _ = PretrainedConfig.get_config_dict(model)
@@ -95,7 +95,7 @@ def read_config(model: str, *, any_family: bool = False, trust_remote_code: bool
         model_folder.check_precision(raw, model, "model")
         if not any_family:
             refuse_unknown(str(raw.get("model_type")))
-        outputs = corrections.outputs(model, raw)
+        outputs = corrections.output_settings(model, raw)
         config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code, **outputs)
     corrections.replace_missing(model, config)
     return config
@@ -119,10 +119,10 @@ def check_generation(model: str) -> GenerationConfig | None:
     Raises:
         ConfigError: some that transformers cannot read, which would fail to load the model, or be lost in silence.
     """
-    if not model_folder.holds(model, GENERATION_CONFIG):
+    if not model_folder.has_file(model, GENERATION_CONFIG):
         return None
     advice = f"Correct {GENERATION_CONFIG}, or take it out."
-    with reading(f"model: the generation settings of {model} do not hold", advice=advice):
+    with wrap_errors(f"model: the generation settings of {model} do not hold", advice=advice):
         return GenerationConfig.from_pretrained(model)
 
 
@@ -138,11 +138,11 @@ def quantisation(config: PretrainedConfig) -> str:
     return f"{name}, {bits} bits" if bits else str(name)
 
 
-def _stored_as(folder: Path) -> str:
+def _quantised_weight(folder: Path) -> str:
     """The type of weights that no config declares and that are no floating-point numbers of 16 bits or more."""
     if not folder.is_dir():
         return ""
-    for name, kind in model_folder.stored(folder, "model").types.items():
+    for name, kind in model_folder.read_headers(folder, "model").types.items():
         if name.endswith(WEIGHT_NAMES) and kind not in model_folder.FLOATS:
             return f"{name} is stored as {kind}"
     return ""
@@ -165,7 +165,7 @@ def check_folder(name: str, key: str, config_file: str) -> None:
         raise ConfigError(f"{key}: {name} is a file. Name the folder that holds {config_file}.")
     if folder.is_dir():
         if config_file != model_folder.ADAPTER_CONFIG and model_folder.is_adapter(folder):
-            raise model_folder.adapter_alone(name, model_folder.base_of(folder), key)
+            raise model_folder.adapter_alone_error(name, model_folder.adapter_base(folder), key)
         if not (folder / config_file).is_file():
             raise ConfigError(f"{key}: {name} has no {config_file}. Name a Hugging Face folder or a hub id.")
         model_folder.check_files(folder, key)
@@ -189,13 +189,13 @@ def load_model(model: str, adapter: str | None, device: torch.device) -> PreTrai
         load_config(model, adapter)  # for its checks
     dtype = torch.float32 if device.type == "cpu" else stored_dtype(config)
     model_folder.check_index(model, "model")
-    with reading(f"model: cannot load {adapter or model}"):
+    with wrap_errors(f"model: cannot load {adapter or model}"):
         options = SAFELY | {"config": config, "dtype": dtype, "output_loading_info": True}
         both: Any = AutoModelForCausalLM.from_pretrained(model, **options)
         loaded, info = both
         if info["missing_keys"]:
-            raise corrections.incomplete(model, info["missing_keys"], info["unexpected_keys"])
-        _refuse_news(model, config)
+            raise corrections.incomplete_error(model, info["missing_keys"], info["unexpected_keys"])
+        _refuse_changed_config(model, config)
         if adapter is not None:
             loaded = merge(loaded, adapter)
     refuse_bad_weights(loaded, adapter or model)
@@ -204,7 +204,7 @@ def load_model(model: str, adapter: str | None, device: torch.device) -> PreTrai
     return loaded.to(device).eval()  # pyright: ignore[reportArgumentType]  (transformers hides its self)
 
 
-def _refuse_news(model: str, known: PretrainedConfig) -> None:
+def _refuse_changed_config(model: str, known: PretrainedConfig) -> None:
     """Refuse to go on where files that were downloaded just now contradict what was planned by the config alone.
 
     Raises:
@@ -242,7 +242,7 @@ def load_tokenizer(model: str, config: PretrainedConfig, adapter: str | None = N
     Raises:
         ConfigError: there is none.
     """
-    if adapter is not None and model_folder.holds(adapter, TOKENIZER_CONFIG):
+    if adapter is not None and model_folder.has_file(adapter, TOKENIZER_CONFIG):
         corrections.remark(
             f"{adapter}: the tokenizer and the chat template beside the adapter are used, not its base's."
         )
@@ -253,7 +253,7 @@ def load_tokenizer(model: str, config: PretrainedConfig, adapter: str | None = N
             f"model: {model} holds no tokenizer (tokenizer.json or tokenizer.model). Put the files of its tokenizer"
             " beside the weights; whatever the model was tuned from has them."
         )
-    with reading(f"model: cannot load the tokenizer of {model}", advice=NEWER):
+    with wrap_errors(f"model: cannot load the tokenizer of {model}", advice=NEWER):
         tokenizer = AutoTokenizer.from_pretrained(model, config=config, trust_remote_code=False)
         tokenizer("a b")  # some settings are first looked at here
     corrections.replace_padding(model, tokenizer, vocabulary(config))

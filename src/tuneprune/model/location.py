@@ -5,10 +5,10 @@ from typing import Any
 
 from tuneprune.errors import ConfigError
 from tuneprune.system import model_folder
-from tuneprune.system.paths import expanded
+from tuneprune.system.paths import expand_path
 
 
-def located(name: str) -> str:
+def expand_name(name: str) -> str:
     """The folder or hub id with `~` and variables of the environment replaced.
 
     Raises:
@@ -17,7 +17,7 @@ def located(name: str) -> str:
     if "$" not in name and not name.startswith("~"):
         return name
     try:
-        return str(expanded(Path(name)))
+        return str(expand_path(Path(name)))
     except ValueError as error:
         raise ConfigError(f"{error}.") from error
 
@@ -28,7 +28,7 @@ def base_and_adapter(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: an adapter whose base cannot be found by the name that it gives.
     """
-    named = as_named(name)
+    named = split_adapter(name)
     base = named.get("base", "")
     if "adapter" in named and not (Path(base).is_dir() or is_hub_id(base)):
         where = f"its base, {base}, is not on this machine" if base else "it does not say of which base"
@@ -39,16 +39,16 @@ def base_and_adapter(name: str) -> dict[str, Any]:
     return named
 
 
-def as_named(name: str) -> dict[str, Any]:
+def split_adapter(name: str) -> dict[str, Any]:
     """The base, and the adapter where the name is one's folder, whose base is left out where it does not name any.
 
     Raises:
         ConfigError: an adapter whose settings cannot be read.
     """
-    folder = Path(located(name))
+    folder = Path(expand_name(name))
     if not model_folder.is_adapter(folder):
-        return {"base": located(name)}
-    base = model_folder.base_of(folder)
+        return {"base": expand_name(name)}
+    base = model_folder.adapter_base(folder)
     return {"base": base, "adapter": str(folder)} if base else {"adapter": str(folder)}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tuneprune import methods
 from tuneprune.config import RunConfig
-from tuneprune.errors import ConfigError, DataError, TunePruneError, reading, suggest
+from tuneprune.errors import ConfigError, DataError, TunePruneError, suggest, wrap_errors
 from tuneprune.methods.base import Method
 from tuneprune.model.loading import load_config
 from tuneprune.pipeline.job import Checked, check, check_shape, prepare
@@ -229,7 +229,7 @@ def _manifest(out: Path) -> dict[str, str]:
     path = out / MANIFEST
     if not path.exists():
         return {}
-    with reading(f"{path} cannot be read", DataError):
+    with wrap_errors(f"{path} cannot be read", DataError):
         known: dict[str, str] = json.loads(path.read_text(encoding="utf8"))["cells"]
         foreign = next(
             (name for name, label in known.items() if _slug(name) != name or not isinstance(label, str)), None

@@ -10,7 +10,7 @@ from tuneprune.budget import Budget, allocate, reachable
 from tuneprune.budget.amounts import bytes_written
 from tuneprune.errors import TunePruneError
 from tuneprune.model.loading import load_config, skeleton, stored_dtype
-from tuneprune.model.location import located
+from tuneprune.model.location import expand_name
 from tuneprune.structure import spaces
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.space import Kind, PruningSpace
@@ -26,7 +26,7 @@ def inspect(model: str, space_name: str) -> dict[str, Any]:
     Raises:
         TunePruneError: a model or space that is not supported.
     """
-    model = located(model)
+    model = expand_name(model)
     config = load_config(model)
     architecture = families.describe_config(config)
     space = spaces.build(space_name, architecture, skeleton(config))

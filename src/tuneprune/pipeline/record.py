@@ -7,7 +7,7 @@ from typing import Any
 
 from tuneprune import evaluate, export
 from tuneprune.budget import Budget, units_per_step
-from tuneprune.errors import DataError, ProofFailed, reading
+from tuneprune.errors import DataError, ProofFailed, wrap_errors
 from tuneprune.pipeline.job import Job, Scores
 from tuneprune.report import Proof, RunRecord, model_card, write_report
 from tuneprune.report.run.findings import decision_warnings, score_warnings, training_findings
@@ -182,11 +182,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    with reading(f"{path} cannot be read", DataError):
+    with wrap_errors(f"{path} cannot be read", DataError):
         lines = path.read_text(encoding="utf8").splitlines()
     steps = []
     for number, line in enumerate(lines, start=1):
-        with reading(f"{path}:{number} is no logged step", DataError):
+        with wrap_errors(f"{path}:{number} is no logged step", DataError):
             step = json.loads(line)
             if not isinstance(step, dict) or not isinstance(step["step"], int):
                 raise DataError(f"{path}:{number} is no logged step. Take the line out to go without it.")

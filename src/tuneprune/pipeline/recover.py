@@ -16,7 +16,7 @@ from tuneprune import evaluate, export, families
 from tuneprune.compress.shape import Shape
 from tuneprune.config import RecoverConfig
 from tuneprune.data import Data, load
-from tuneprune.errors import reading
+from tuneprune.errors import wrap_errors
 from tuneprune.methods.base import Search
 from tuneprune.model.corrections import replace_stops, turn_cache_on
 from tuneprune.model.loading import (
@@ -163,7 +163,7 @@ def load_smaller(model: str, device: torch.device) -> PreTrainedModel:
     if not Shape.of(config).is_ragged:
         return load_model(model, None, device)
     dtype = torch.float32 if device.type == "cpu" else stored_dtype(config)
-    with reading(f"model: cannot load {model}"):
+    with wrap_errors(f"model: cannot load {model}"):
         loaded: Any = export.load_exported(Path(model), dtype)
     refuse_bad_weights(loaded, model)
     replace_stops(model, loaded)

@@ -13,7 +13,7 @@ from tuneprune.budget.latency_table import LatencyTable
 from tuneprune.compress import Streamed, compress, stream
 from tuneprune.compress.shape import Shape
 from tuneprune.config import Compensation, RunConfig, explain
-from tuneprune.errors import ConfigError, DataError, reading
+from tuneprune.errors import ConfigError, DataError, wrap_errors
 from tuneprune.evaluate import EvaluateConfig
 from tuneprune.methods import registry
 from tuneprune.model.corrections import follow_files
@@ -31,7 +31,7 @@ from tuneprune.model.loading import (
     stored_dtype,
     vocabulary,
 )
-from tuneprune.model.location import located
+from tuneprune.model.location import expand_name
 from tuneprune.pipeline.budget_costs import measured
 from tuneprune.pipeline.checks import check_test_tokens
 from tuneprune.pipeline.job import Scores, prepare
@@ -59,7 +59,7 @@ def evaluate_model(
         config = EvaluateConfig.model_validate(given)
     except ValidationError as error:
         raise ConfigError(explain(error, EvaluateConfig)) from error
-    model = located(model)
+    model = expand_name(model)
     hf_config = read_config(model, any_family=True, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(model, hf_config)
     tasks = evaluate.load_tasks(config, tokenizer)
@@ -85,7 +85,7 @@ def evaluate_on_tasks(
     for option, number in (("--limit", limit), ("--batch-size", batch_size)):
         if number is not None and number < 1:
             raise ConfigError(f"{option} {number}: give at least 1.")
-    model = located(model)
+    model = expand_name(model)
     hf_config = read_config(model, any_family=True, trust_remote_code=trust_remote_code)
     known = evaluate.find_tasks(tasks, task_path)
     tokenizer = load_tokenizer(model, hf_config)
@@ -101,12 +101,12 @@ def _any_model(
     Raises:
         ConfigError: one that does not load, or needs code that the user does not trust.
     """
-    with reading(f"cannot load {model}"):
+    with wrap_errors(f"cannot load {model}"):
         is_foreign = needs_own_code(config)
     if is_foreign and not trust_remote_code:
         raise ConfigError(f"{model} comes with its own model code: add --trust-remote-code.")
     model_folder.check_index(model, "model")
-    with reading(f"cannot load {model}"):
+    with wrap_errors(f"cannot load {model}"):
         if not is_foreign:
             check_room(model, skeleton(config))
         options = SAFELY | {"trust_remote_code": trust_remote_code, "config": config, "dtype": dtype}
@@ -127,7 +127,7 @@ def measure_table(model: str, out: Path, phase: str, batch_size: int, multiple_o
         budget = Budget.model_validate({"of": "latency"} | options)
     except ValidationError as error:
         raise ConfigError(explain(error, Budget)) from error
-    table = measured(load_config(located(model)), budget)
+    table = measured(load_config(expand_name(model)), budget)
     write_text(out, table.model_dump_json(indent=1) + "\n")
     return table
 
@@ -174,7 +174,7 @@ def compress_model(
         TunePruneError: no plan, a plan of another model, or a folder that cannot be written.
     """
     export.check_size(max_shard_size)
-    model, adapter = located(model), None if adapter is None else located(adapter)
+    model, adapter = expand_name(model), None if adapter is None else expand_name(adapter)
     export.check_replaceable(out, model, adapter, plan_folder)
     plan, config = Plan.load(plan_folder), load_config(model, adapter)
     tokenizer = load_tokenizer(model, config, adapter)
@@ -210,7 +210,7 @@ def export_model(
     Raises:
         TunePruneError: no model there, a target that cannot hold it or lacks its packages, or no folder to write to.
     """
-    source = Path(located(str(source)))
+    source = Path(expand_name(str(source)))
     is_run = (source / "record.json").is_file()
     if not is_run and (source / "config.yaml").is_file():
         raise ConfigError(f"{source} holds no finished run (no record.json). Finish it with --resume.")
@@ -268,8 +268,8 @@ def rewrite_report(folder: Path) -> Path:
         raise ConfigError(f"{folder} holds no finished run (no record.json). Name the --out folder of a run.")
     record = RunRecord.load(folder / "record.json")
     metrics = [*read_metrics(folder / "metrics.jsonl"), *read_metrics(folder / "recover" / "metrics.jsonl")]
-    with reading(f"{folder / 'config.yaml'} cannot be read", DataError):
+    with wrap_errors(f"{folder / 'config.yaml'} cannot be read", DataError):
         config = (folder / "config.yaml").read_text(encoding="utf8")
     reference = read_metrics(folder / "reference" / "metrics.jsonl")
-    with reading(f"{folder}: what its record and logs say cannot be drawn", DataError):
+    with wrap_errors(f"{folder}: what its record and logs say cannot be drawn", DataError):
         return write_report(record, record.proof, metrics, config, folder, reference=reference)

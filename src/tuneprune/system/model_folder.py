@@ -12,7 +12,7 @@ from safetensors import safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
-from tuneprune.errors import ConfigError, reading
+from tuneprune.errors import ConfigError, wrap_errors
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 CONVERT = (
@@ -50,7 +50,7 @@ COUNTS = ("num_hidden_layers", *WIDTHS, "max_position_embeddings")
 
 
 @dataclass(frozen=True)
-class Stored:
+class TensorHeaders:
     """Type and shape of every tensor in a folder's safetensors files, by name."""
 
     types: Mapping[str, str]
@@ -62,7 +62,7 @@ class Stored:
         return sum(prod(shape) * (1 if self.types[name] in FLOATS else PACKED) for name, shape in self.shapes.items())
 
 
-def stored(folder: Path, key: str) -> Stored:
+def read_headers(folder: Path, key: str) -> TensorHeaders:
     """What the headers of a folder's safetensors files say; their data is not read.
 
     Raises:
@@ -71,11 +71,11 @@ def stored(folder: Path, key: str) -> Stored:
     types: dict[str, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        with reading(f"{key}: cannot load {path}"), safe_open(path, framework="numpy") as file:
+        with wrap_errors(f"{key}: cannot load {path}"), safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118  (no mapping)
                 view = file.get_slice(name)
                 types[name], shapes[name] = view.get_dtype(), tuple(view.get_shape())
-    return Stored(types, shapes)
+    return TensorHeaders(types, shapes)
 
 
 def check_files(folder: Path, key: str) -> None:
@@ -138,7 +138,7 @@ def check_index(model: str, key: str) -> None:
     Raises:
         ConfigError: names the file that it leads to.
     """
-    with reading(f"{key}: cannot read {SAFE_WEIGHTS_INDEX_NAME} of {model}"):
+    with wrap_errors(f"{key}: cannot read {SAFE_WEIGHTS_INDEX_NAME} of {model}"):
         found = cached_file(model, SAFE_WEIGHTS_INDEX_NAME, **ABSENT_IS_NONE)
         if found is None:
             return
@@ -164,7 +164,7 @@ def check_adapter(adapter: str, key: str) -> None:
     Raises:
         ConfigError: says how to convert them.
     """
-    with reading(f"{key}: cannot read {adapter}"):
+    with wrap_errors(f"{key}: cannot read {adapter}"):
         found = cached_file(adapter, ADAPTER_WEIGHTS, **ABSENT_IS_NONE)
     if found is None:
         raise ConfigError(
@@ -173,9 +173,9 @@ def check_adapter(adapter: str, key: str) -> None:
         )
 
 
-def holds(model: str, file: str) -> bool:
+def has_file(model: str, file: str) -> bool:
     """Whether a folder or hub id has a file of that name."""
-    with reading(f"{model} cannot be read"):
+    with wrap_errors(f"{model} cannot be read"):
         return cached_file(model, file, **ABSENT_IS_NONE) is not None
 
 
@@ -184,17 +184,17 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
-def base_of(folder: Path) -> str:
+def adapter_base(folder: Path) -> str:
     """The name of the base in an adapter's settings; empty where there is none.
 
     Raises:
         ConfigError: settings that cannot be read.
     """
-    with reading(f"model.adapter: cannot read the settings of {folder}"):
+    with wrap_errors(f"model.adapter: cannot read the settings of {folder}"):
         return str(read_json(folder / ADAPTER_CONFIG, "model.adapter").get("base_model_name_or_path") or "")
 
 
-def adapter_alone(model: str, base: str, key: str) -> ConfigError:
+def adapter_alone_error(model: str, base: str, key: str) -> ConfigError:
     """What is said of an adapter that was named where a model belongs."""
     base = base or "BASE"
     return ConfigError(
@@ -210,11 +210,11 @@ def refuse_adapter(model: str, key: str) -> None:
     Raises:
         ConfigError: says how to name both.
     """
-    with reading(f"{key}: cannot read {model}"):
+    with wrap_errors(f"{key}: cannot read {model}"):
         found = cached_file(model, ADAPTER_CONFIG, **ABSENT_IS_NONE)
         is_model = found is None or cached_file(model, "config.json", **ABSENT_IS_NONE) is not None
     if found is not None and not is_model:
-        raise adapter_alone(model, base_of(Path(found).parent), key)
+        raise adapter_alone_error(model, adapter_base(Path(found).parent), key)
     if found is not None:
         raise ConfigError(
             f"{key}: {model} holds an adapter ({ADAPTER_CONFIG}) beside its model. Name a folder without it as"
@@ -249,7 +249,7 @@ def check_numbers(config: Mapping[str, Any], model: str, key: str) -> None:
         ConfigError: names the entry and what it may be.
     """
     folder = Path(model)  # whose every layer has a tensor at least
-    most_layers = min(MOST_LAYERS, len(stored(folder, key).shapes)) if folder.is_dir() else MOST_LAYERS
+    most_layers = min(MOST_LAYERS, len(read_headers(folder, key).shapes)) if folder.is_dir() else MOST_LAYERS
     for name, value in config.items():
         if isinstance(value, int) and name in LAYERS:
             limit = most_layers
@@ -291,7 +291,7 @@ def check_sizes(parameters: int, model: str, key: str) -> None:
         ConfigError: both numbers.
     """
     folder = Path(model)
-    room = stored(folder, key).room if folder.is_dir() else MOST_PARAMETERS
+    room = read_headers(folder, key).room if folder.is_dir() else MOST_PARAMETERS
     if parameters > 2 * room:
         raise ConfigError(
             f"{key}: config.json of {model} describes {parameters:.3g} parameters, but there is room for {room:.3g} in"

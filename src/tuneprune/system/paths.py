@@ -10,7 +10,7 @@ from pydantic import AfterValidator
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
 
-def expanded(path: Path) -> Path:
+def expand_path(path: Path) -> Path:
     """The path with `~`, `$VAR` and `${VAR}` replaced; a path that exists as it is written stays as it is.
 
     Raises:
@@ -31,5 +31,5 @@ def expanded(path: Path) -> Path:
         raise ValueError(f"the home folder in the path {path} is not known. Write the path out") from None
 
 
-DataPath = Annotated[Path, AfterValidator(expanded)]
+DataPath = Annotated[Path, AfterValidator(expand_path)]
 """A path in a run file, expanded when the file is read."""

@@ -9,7 +9,7 @@ from tuneprune.errors import TunePruneError
 
 
 @contextmanager
-def within(seconds: float, refusal: TunePruneError) -> Iterator[None]:
+def time_limit(seconds: float, refusal: TunePruneError) -> Iterator[None]:
     """Raises `refusal` in the body once it has taken so long.
 
     It takes the main thread and a system with timers (any but Windows); elsewhere there is no limit. What is

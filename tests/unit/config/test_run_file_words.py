@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tuneprune.config import RunConfig, load_recover_file, load_run_file, parse
-from tuneprune.config.words import advice
+from tuneprune.config.other_tools import advice
 from tuneprune.errors import ConfigError
 
 CONTENT = {
@@ -91,9 +91,9 @@ def test_a_word_of_another_tool_is_answered_with_ours(key, ours):
 
 
 def test_every_key_that_is_named_instead_of_a_foreign_word_exists():
-    from tuneprune.config import words
+    from tuneprune.config import other_tools
 
-    for ours in words._KEYS:
+    for ours in other_tools._KEYS:
         section = RunConfig
         for part in ours.partition(":")[0].split("."):
             assert part in section.model_fields, ours

@@ -8,7 +8,7 @@ import pytest
 from helpers import toy_templates as templates
 
 from tuneprune.data import DataConfig, SourceConfig, encode, load, read_source
-from tuneprune.data.unusable import LeftOut
+from tuneprune.data.bad_records import LeftOut
 from tuneprune.errors import ConfigError, DataError
 
 SYSTEM, USER, ANSWER = ("system", "You are a nurse."), ("user", "What is a fever?"), ("assistant", "Above 38.")

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tuneprune.data import SourceConfig, read_source
-from tuneprune.data.unusable import LeftOut
+from tuneprune.data.bad_records import LeftOut
 from tuneprune.errors import ConfigError, DataError
 
 ROWS = [{"text": "one"}, {"text": "zwölf"}, {"text": 'three "3", x'}]

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tuneprune.data import DataConfig, SourceConfig, load, read_source
-from tuneprune.data.unusable import LeftOut
+from tuneprune.data.bad_records import LeftOut
 from tuneprune.errors import TunePruneError
 
 READ, REFUSED = "read", "refused in a sentence"

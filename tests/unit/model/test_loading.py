@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from tuneprune import export
-from tuneprune.errors import ConfigError, reading
+from tuneprune.errors import ConfigError, wrap_errors
 from tuneprune.model.loading import cast_weights, load_config, load_model, load_tokenizer, skeleton
 from tuneprune.pipeline.recover import load_smaller
 from tuneprune.system.progress import remark
@@ -142,7 +142,7 @@ REMEDIES = {
 @pytest.mark.parametrize("name", REMEDIES)
 def test_what_to_do_is_about_the_cause(name):
     fails, remedy = REMEDIES[name]
-    with pytest.raises(ConfigError) as caught, reading("model: cannot load x"):
+    with pytest.raises(ConfigError) as caught, wrap_errors("model: cannot load x"):
         fails()
     assert remedy in str(caught.value)
     assert ("Download it again" in str(caught.value)) == (name == "a file")

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter, field_validator
 
-from tuneprune.errors import DataError, reading
+from tuneprune.errors import DataError, wrap_errors
 from tuneprune.report.json_files import OpenSection, Section, Stored
 from tuneprune.report.numbers import percent_text
 from tuneprune.report.run.costs import SpeedRecord, Spread
@@ -25,7 +25,7 @@ def load_scores(path: Path) -> dict[str, Scores]:
     """
     if not path.exists():
         return {}
-    with reading(f"{path} holds no scores (take it away to evaluate again)", DataError):
+    with wrap_errors(f"{path} holds no scores (take it away to evaluate again)", DataError):
         return TypeAdapter(dict[str, Scores]).validate_json(path.read_bytes())
 
 

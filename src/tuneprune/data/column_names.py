@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tuneprune.data.bad_records import BlankField, UnusableRecord, name_list, quote
 from tuneprune.data.conversations import ARGUMENTS
 from tuneprune.data.examples import Content
+from tuneprune.data.messages import Message, to_messages, to_tools
 from tuneprune.data.prompts import Record
-from tuneprune.data.turns import Message, messages, tools
-from tuneprune.data.unusable import BlankField, UnusableRecord, columns, shown
 
 CHAT = "as messages"
 PLAIN = "under Alpaca's headings, because the tokenizer has no chat template"
@@ -51,7 +51,7 @@ def chat(there: dict[str, Any], turns: list[Message], read: Sequence[str]) -> Re
             )
         turns = [{"role": "system", "content": system}, *turns]
     rest = {key: value for key, value in there.items() if key not in KNOWN}
-    given = {"tools": tools(there["tools"])} if is_filled(there.get("tools")) else {}
+    given = {"tools": to_tools(there["tools"])} if is_filled(there.get("tools")) else {}
     record = rest | {"messages": turns} | given
     used = [*read, *(key for key in (*SYSTEMS, *ARGUMENTS) if key in there)]
     is_own = used[0] == "messages" and _are_same(turns, there["messages"])
@@ -90,7 +90,7 @@ def answer_messages(value: object, column: str) -> list[Message]:
     """The messages of an answer, which may be a text."""
     if isinstance(value, str):
         return [{"role": "assistant", "content": value}]
-    found = messages(value, column)
+    found = to_messages(value, column)
     if not found:
         raise BlankField(f"the field `{column}` is blank.")
     return found
@@ -103,7 +103,7 @@ def is_filled(value: object) -> bool:
 
 def ambiguous(names: Sequence[str]) -> UnusableRecord:
     """What to say where several columns could be the one that is meant."""
-    listed = columns(names)
+    listed = name_list(names)
     return UnusableRecord(
         "of more than one form",
         f"more than one of its columns could be meant ({listed}). Say which with `fields`, such as"
@@ -117,6 +117,6 @@ def text_of(there: Record, name: str) -> str:
     if not isinstance(value, str):
         raise UnusableRecord(
             "of the wrong type",
-            f"the field `{name}` has to be a text, got {shown(value)}. Fix it, or name another column in `fields`.",
+            f"the field `{name}` has to be a text, got {quote(value)}. Fix it, or name another column in `fields`.",
         )
     return value

@@ -7,7 +7,7 @@ import tracemalloc
 import pytest
 
 from tuneprune.data import DataConfig, Example, SourceConfig, load, read_source
-from tuneprune.data.unusable import LeftOut
+from tuneprune.data.bad_records import LeftOut
 from tuneprune.errors import DataError
 
 GOOD = b'{"text": "a good one"}\n'

@@ -10,7 +10,7 @@ from tuneprune.data.examples import Note
 SYSTEM_ROLES = ("system", "developer")
 
 
-def rereadings(turns: Sequence[Turn]) -> Iterator[tuple[tuple[Note, ...], list[Turn]]]:
+def variants(turns: Sequence[Turn]) -> Iterator[tuple[tuple[Note, ...], list[Turn]]]:
     """The turns as they stand, then with what templates differ in put otherwise, and what is worth a note in that.
 
     A message that is missing (null) becomes an empty one, the arguments of tool calls become JSON in a text, a

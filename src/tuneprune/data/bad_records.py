@@ -68,7 +68,7 @@ class LeftOut:
         if len(numbers) < _NUMBERS_KEPT:
             numbers.append(number)
 
-    def check(self, source: str, lost: int, total: int) -> None:
+    def check_share(self, source: str, lost: int, total: int) -> None:
         """Refuse a source of which too little is left.
 
         Args:
@@ -97,7 +97,7 @@ class LeftOut:
         return {reason: {"records": count, "first": self.first[reason]} for reason, count in self.counts.items()}
 
 
-def columns(names: Iterable[object]) -> str:
+def name_list(names: Iterable[object]) -> str:
     """Names of columns for a message: the first few, without anything that would break a line or a terminal."""
     names = [str(name) for name in names]
     listed = [name[:40] if name.isprintable() else repr(name[:40]) for name in names[:_COLUMNS_SHOWN]]
@@ -111,6 +111,6 @@ def said(error: BaseException) -> str:
     return (line if line.isprintable() else repr(line)[1:-1]) or type(error).__name__
 
 
-def shown(value: object) -> str:
+def quote(value: object) -> str:
     """A value of a record for a message: cut, in one line, however deep it is."""
     return f"{_SHORT.repr(value):.80}"

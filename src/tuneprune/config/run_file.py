@@ -112,7 +112,7 @@ def _opened(inner: object, plain: str | None) -> object:
     if inner is None:
         return {}
     if isinstance(inner, str) and plain == "base":
-        return location.as_named(inner)
+        return location.split_adapter(inner)
     if isinstance(inner, str) and plain is not None:
         return {plain: inner} if plain else [inner]
     return inner

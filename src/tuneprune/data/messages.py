@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tuneprune.data.unusable import UnusableRecord, shown
+from tuneprune.data.bad_records import UnusableRecord, quote
 
 Message = dict[str, Any]
 
@@ -19,7 +19,7 @@ _CALLS = ("function_call", "tool_call")
 _SPEAKERS, _CONTENTS = ("role", "from", "speaker"), ("content", "value", "text")
 
 
-def messages(value: object, column: str, are_texts_turns: bool = False) -> list[Message]:
+def to_messages(value: object, column: str, are_texts_turns: bool = False) -> list[Message]:
     """The messages of a conversation, without keys that are null.
 
     Understands objects with `role` and `content`, ShareGPT's with `from` and `value`, pairs of `input` and `output`,
@@ -31,7 +31,7 @@ def messages(value: object, column: str, are_texts_turns: bool = False) -> list[
     Raises:
         UnusableRecord: another shape, or a speaker that is not known.
     """
-    turns = parsed(value, column)
+    turns = parse_json(value, column)
     if isinstance(turns, Mapping):
         turns = _rows(turns)
     if not isinstance(turns, list):
@@ -41,7 +41,7 @@ def messages(value: object, column: str, are_texts_turns: bool = False) -> list[
     return [message for turn in turns for message in _messages(turn, column)]
 
 
-def parsed(value: object, column: str) -> object:
+def parse_json(value: object, column: str) -> object:
     """The value, or what it says where it is JSON text, as a CSV file holds it.
 
     Raises:
@@ -53,15 +53,16 @@ def parsed(value: object, column: str) -> object:
         return json.loads(value)
     except (ValueError, RecursionError):
         raise UnusableRecord(
-            "of the wrong type", f"the field `{column}` has to be a list, or one as JSON, got {shown(value)}. Fix it."
+            "of the wrong type",
+            f"the field `{column}` has to be a list, or one as JSON, got {quote(value)}. Fix it.",
         ) from None
 
 
-def tools(value: object) -> object:
+def to_tools(value: object) -> object:
     """The descriptions of tools in the form that chat templates know; what is not a list of objects stays as it is."""
     found = value
     if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
-        found = parsed(value, "tools")
+        found = parse_json(value, "tools")
     listed = [found] if isinstance(found, Mapping) else found
     if not isinstance(listed, list) or not all(isinstance(tool, Mapping) for tool in listed):
         return value
@@ -91,7 +92,7 @@ def _messages(turn: object, column: str) -> list[Message]:
     if role is None:
         raise UnusableRecord(
             "with an unknown speaker",
-            f"a turn of `{column}` is by {shown(speaker)}. Possible: {', '.join((*_ROLES, *_CALLS))}.",
+            f"a turn of `{column}` is by {quote(speaker)}. Possible: {', '.join((*_ROLES, *_CALLS))}.",
         )
     return [{"role": role, "content": content} | rest]
 
@@ -102,11 +103,11 @@ def _named(turn: Mapping[str, Any], names: Sequence[str]) -> list[str]:
 
 def _calls(content: object) -> list[dict[str, Any]]:
     """A call of a tool, or several, as LLaMA-Factory's data holds them: JSON with `name` and `arguments`."""
-    found = parsed(content, "function_call")
+    found = parse_json(content, "function_call")
     calls: list[Any] = found if isinstance(found, list) else [found]
     if not calls or not all(isinstance(call, Mapping) and isinstance(call.get("name"), str) for call in calls):
         raise UnusableRecord(
-            "of the wrong type", f"a call of a tool has to be JSON with a `name`, got {shown(content)}. Fix it."
+            "of the wrong type", f"a call of a tool has to be JSON with a `name`, got {quote(content)}. Fix it."
         )
     return [{"type": "function", "function": dict(call)} for call in calls]
 
@@ -123,6 +124,6 @@ def _rows(lists: Mapping[str, Any]) -> object:
 def _wrong(column: str, value: object) -> UnusableRecord:
     return UnusableRecord(
         "of the wrong type",
-        f"`{column}` has to be a list of objects with `role` and `content`, or `from` and `value`, got {shown(value)}."
+        f"`{column}` has to be a list of objects with `role` and `content`, or `from` and `value`, got {quote(value)}."
         " Fix it.",
     )

@@ -5,10 +5,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from tuneprune.data.bad_records import LeftOut, name_list, said
 from tuneprune.data.compressed import COMPRESSED
 from tuneprune.data.json_files import SPLIT_NAMES, Numbered, read_json
 from tuneprune.data.tables import is_one_saved, is_saved, read_arrow, read_csv, read_parquet, read_saved
-from tuneprune.data.unusable import LeftOut, columns, said
 from tuneprune.errors import DataError
 
 _TEXT_READERS: Mapping[str, Callable[[Path, str, LeftOut], Numbered]] = {
@@ -66,7 +66,7 @@ def read_path(path: Path, split: str, left_out: LeftOut) -> Numbered:
         ) from None
     if not records and not left_out.total:
         raise DataError(f"{path}: the file holds no records. Name another file.")
-    left_out.check(str(path), left_out.total, left_out.total + len(records))
+    left_out.check_share(str(path), left_out.total, left_out.total + len(records))
     return records
 
 
@@ -128,7 +128,7 @@ def _files_of_split(folder: Path, split: str) -> Sequence[Path]:
         )
     if found:
         return _complete(next(iter(found.values())))
-    there = columns(sorted(file.name for file in folder.iterdir() if _ending(file) in _READERS))
+    there = name_list(sorted(file.name for file in folder.iterdir() if _ending(file) in _READERS))
     raise DataError(f"{folder}: holds no split `{split}` (found: {there}). Name another split or a file.")
 
 
@@ -160,6 +160,6 @@ def _complete(shards: Sequence[Path]) -> Sequence[Path]:
     if counts != {0} and (len(set(found)) != len(shards) or counts != {len(shards)}):
         raise DataError(
             f"{shards[0].parent}: the names of its shards do not fit together, or some are missing (found:"
-            f" {columns(file.name for file in shards)}). Add what is missing, or name what you mean by a pattern."
+            f" {name_list(file.name for file in shards)}). Add what is missing, or name what you mean by a pattern."
         )
     return [file for _, file in sorted(zip(found, shards, strict=True))]
