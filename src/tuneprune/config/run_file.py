@@ -50,7 +50,7 @@ def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: missing or malformed file, or an override that is none.
     """
-    content = yaml_files.load(yaml_files.read_text(path), str(path))
+    content = yaml_files.load_file(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a run file is a mapping with the keys {', '.join(RunConfig.model_fields)}.")
     for override in overrides:

@@ -98,9 +98,9 @@ def _settings(config: RunConfig | RecoverConfig) -> dict[str, Any]:
     return yaml.safe_load(config.to_yaml())
 
 
-def _settings_in(path: Path) -> Any:  # noqa: ANN401  (whatever the file holds)
+def _settings_in(path: Path) -> yaml_files.RawYaml:
     try:
-        return yaml_files.load(yaml_files.read_text(path), str(path))
+        return yaml_files.load_file(path)
     except ConfigError as error:
         raise ConfigError(f"{path} cannot be read, so nothing can be resumed here. Name another --out.") from error
 

@@ -236,7 +236,7 @@ def test_files_of_other_editors_are_read(data, tmp_path):
 
 def test_tabs_are_named(tmp_path):
     (tmp_path / "run.yaml").write_text("tune:\n\tsteps: 3\n")
-    with pytest.raises(ConfigError, match=r"line 2: .*a tab, where YAML takes spaces"):
+    with pytest.raises(ConfigError, match=r"line 2: .*it is a tab, and YAML is indented with spaces"):
         load_run_file(tmp_path / "run.yaml")
 
 
