@@ -1,4 +1,4 @@
-"""Errors a user can fix; the command line turns each into one sentence and an exit status, mostly 2."""
+"""Errors that a user can fix; the command line prints each as one sentence and exits with its status, mostly 2."""
 
 import difflib
 import re
@@ -15,17 +15,17 @@ REMEDIES: dict[tuple[str, ...], str] = {
     ("PermissionError",): "Make its files readable for this user.",
     ("MemoryError", "OutOfMemoryError"): "Free memory, or choose a smaller model.",
 }
-"""What to do about errors of these names that no other file would help against."""
+"""What to do about errors with these names, for which another file would not help."""
 
 
 class TunePruneError(ValueError):
-    """Something the user can fix. The message says what was asked, what is possible and what to do."""
+    """Something the user can fix. The message says what was asked for, what is possible and what to do."""
 
     exit_status = 2
 
 
 class ConfigError(TunePruneError):
-    """A run file, an option or a combination of them that cannot work."""
+    """A run file, an option or a combination of options that cannot work."""
 
 
 class DataError(TunePruneError):
@@ -33,15 +33,15 @@ class DataError(TunePruneError):
 
 
 class UnsupportedModel(TunePruneError):
-    """A model that no family file describes, or whose shape a space cannot treat."""
+    """A model that no family file describes, or whose shape a space cannot handle."""
 
 
 class UnsupportedExport(TunePruneError):
-    """A target that cannot hold the shape that was asked for."""
+    """An export target that cannot represent the requested shape."""
 
 
 class UnreachableBudget(TunePruneError):
-    """A budget outside what the space can reach under its constraints."""
+    """A budget outside the range that the space can reach under its constraints."""
 
 
 class PlanMismatch(TunePruneError):
@@ -53,15 +53,15 @@ class TrainingDiverged(TunePruneError):
 
 
 class NonFinite(TunePruneError):
-    """A decision or a result that would rest on numbers that are not finite."""
+    """A decision or a result that would depend on numbers that are not finite."""
 
 
 class ProofFailed(TunePruneError):
-    """A written model that is not what the run computed: everything is on disk, and none of it should be used.
+    """A written model that is not what the run computed: the files are on disk, but should not be used.
 
     Args:
         folder: the output folder of the run.
-        failed: name and detail of every check that failed.
+        failed: detail of every check that failed, by its name.
     """
 
     exit_status = 3
@@ -75,13 +75,13 @@ class ProofFailed(TunePruneError):
 
 
 class CellsFailed(TunePruneError):
-    """Some runs of a comparison failed, while the others are complete."""
+    """Some runs of a comparison failed; the others are complete."""
 
     def __init__(self, failed: Mapping[str, str], folder: object) -> None:
         runs = "1 run" if len(failed) == 1 else f"{len(failed)} runs"
         listed = "\n".join(f"  {printable(name)}: {printable(sentence)}" for name, sentence in failed.items())
         super().__init__(
-            f"{runs} of the comparison failed; logs are in {folder}/logs, and --resume tries again.\n{listed}"
+            f"{runs} of the comparison failed; see the logs in {folder}/logs, and retry with --resume.\n{listed}"
         )
 
 
@@ -95,12 +95,12 @@ def suggest(name: str, known: Iterable[str]) -> str:
 def wrap_errors(
     what: str, kind: type[TunePruneError] = ConfigError, advice: str = "Download it again, or name another."
 ) -> Iterator[None]:
-    """Turns whatever a library raises at a file from elsewhere into one error: `what`, the reason, and what to do.
+    """Turns whatever a library raises on an untrusted file into one error: `what`, the reason, and what to do.
 
-    For calls into libraries only: which errors they raise at a file that nobody foresaw is in no contract of theirs.
+    For calls into libraries only: they do not document which errors they raise on malformed files.
 
     Args:
-        advice: what to do where the file is at fault, and not this machine or the way to the hub.
+        advice: what to do if the file is at fault, and not this machine or the connection to the hub.
     """
     try:
         yield
@@ -111,9 +111,9 @@ def wrap_errors(
 
 
 def _remedy(error: Exception) -> str:
-    """What to do about an error that is not a file's; empty for others.
+    """What to do about an error that a file did not cause; empty for other errors.
 
-    Libraries wrap errors in those of their own, so causes are looked at too.
+    Libraries wrap errors in their own, so the causes are examined too.
     """
     causes: list[BaseException] = []
     cause: BaseException | None = error
@@ -133,13 +133,13 @@ def _remedy(error: Exception) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first, no longer than a sentence; its kind where it says nothing."""
+    """The first line of an error's message, cut to the length of a sentence; the error's type if it has none."""
     said = next(iter(str(error).strip().splitlines()), "")
-    if isinstance(error, KeyError):  # which says the key alone
+    if isinstance(error, KeyError):  # its message is the key alone
         said = f"{said} is not known"
     return f"{said:.300}" or type(error).__name__
 
 
 def printable(text: object) -> str:
-    """Text for one line of a terminal: what would move the cursor, colour or hide it is written as an escape."""
+    """Text for one line of a terminal: characters that would move the cursor, colour or hide text are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

@@ -159,9 +159,9 @@ def fifo(folder, mark):
 
 FOLDERS = {
     "pickles": (only_pickles, ["pickles (pytorch_model.bin)", "*.safetensors", "save_pretrained()"]),
-    "index to a pickle": (index_to("evil.bin"), ["leads to 'evil.bin'", "*.safetensors"]),
-    "index out of the folder": (index_to("../other.safetensors"), ["leads to '../other.safetensors'"]),
-    "index to a number": (index_to(3), ["leads to 3"]),
+    "index to a pickle": (index_to("evil.bin"), ["points to 'evil.bin'", "*.safetensors"]),
+    "index out of the folder": (index_to("../other.safetensors"), ["points to '../other.safetensors'"]),
+    "index to a number": (index_to(3), ["points to 3"]),
     "adapter beside it": (adapter_beside, ["adapter_config.json", "model.adapter"]),
     "a pipe for weights": (fifo, ["not a regular file"]),
     "a billion layers": (said(num_hidden_layers=10**9), ["num_hidden_layers=1e+09", "1 to 21"]),
@@ -212,7 +212,7 @@ def test_adapters_that_are_pickles_are_refused(kept, tmp_path, model_folder, mar
         ({"r": 10**12}, "rank 1000000000000"),
         ({"rank_pattern": {"q_proj": 10**9}}, "rank 1000000000"),
         ({"r": "x"}, "model.adapter"),
-        ({"target_modules": "(((a|[a-z._0-9])+)+)+!"}, "match for minutes"),
+        ({"target_modules": "(((a|[a-z._0-9])+)+)+!"}, "take minutes to match"),
         ({"task_type": None, "auto_mapping": {"base_model_class": "system", "parent_library": "os"}}, "base"),
     ],
 )

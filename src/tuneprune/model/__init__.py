@@ -1,1 +1,1 @@
-"""Models and tokenizers as they are on disk: found, checked, corrected and loaded."""
+"""Models and tokenizers on disk: finding, checking, correcting and loading them."""

@@ -1,9 +1,8 @@
-"""A user's LoRA adapter, checked against the base that it is to be merged into before any weights are read."""
+"""A user's LoRA adapter: checked against its base model before any weights are read, and merged into it."""
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
@@ -11,54 +10,52 @@ from transformers import PretrainedConfig, PreTrainedModel
 from tuneprune.errors import ConfigError, TunePruneError, first_line, wrap_errors
 from tuneprune.system.timeout import time_limit
 
+if TYPE_CHECKING:  # costs seconds to import, and few runs have an adapter
+    from peft import LoraConfig, PeftModel
+
 MERGED_ONLY = "Only LoRA (also DoRA and rsLoRA) for causal language models is merged here"
 PATIENCE_S = 120.0
-"""Seconds until a pattern of modules is given up; the largest models take some."""
+"""Time limit in seconds for matching a pattern of modules; the largest models take several."""
 UNMERGED = ("kasa_config", "monteclora_config", "alora_invocation_tokens", "arrow_config")
-"""Settings of kinds of LoRA that need more than two matrices a linear: its weight's SVD, samples, or the text."""
+"""Settings of LoRA variants that need more than two matrices a linear: the weight's SVD, samples, or the text."""
 Shapes = Mapping[str, tuple[int, ...]]
 REPEATABLE_STARTS = ("gaussian", "eva", "orthogonal", "mica", "pissa", "olora")
-"""Starts (init_lora_weights) that leave the base alone, or change it in the same way whenever peft loads them."""
+"""Initialisations (init_lora_weights) that keep the base, or change it in the same way whenever peft loads them."""
 CONVERTIBLE_STARTS = ("pissa", "corda", "lora_ga")
-"""How the names of others begin that peft can save as plain LoRA where it has the base as it was changed."""
+"""Prefixes of others that peft can convert to plain LoRA where it has the changed base."""
 
 
 def merged_config(adapter: str, skeleton: PreTrainedModel) -> PretrainedConfig:
-    """The config of the base once the adapter is merged in: embeddings that it trains apart are no longer tied.
+    """The config of the base with the adapter merged in: embeddings that it trains separately are no longer tied.
 
     Args:
-        skeleton: the base without memory behind its weights; it is changed.
+        skeleton: the base on the meta device; it is changed.
 
     Raises:
         ConfigError: an adapter that cannot be read, is not LoRA, or was made for another base.
     """
     options = _options(adapter)
-    with _quietly():
-        return _fitted(adapter, skeleton, options)
+    with warnings.catch_warnings(action="ignore"):  # of renamed modules, and of embeddings, which are checked here
+        return _merged_config(adapter, skeleton, options)
 
 
 def merge(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
-    """The model with an adapter in its weights; `merged_config` has found that it belongs there."""
+    """The model with an adapter merged into its weights; `merged_config` has checked that it fits."""
     from peft import PeftModel
 
-    with _quietly():
+    with warnings.catch_warnings(action="ignore"):
         _resize(adapter, model, _stored(adapter))
         return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 
-def _fitted(adapter: str, skeleton: PreTrainedModel, options: Any) -> PretrainedConfig:  # noqa: ANN401
-    """The config after merging.
-
-    Raises:
-        ConfigError: names what does not fit.
-    """
+def _merged_config(adapter: str, skeleton: PreTrainedModel, options: "LoraConfig") -> PretrainedConfig:
     from peft import get_peft_model, get_peft_model_state_dict
 
     try:
         stored = _stored(adapter)
         _refuse_rank(adapter, options, stored)
         _resize(adapter, skeleton, stored)
-        with time_limit(PATIENCE_S, _other_base(adapter, options, "its target_modules match for minutes")):
+        with time_limit(PATIENCE_S, _other_base(adapter, options, "its target_modules take minutes to match")):
             wrapped = get_peft_model(skeleton, options)
         _refuse_shared(adapter, skeleton, wrapped, options)
         wanted = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
@@ -76,7 +73,7 @@ def _fitted(adapter: str, skeleton: PreTrainedModel, options: Any) -> Pretrained
 
 
 def _stored(adapter: str) -> Shapes:
-    """The shapes of an adapter's weights by name, without the copies that peft keeps of embeddings trained in whole."""
+    """The shapes of an adapter's weights by name, without peft's copies of fully trained embeddings."""
     from peft.utils import load_peft_weights
 
     shapes = _shapes(load_peft_weights(adapter, device="cpu"))
@@ -89,10 +86,10 @@ def _stored(adapter: str) -> Shapes:
 
 
 def _resize(adapter: str, model: PreTrainedModel, stored: Shapes) -> None:
-    """Give the model as many embeddings as an adapter holds that was trained with another vocabulary, in place.
+    """Resize the embeddings, in place, to those of an adapter that was trained with another vocabulary.
 
     Raises:
-        ConfigError: it holds only a part of them.
+        ConfigError: it has only a part of them.
     """
     ends: Any = (model.get_input_embeddings(), model.get_output_embeddings())
     names = [name for name, module in model.named_modules() if module in ends]
@@ -104,14 +101,14 @@ def _resize(adapter: str, model: PreTrainedModel, stored: Shapes) -> None:
         listed = ", ".join(f"{name}: {count or 'none'}" for name, count in rows.items())
         raise ConfigError(
             f"model.adapter: {adapter} was trained with another vocabulary than the {old} tokens of its base, but does"
-            f" not hold both the embeddings and the head of it ({listed}). Save it with save_embedding_layers=True, or"
+            f" not contain both the embeddings and the head ({listed}). Save it with save_embedding_layers=True, or"
             " merge it with peft where it was trained and name the result."
         )
     model.resize_token_embeddings(found.pop(), mean_resizing=False)
 
 
 def _rows(stored: Shapes, name: str) -> int | None:
-    """How many rows of a module's weight an adapter holds; None where it does not hold it in whole."""
+    """The number of rows of a module's full weight in an adapter; None if it is not there."""
     for ending in ("weight", "base_layer.weight"):
         shape = stored.get(f"base_model.model.{name}.{ending}")
         if shape is not None:
@@ -119,24 +116,24 @@ def _rows(stored: Shapes, name: str) -> int | None:
     return None
 
 
-def _shapes(tensors: Mapping[str, Tensor], prefix: str = "") -> Shapes:
-    return {f"{prefix}{name}": tuple(tensor.shape) for name, tensor in tensors.items()}
+def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _options(adapter: str) -> Any:  # noqa: ANN401  (peft's config, imported only where there is one)
-    """The adapter's own settings, without an initialisation that would look at weights.
+def _options(adapter: str) -> "LoraConfig":
+    """The adapter's settings, without an initialisation that would read weights.
 
     Raises:
         ConfigError: they cannot be read, or are not those of LoRA on a causal language model.
     """
-    from peft import LoraConfig, PeftConfig  # costs seconds to import, and few runs have an adapter
+    from peft import LoraConfig, PeftConfig
 
     with wrap_errors(f"model.adapter: cannot read the settings of {adapter}"):
-        options: Any = PeftConfig.from_pretrained(adapter)
+        options = PeftConfig.from_pretrained(adapter)
     kind, task = (str(getattr(value, "value", value)) for value in (options.peft_type, options.task_type))
     if not isinstance(options, LoraConfig) or kind != "LORA":
         raise ConfigError(
-            f"model.adapter: {adapter} is an adapter of type {kind}. {MERGED_ONLY}: name a LoRA adapter, or merge yours"
+            f"model.adapter: {adapter} is an adapter of type {kind}. {MERGED_ONLY}; name a LoRA adapter, or merge yours"
             " with peft and name the result as model.base."
         )
     if task not in ("CAUSAL_LM", "None"):
@@ -153,7 +150,7 @@ def _options(adapter: str) -> Any:  # noqa: ANN401  (peft's config, imported onl
 
 
 def _refuse_start(adapter: str, start: str) -> None:
-    """Refuse an adapter over a base that its start changed by chance or by data, which merging would not know of.
+    """Refuse an adapter whose initialisation changed the base randomly or from data: merging cannot repeat that.
 
     Raises:
         ConfigError: says how to save it instead.
@@ -163,22 +160,14 @@ def _refuse_start(adapter: str, start: str) -> None:
     convertible = start.lower().startswith(CONVERTIBLE_STARTS)
     plain = "save it as plain LoRA (save_pretrained with path_initial_model_for_weight_conversion), or "
     raise ConfigError(
-        f"model.adapter: {adapter} began with init_lora_weights: {start}, and what that did to the weights of its base"
+        f"model.adapter: {adapter} was initialised with init_lora_weights: {start}, whose changes to the base weights"
         f" cannot be repeated from its files. Where it was trained, {plain if convertible else ''}merge it with peft"
         " and name the result as model.base."
     )
 
 
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without peft's warnings: of names that transformers changes, and of embeddings, which are checked here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _refuse_shared(adapter: str, skeleton: PreTrainedModel, wrapped: Any, options: Any) -> None:  # noqa: ANN401
-    """Refuse LoRA on embeddings that are the head too: merged there, it would change both.
+def _refuse_shared(adapter: str, skeleton: PreTrainedModel, wrapped: "PeftModel", options: "LoraConfig") -> None:
+    """Refuse LoRA on embeddings that are also the head, because merging it would change both.
 
     Raises:
         ConfigError: says what to do instead.
@@ -193,12 +182,8 @@ def _refuse_shared(adapter: str, skeleton: PreTrainedModel, wrapped: Any, option
         )
 
 
-def _refuse_rank(adapter: str, options: Any, stored: Shapes) -> None:  # noqa: ANN401
-    """Refuse a rank that the adapter's weights do not have, before peft takes memory for it.
-
-    Raises:
-        ConfigError: names it.
-    """
+def _refuse_rank(adapter: str, options: "LoraConfig", stored: Shapes) -> None:
+    """Refuse a rank larger than any of the adapter's weights, before peft allocates memory for it."""
     largest = max((size for shape in stored.values() for size in shape), default=0)
     rank = max(options.r, *(options.rank_pattern or {}).values(), 0)
     if rank > largest:
@@ -206,13 +191,13 @@ def _refuse_rank(adapter: str, options: Any, stored: Shapes) -> None:  # noqa: A
 
 
 def _difference(stored: Shapes, wanted: Shapes, whole: Shapes) -> str:
-    """What of an adapter does not fit, in words; empty where all does."""
+    """Why an adapter does not fit its base; empty if it fits."""
     for name, shape in stored.items():
         fits = wanted.get(name, whole.get(name))
         if fits is None:
             return f"the base has no place for {name}"
         if fits != shape:
-            return f"{name} is {_size(shape)} and the base takes {_size(fits)}"
+            return f"{name} is {_size(shape)}, but the base needs {_size(fits)}"
     missing = sorted(wanted.keys() - stored.keys())
     return f"the adapter lacks {len(missing)} weights, such as {missing[0]}" if missing else ""
 
@@ -221,9 +206,9 @@ def _size(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _other_base(adapter: str, options: Any, found: str) -> ConfigError:  # noqa: ANN401
+def _other_base(adapter: str, options: "LoraConfig", found: str) -> ConfigError:
     own = options.base_model_name_or_path
     return ConfigError(
         f"model.adapter: {adapter} does not belong to model.base: {found.rstrip('.')}. Name the base that it was"
-        f" trained on{f' ({own})' if own else ''}, or an adapter of this one."
+        f" trained on{f' ({own})' if own else ''}, or an adapter of this base."
     )

@@ -119,7 +119,7 @@ def check_generation(model: str) -> GenerationConfig | None:
     Raises:
         ConfigError: some that transformers cannot read, which would fail to load the model, or be lost in silence.
     """
-    if not model_folder.has_file(model, GENERATION_CONFIG):
+    if model_folder.find_file(model, GENERATION_CONFIG, "model") is None:
         return None
     advice = f"Correct {GENERATION_CONFIG}, or take it out."
     with wrap_errors(f"model: the generation settings of {model} do not hold", advice=advice):
@@ -242,7 +242,7 @@ def load_tokenizer(model: str, config: PretrainedConfig, adapter: str | None = N
     Raises:
         ConfigError: there is none.
     """
-    if adapter is not None and model_folder.has_file(adapter, TOKENIZER_CONFIG):
+    if adapter is not None and model_folder.find_file(adapter, TOKENIZER_CONFIG, "model.adapter"):
         corrections.remark(
             f"{adapter}: the tokenizer and the chat template beside the adapter are used, not its base's."
         )

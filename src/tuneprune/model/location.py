@@ -1,4 +1,4 @@
-"""Where a model is: a folder as people write it, a hub id, or an adapter that names its base."""
+"""Where a model is: a folder, a hub id, or an adapter that names its base."""
 
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,10 @@ from tuneprune.system.paths import expand_path
 
 
 def expand_name(name: str) -> str:
-    """The folder or hub id with `~` and variables of the environment replaced.
+    """The folder or hub id with `~` and environment variables expanded.
 
     Raises:
-        ConfigError: a variable that is not set, or a user that is not known.
+        ConfigError: a variable that is not set, or an unknown user.
     """
     if "$" not in name and not name.startswith("~"):
         return name
@@ -23,33 +23,33 @@ def expand_name(name: str) -> str:
 
 
 def base_and_adapter(name: str) -> dict[str, Any]:
-    """What a run file says with one name: a model, or an adapter's folder, which names its base.
+    """The `model` section for a single name: a model, or the folder of an adapter, which names its base.
 
     Raises:
-        ConfigError: an adapter whose base cannot be found by the name that it gives.
+        ConfigError: an adapter whose base is not named or not found.
     """
-    named = split_adapter(name)
-    base = named.get("base", "")
-    if "adapter" in named and not (Path(base).is_dir() or is_hub_id(base)):
-        where = f"its base, {base}, is not on this machine" if base else "it does not say of which base"
+    section = split_adapter(name)
+    base = section.get("base", "")
+    if "adapter" in section and not (Path(base).is_dir() or is_hub_id(base)):
+        where = f"its base, {base}, is not on this machine" if base else "it does not name its base"
         raise ConfigError(
             f"model: {name} is an adapter, and {where}. Write `model: {{base: FOLDER, adapter: {name}}}`, with the"
             " folder or hub id of its base."
         )
-    return named
+    return section
 
 
 def split_adapter(name: str) -> dict[str, Any]:
-    """The base, and the adapter where the name is one's folder, whose base is left out where it does not name any.
+    """The name as `base`, or as `adapter` if it is the folder of one, together with the base that it names, if any.
 
     Raises:
         ConfigError: an adapter whose settings cannot be read.
     """
-    folder = Path(expand_name(name))
-    if not model_folder.is_adapter(folder):
-        return {"base": expand_name(name)}
-    base = model_folder.adapter_base(folder)
-    return {"base": base, "adapter": str(folder)} if base else {"adapter": str(folder)}
+    name = expand_name(name)
+    if not model_folder.is_adapter(Path(name)):
+        return {"base": name}
+    base = model_folder.adapter_base(Path(name))
+    return ({"base": base} if base else {}) | {"adapter": str(Path(name))}
 
 
 def is_hub_id(name: str) -> bool:

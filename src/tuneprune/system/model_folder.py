@@ -1,4 +1,4 @@
-"""What a model folder or hub id holds, looked at before any library reads it: whoever made it may be a stranger."""
+"""Checks of a model folder or hub id before any library reads it, because its files are untrusted."""
 
 import json
 from collections.abc import Mapping
@@ -16,19 +16,19 @@ from tuneprune.errors import ConfigError, wrap_errors
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 CONVERT = (
-    "Convert them where you trust their origin: load them with transformers, save_pretrained() into a new folder, and"
-    " name that one"
+    "Convert them if you trust their origin: load them with transformers, save_pretrained() into a new folder, and name"
+    " that folder"
 )
 POINTER = b"version https://git-lfs"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LARGEST_JSON = 2**24
-"""Bytes of a config or index: a thousand times what the largest models take."""
+"""Bytes of a config or index: a thousand times the size of those of the largest models."""
 FLOATS = ("F64", "F32", "F16", "BF16")
 PACKED = 16
 """Parameters in one integer, at 2 bits each."""
 MOST_LAYERS = 2**10
 MOST_UNITS = 2**24
-"""Of a width or vocabulary; the largest vocabularies have 2**18 tokens."""
+"""The most units of a width or vocabulary; the largest vocabularies have 2**18 tokens."""
 MOST_PARAMETERS = 2**43
 WIDTHS = (
     "vocab_size",
@@ -46,7 +46,7 @@ ABSENT_IS_NONE: dict[str, Any] = {
 }
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 COUNTS = ("num_hidden_layers", *WIDTHS, "max_position_embeddings")
-"""Entries of a config that are 1 or more."""
+"""Entries of a config that have to be 1 or more."""
 
 
 @dataclass(frozen=True)
@@ -58,33 +58,33 @@ class TensorHeaders:
 
     @property
     def room(self) -> int:
-        """The most parameters that can be in them: numbers of floating point count once, in others many are packed."""
+        """The most parameters they can hold: a floating-point number is one, an integer may pack several."""
         return sum(prod(shape) * (1 if self.types[name] in FLOATS else PACKED) for name, shape in self.shapes.items())
 
 
 def read_headers(folder: Path, key: str) -> TensorHeaders:
-    """What the headers of a folder's safetensors files say; their data is not read.
+    """The headers of a folder's safetensors files; their data is not read.
 
     Raises:
-        ConfigError: a file that is no safetensors, damaged, or shorter than it says.
+        ConfigError: a file that is not safetensors, damaged, or shorter than its header says.
     """
     types: dict[str, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with wrap_errors(f"{key}: cannot load {path}"), safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118  (no mapping)
+            for name in file.keys():  # noqa: SIM118  (not a mapping)
                 view = file.get_slice(name)
                 types[name], shapes[name] = view.get_dtype(), tuple(view.get_shape())
     return TensorHeaders(types, shapes)
 
 
 def check_files(folder: Path, key: str) -> None:
-    """Refuse a folder whose weights are no safetensors, or whose files are not what they pass for.
+    """Refuse a folder whose weights are not safetensors, or whose files are not what their names say.
 
-    Links are followed, as the hub's own cache consists of them.
+    Links are followed, because the hub's own cache consists of them.
 
     Raises:
-        ConfigError: says which file, and what to do.
+        ConfigError: names the file, and says what to do.
     """
     special = next((file for file in sorted(folder.iterdir()) if not (file.is_file() or file.is_dir())), None)
     if special is not None:
@@ -96,28 +96,28 @@ def check_files(folder: Path, key: str) -> None:
     pickles = next((file.name for pattern in PICKLES for file in sorted(folder.glob(pattern))), None)
     if pickles is not None:
         raise ConfigError(
-            f"{key}: the weights in {folder} are pickles ({pickles}), which can run code when they are read; only"
-            f" *.safetensors are read here. {CONVERT}."
+            f"{key}: the weights in {folder} are pickles ({pickles}), which can run code when they are read, so only"
+            f" *.safetensors are supported. {CONVERT}."
         )
-    raise ConfigError(f"{key}: {folder} holds no weights (*.safetensors). Download them beside its config.")
+    raise ConfigError(f"{key}: {folder} holds no weights (*.safetensors). Download them into this folder.")
 
 
 def check_names(folder: Path, key: str) -> None:
-    """Refuse a model's weight files that transformers does not find by their names.
+    """Refuse weight files whose names transformers does not look for.
 
     Raises:
-        ConfigError: names one, and what has to be there.
+        ConfigError: names one, and the names that are looked for.
     """
     if not any((folder / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
         file = min(folder.glob("*.safetensors")).name
         raise ConfigError(
-            f"{key}: {folder} holds {file}, but neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}, by which"
-            " weights in the format of transformers are found. Download what is missing, or convert them."
+            f"{key}: {folder} holds {file}, but neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}, where"
+            " transformers looks for weights. Download what is missing, or convert the weights."
         )
 
 
 def _refuse_pointers(folder: Path, key: str) -> None:
-    """Refuse files that a clone without Git LFS left in the place of the large ones.
+    """Refuse the pointer files that a clone without Git LFS has instead of the large files.
 
     Raises:
         ConfigError: names the first, and how to get the file itself.
@@ -127,28 +127,27 @@ def _refuse_pointers(folder: Path, key: str) -> None:
             is_pointer = stream.read(len(POINTER)) == POINTER
         if is_pointer:
             raise ConfigError(
-                f"{key}: {path} is a pointer of Git LFS, not the file itself. Run `git lfs pull` there, or download the"
+                f"{key}: {path} is a Git LFS pointer, not the file itself. Run `git lfs pull` there, or download the"
                 " folder with `hf download`."
             )
 
 
 def check_index(model: str, key: str) -> None:
-    """Refuse an index of weight files that leads out of its folder or to files of another kind.
+    """Refuse an index of weight files that points outside its folder or to files of another kind.
 
     Raises:
-        ConfigError: names the file that it leads to.
+        ConfigError: names the file that it points to.
     """
+    found = find_file(model, SAFE_WEIGHTS_INDEX_NAME, key)
+    if found is None:
+        return
     with wrap_errors(f"{key}: cannot read {SAFE_WEIGHTS_INDEX_NAME} of {model}"):
-        found = cached_file(model, SAFE_WEIGHTS_INDEX_NAME, **ABSENT_IS_NONE)
-        if found is None:
-            return
-        index = read_json(Path(found), key)
-        names = set(index["weight_map"].values())
+        names = set(read_json(found, key)["weight_map"].values())
     for name in sorted(names, key=str):
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise ConfigError(
-                f"{key}: {SAFE_WEIGHTS_INDEX_NAME} of {model} leads to {name!r:.100}, but weights are *.safetensors"
-                " beside it. Correct the file's name in the index, or save the model again."
+                f"{key}: {SAFE_WEIGHTS_INDEX_NAME} of {model} points to {name!r:.100}, but weights have to be"
+                " *.safetensors in the same folder. Fix the file name in the index, or save the model again."
             )
     absent = [name for name in sorted(names) if Path(model).is_dir() and not (Path(model) / name).is_file()]
     if absent:
@@ -164,28 +163,27 @@ def check_adapter(adapter: str, key: str) -> None:
     Raises:
         ConfigError: says how to convert them.
     """
-    with wrap_errors(f"{key}: cannot read {adapter}"):
-        found = cached_file(adapter, ADAPTER_WEIGHTS, **ABSENT_IS_NONE)
-    if found is None:
+    if find_file(adapter, ADAPTER_WEIGHTS, key) is None:
         raise ConfigError(
-            f"{key}: {adapter} has no {ADAPTER_WEIGHTS}, and weights of other kinds (*.bin) can run code when they are"
-            f" read. {CONVERT.replace('transformers', 'peft')}."
+            f"{key}: {adapter} has no {ADAPTER_WEIGHTS}, and weights in other formats (*.bin) can run code when they"
+            f" are read. {CONVERT.replace('transformers', 'peft')}."
         )
 
 
-def has_file(model: str, file: str) -> bool:
-    """Whether a folder or hub id has a file of that name."""
-    with wrap_errors(f"{model} cannot be read"):
-        return cached_file(model, file, **ABSENT_IS_NONE) is not None
+def find_file(model: str, name: str, key: str) -> Path | None:
+    """A file of a folder or hub id, downloaded if it is on the hub; None where there is no file of that name."""
+    with wrap_errors(f"{key}: cannot read {name} of {model}"):
+        found = cached_file(model, name, **ABSENT_IS_NONE)
+    return None if found is None else Path(found)
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter alone, and no model beside it."""
+    """Whether a folder holds an adapter and no model."""
     return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
 def adapter_base(folder: Path) -> str:
-    """The name of the base in an adapter's settings; empty where there is none.
+    """The base model named in an adapter's settings; empty where none is named.
 
     Raises:
         ConfigError: settings that cannot be read.
@@ -195,60 +193,59 @@ def adapter_base(folder: Path) -> str:
 
 
 def adapter_alone_error(model: str, base: str, key: str) -> ConfigError:
-    """What is said of an adapter that was named where a model belongs."""
+    """The error for an adapter that was named where a model is expected."""
     base = base or "BASE"
     return ConfigError(
         f"{key}: {model} is an adapter ({ADAPTER_CONFIG}), not a whole model. Name both: `model: {{base: {base},"
-        f" adapter: {model}}}` in a run file, `{base} --adapter {model}` for compress; other commands take the model"
-        " that merge_and_unload() of peft makes of them."
+        f" adapter: {model}}}` in a run file, `{base} --adapter {model}` for compress; for other commands, merge them"
+        " with merge_and_unload() of peft and name the result."
     )
 
 
 def refuse_adapter(model: str, key: str) -> None:
-    """Refuse a model with an adapter beside it, which transformers would load too, or another base in its place.
+    """Refuse a model with an adapter in its folder: transformers would load it too, or replace the model by its base.
 
     Raises:
         ConfigError: says how to name both.
     """
-    with wrap_errors(f"{key}: cannot read {model}"):
-        found = cached_file(model, ADAPTER_CONFIG, **ABSENT_IS_NONE)
-        is_model = found is None or cached_file(model, "config.json", **ABSENT_IS_NONE) is not None
-    if found is not None and not is_model:
-        raise adapter_alone_error(model, adapter_base(Path(found).parent), key)
-    if found is not None:
-        raise ConfigError(
-            f"{key}: {model} holds an adapter ({ADAPTER_CONFIG}) beside its model. Name a folder without it as"
-            " model.base, and the adapter as model.adapter; or merge them with peft."
-        )
+    found = find_file(model, ADAPTER_CONFIG, key)
+    if found is None:
+        return
+    if find_file(model, "config.json", key) is None:
+        raise adapter_alone_error(model, adapter_base(found.parent), key)
+    raise ConfigError(
+        f"{key}: {model} holds both a model and an adapter ({ADAPTER_CONFIG}). Name a folder without the adapter as"
+        " model.base, and the adapter as model.adapter; or merge them with peft."
+    )
 
 
 def read_json(path: Path, key: str) -> dict[str, Any]:
-    """The JSON object in a file of a sane size.
+    """The JSON object in a file of a reasonable size.
 
     Raises:
-        ConfigError: it is larger, or no object.
+        ConfigError: it is larger, or not an object.
     """
     size = path.stat().st_size
     if size > LARGEST_JSON:
-        raise ConfigError(f"{key}: {path} has {size:,} bytes, more than any such file ({LARGEST_JSON:,}). Correct it.")
+        raise ConfigError(f"{key}: {path} has {size:,} bytes, but at most {LARGEST_JSON:,} are read. Fix it.")
     content = json.loads(path.read_text(encoding="utf8"))
     if not isinstance(content, dict):
         raise ConfigError(
-            f"{key}: {path} holds a {type(content).__name__}, not a JSON object. Correct it, or name another."
+            f"{key}: {path} holds a {type(content).__name__}, not a JSON object. Fix it, or name another."
         )
     return content
 
 
 def check_numbers(config: Mapping[str, Any], model: str, key: str) -> None:
-    """Refuse sizes that no model has, before anything is built of such sizes.
+    """Refuse sizes that no model has, before a model of such sizes is built.
 
     Args:
-        config: what config.json says.
+        config: the content of config.json.
 
     Raises:
         ConfigError: names the entry and what it may be.
     """
-    folder = Path(model)  # whose every layer has a tensor at least
+    folder = Path(model)  # every layer has at least one tensor
     most_layers = min(MOST_LAYERS, len(read_headers(folder, key).shapes)) if folder.is_dir() else MOST_LAYERS
     for name, value in config.items():
         if isinstance(value, int) and name in LAYERS:
@@ -259,42 +256,42 @@ def check_numbers(config: Mapping[str, Any], model: str, key: str) -> None:
             continue
         if value > limit or (name in COUNTS and value < 1):
             raise ConfigError(
-                f"{key}: config.json of {model} says {name}={value:.4g}, where 1 to {limit} can be. Correct"
-                " it, or name another model."
+                f"{key}: config.json of {model} says {name}={value:.4g}, but it has to be from 1 to {limit}. Fix it, or"
+                " name another model."
             )
 
 
 def check_precision(config: Mapping[str, Any], model: str, key: str) -> None:
-    """Refuse a precision that PyTorch does not know, such as `auto`, on which transformers fails.
+    """Refuse a precision that PyTorch does not have, such as `auto`, because transformers fails on it.
 
     Args:
-        config: what config.json says.
+        config: the content of config.json.
 
     Raises:
-        ConfigError: says that it may be left out.
+        ConfigError: says that it can be removed.
     """
     for name in ("dtype", "torch_dtype"):
         said = config.get(name)
         if isinstance(said, str) and not isinstance(getattr(torch, said, None), torch.dtype):
             raise ConfigError(
-                f"{key}: config.json of {model} says {name}={said!r:.40}, which is not a precision. Take the entry out:"
-                " that of the weight files counts."
+                f"{key}: config.json of {model} says {name}={said!r:.40}, which is not a precision. Remove the entry;"
+                " the precision of the weight files is used."
             )
 
 
 def check_sizes(parameters: int, model: str, key: str) -> None:
-    """Refuse a config of far more parameters than the folder's weight files hold.
+    """Refuse a config with far more parameters than the folder's weight files hold.
 
-    Loading finds any difference; this keeps whoever does not load from building models that do not exist.
+    Loading finds any difference; this protects commands that do not load the weights from building a huge model.
 
     Raises:
-        ConfigError: both numbers.
+        ConfigError: says both numbers.
     """
     folder = Path(model)
     room = read_headers(folder, key).room if folder.is_dir() else MOST_PARAMETERS
     if parameters > 2 * room:
         raise ConfigError(
-            f"{key}: config.json of {model} describes {parameters:.3g} parameters, but there is room for {room:.3g} in"
-            " its weight files: one is of another model, or files are missing. Name a folder whose files"
-            " belong together."
+            f"{key}: config.json of {model} describes {parameters:.3g} parameters, but its weight files hold at most"
+            f" {room:.3g}: they are of different models, or files are missing. Name a folder whose files belong"
+            " together."
         )

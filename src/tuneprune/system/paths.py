@@ -1,4 +1,4 @@
-"""Paths of data as people write them, with `~` and variables of the environment."""
+"""Data paths with `~` and environment variables."""
 
 import os
 import re
@@ -11,10 +11,10 @@ _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
 
 def expand_path(path: Path) -> Path:
-    """The path with `~`, `$VAR` and `${VAR}` replaced; a path that exists as it is written stays as it is.
+    """The path with `~`, `$VAR` and `${VAR}` expanded; a path that exists as written is kept.
 
     Raises:
-        ValueError: a variable that is not set, or a user that is not known.
+        ValueError: a variable that is not set, or an unknown user.
     """
     if os.path.exists(path):
         return path
@@ -22,13 +22,13 @@ def expand_path(path: Path) -> Path:
     def value(found: re.Match[str]) -> str:
         name = found[1] or found[2]
         if not os.environ.get(name):
-            raise ValueError(f"the variable `${name}` in the path {path} is not set. Set it, or write the path out")
+            raise ValueError(f"the variable `${name}` in the path {path} is not set. Set it, or write the full path")
         return os.environ[name]
 
     try:
         return Path(_VARIABLE.sub(value, str(path))).expanduser()
     except RuntimeError:
-        raise ValueError(f"the home folder in the path {path} is not known. Write the path out") from None
+        raise ValueError(f"the home folder in the path {path} is unknown. Write the full path") from None
 
 
 DataPath = Annotated[Path, AfterValidator(expand_path)]

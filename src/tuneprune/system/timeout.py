@@ -1,4 +1,4 @@
-"""A limit in time on what runs a stranger's pattern or template, neither of which has to come to an end."""
+"""A time limit for untrusted patterns and templates, which may never finish."""
 
 import signal
 import threading
@@ -10,10 +10,10 @@ from tuneprune.errors import TunePruneError
 
 @contextmanager
 def time_limit(seconds: float, refusal: TunePruneError) -> Iterator[None]:
-    """Raises `refusal` in the body once it has taken so long.
+    """Raises `refusal` in the body after that many seconds.
 
-    It takes the main thread and a system with timers (any but Windows); elsewhere there is no limit. What is
-    interrupted has to be Python or a regular expression: other compiled code does not look at signals.
+    It works in the main thread of a system with timers (not on Windows); elsewhere there is no limit. It interrupts
+    Python code and regular expressions: other compiled code does not check for signals.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
@@ -23,7 +23,7 @@ def time_limit(seconds: float, refusal: TunePruneError) -> Iterator[None]:
         raise refusal
 
     before = signal.signal(signal.SIGALRM, refuse)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again each second, where somebody has caught the first
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again every second, in case the first is caught
     try:
         yield
     finally:

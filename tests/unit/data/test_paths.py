@@ -33,7 +33,7 @@ def test_a_variable_that_is_not_set_is_named(kind, written, value, monkeypatch):
 
 
 def test_an_unknown_user_is_refused():
-    with pytest.raises(ValidationError, match=r"the home folder in the path ~nobody-here/a\.jsonl is not known"):
+    with pytest.raises(ValidationError, match=r"the home folder in the path ~nobody-here/a\.jsonl is unknown"):
         SourceConfig(path="~nobody-here/a.jsonl")
 
 

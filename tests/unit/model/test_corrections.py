@@ -111,7 +111,7 @@ def test_the_precision_of_the_files_counts(tmp_path, caplog, stored, said):
 
 def test_a_precision_that_is_none_may_be_left_out(tmp_path):
     folder = configure(tiny_runs.save_model(tmp_path), dtype="auto")
-    with pytest.raises(ConfigError, match=r"dtype='auto'.* Take the entry out"):
+    with pytest.raises(ConfigError, match=r"dtype='auto'.* Remove the entry"):
         load_config(str(folder))
 
 

@@ -62,8 +62,8 @@ REFUSED = {
     ),
     "no index": (sharded("*.index.json"), "neither model.safetensors nor model.safetensors.index.json"),
     "no shard": (sharded("model-00002*"), "lacks 1 of its 5 weight files, such as model-00002-of-00005.safetensors"),
-    "pointer": (lambda f: (f / "model.safetensors").write_text(POINTER), "pointer of Git LFS.*git lfs pull"),
-    "pointer of the tokenizer": (lambda f: (f / "tokenizer.json").write_text(POINTER), "tokenizer.json is a pointer"),
+    "pointer": (lambda f: (f / "model.safetensors").write_text(POINTER), "Git LFS pointer.*git lfs pull"),
+    "pointer of the tokenizer": (lambda f: (f / "tokenizer.json").write_text(POINTER), "tokenizer.json is a Git LFS"),
 }
 
 

@@ -73,7 +73,7 @@ def test_without_reference_the_dense_model_is_scored_once(config):
 def test_failures_are_one_sentence_each():
     error = CellsFailed({"a": "ended by SIGKILL.", "b": "out of data."}, "out/x")
     assert str(error).splitlines() == [
-        "2 runs of the comparison failed; logs are in out/x/logs, and --resume tries again.",
+        "2 runs of the comparison failed; see the logs in out/x/logs, and retry with --resume.",
         "  a: ended by SIGKILL.",
         "  b: out of data.",
     ]
