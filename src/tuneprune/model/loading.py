@@ -1,4 +1,4 @@
-"""Models and tokenizers from a folder or the hub, refused in one sentence when they cannot work."""
+"""Models and tokenizers from a folder or the hub, with one-sentence errors for those that cannot work."""
 
 from pathlib import Path
 from typing import Any
@@ -24,25 +24,26 @@ from tuneprune.model.adapters import merge, merged_config
 from tuneprune.system import model_folder
 
 SAFELY: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
-"""What transformers is told wherever it loads weights that anybody may have made."""
+"""Arguments for transformers wherever it loads untrusted weights."""
 GENERATION_CONFIG = "generation_config.json"
-NEWER = "If newer versions of transformers and tokenizers made it, upgrade them; if not, download it again."
+NEWER = "If it was saved by newer versions of transformers and tokenizers, upgrade them; if not, download it again."
+FIX_CONFIG = "Correct it, or name another model."
 TOKENIZER_CONFIG = "tokenizer_config.json"
 WEIGHT_NAMES = (".weight", ".qweight", ".weight_packed")
 
 
 def load_config(model: str, adapter: str | None = None) -> PretrainedConfig:
-    """The config of a folder or hub id, without its weights; what it is with a user's LoRA adapter merged in.
+    """The config of a folder or hub id, as it is with a user's LoRA adapter merged in; weights are not loaded.
 
     Raises:
-        ConfigError: no such folder, no config, or no weights beside it; an adapter that does not belong to it.
-        UnsupportedModel: a family nobody described, or weights that are quantised or pruned to uneven widths.
+        ConfigError: no such folder, no config, or no weights next to it; an adapter that does not belong to it.
+        UnsupportedModel: an unsupported family, or weights that are quantised or pruned to uneven widths.
     """
     config = load_any_config(model)
     if hasattr(config, "pruned"):
         raise UnsupportedModel(
-            f"model: {model} was pruned to uneven widths before; prune the dense model to the smaller budget instead,"
-            " or tune this one on with `tuneprune recover`."
+            f"model: {model} was already pruned to uneven widths. Prune the dense model to the smaller budget instead,"
+            " or fine-tune this one with `tuneprune recover`."
         )
     if adapter is None:
         return config
@@ -52,22 +53,22 @@ def load_config(model: str, adapter: str | None = None) -> PretrainedConfig:
 
 
 def load_any_config(model: str) -> PretrainedConfig:
-    """The config of a model that can be tuned, one that was pruned to uneven widths included.
+    """The config of a model that can be tuned, which includes models pruned to uneven widths.
 
     Raises:
-        ConfigError: no such folder, no config, or no weights beside it; one that describes no model.
-        UnsupportedModel: a family nobody described, or weights that are quantised.
+        ConfigError: no such folder, no config, or no weights next to it; a config that does not describe a model.
+        UnsupportedModel: an unsupported family, or weights that are quantised.
     """
     config = read_config(model)
     kind = quantisation(config) or _quantised_weight(Path(model))
     if kind:
         raise UnsupportedModel(
-            f"model: {model} is quantised ({kind}), so single rows of its weights cannot be cut. Start from the weights"
-            " that it was quantised from, or from ones that transformers dequantised and saved, and quantise the"
+            f"model: {model} is quantised ({kind}), so single rows of its weights cannot be removed. Start from the"
+            " original weights, or from weights that were dequantised and saved with transformers, and quantise the"
             " result."
         )
     check_generation(model)
-    with wrap_errors(f"model: config.json of {model} describes no model", advice="Correct it, or name another model."):
+    with wrap_errors(f"model: config.json of {model} does not describe a model", advice=FIX_CONFIG):
         Shape.of(config)
         if not hasattr(config, "pruned"):
             empty = skeleton(config)
@@ -77,17 +78,17 @@ def load_any_config(model: str) -> PretrainedConfig:
 
 
 def read_config(model: str, *, any_family: bool = False, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The config of a folder or hub id of anybody's, which is looked at before transformers reads it.
+    """The config of an untrusted folder or hub id, which is checked before transformers reads it.
 
-    No code beside it runs unless it is trusted.
+    Code in the folder does not run unless it is trusted.
 
     Raises:
-        ConfigError: no such folder, no config, or no weights beside it; weights that are pickles; sizes no model has.
-        UnsupportedModel: a family nobody described, unless any is wanted.
+        ConfigError: no such folder, no config, or no weights next to it; weights that are pickles; sizes no model has.
+        UnsupportedModel: an unsupported family, unless any family is allowed.
     """
     check_folder(model, "model", "config.json")
     model_folder.refuse_adapter(model, "model")
-    with wrap_errors(f"model: cannot read config.json of {model}", advice="Correct it, or name another model."):
+    with wrap_errors(f"model: cannot read config.json of {model}", advice=FIX_CONFIG):
         if Path(model).is_dir():
             model_folder.read_json(Path(model) / "config.json", "model")
         raw, _ = PretrainedConfig.get_config_dict(model)
@@ -102,10 +103,10 @@ def read_config(model: str, *, any_family: bool = False, trust_remote_code: bool
 
 
 def check_room(model: str, empty: PreTrainedModel) -> None:
-    """Refuse a config of a model that the weight files beside it cannot hold.
+    """Refuse a config of a model that is larger than its weight files.
 
     Args:
-        empty: the model of the config, without memory behind its weights.
+        empty: the model of the config, on the meta device.
 
     Raises:
         ConfigError: says how many parameters both have.
@@ -114,20 +115,20 @@ def check_room(model: str, empty: PreTrainedModel) -> None:
 
 
 def check_generation(model: str) -> GenerationConfig | None:
-    """The generation settings beside a model, None where there are none.
+    """The generation settings of a model, None where there are none.
 
     Raises:
-        ConfigError: some that transformers cannot read, which would fail to load the model, or be lost in silence.
+        ConfigError: settings that transformers cannot read; it would fail to load the model, or silently lose them.
     """
     if model_folder.find_file(model, GENERATION_CONFIG, "model") is None:
         return None
-    advice = f"Correct {GENERATION_CONFIG}, or take it out."
-    with wrap_errors(f"model: the generation settings of {model} do not hold", advice=advice):
+    advice = f"Correct {GENERATION_CONFIG}, or remove it."
+    with wrap_errors(f"model: the generation settings of {model} are invalid", advice=advice):
         return GenerationConfig.from_pretrained(model)
 
 
 def quantisation(config: PretrainedConfig) -> str:
-    """How a model is quantised, such as `gptq, 4 bits`; empty where its config says nothing of it."""
+    """How a model is quantised, such as `gptq, 4 bits`; empty if its config does not say that it is."""
     raw: Any = getattr(config, "quantization_config", None) or getattr(config, "compression_config", None)
     if not raw:
         return ""
@@ -139,7 +140,7 @@ def quantisation(config: PretrainedConfig) -> str:
 
 
 def _quantised_weight(folder: Path) -> str:
-    """The type of weights that no config declares and that are no floating-point numbers of 16 bits or more."""
+    """The first weight stored in less than 16-bit floating point although the config declares no quantisation."""
     if not folder.is_dir():
         return ""
     for name, kind in model_folder.read_headers(folder, "model").types.items():
@@ -149,13 +150,13 @@ def _quantised_weight(folder: Path) -> str:
 
 
 def needs_own_code(config: PretrainedConfig) -> bool:
-    """Whether a model's class is in a file beside its weights, because transformers has none of that name."""
+    """Whether a model needs the code in its folder, because transformers has no class of that name."""
     named = (config.architectures or [""])[0]
     return bool(getattr(config, "auto_map", None)) and not hasattr(transformers, named)
 
 
 def check_folder(name: str, key: str, config_file: str) -> None:
-    """Refuse what is neither a complete folder nor could be a hub id, and weights that could run code.
+    """Refuse a name that is neither a complete folder nor a possible hub id, and weights that could run code.
 
     Raises:
         ConfigError: says what is missing or wrong.
@@ -171,7 +172,7 @@ def check_folder(name: str, key: str, config_file: str) -> None:
         model_folder.check_files(folder, key)
         if config_file != model_folder.ADAPTER_CONFIG:
             model_folder.check_names(folder, key)
-    elif (folder.parent / "config.yaml").is_file():  # by its form it could be a hub id, which takes a minute to miss
+    elif (folder.parent / "config.yaml").is_file():  # it also looks like a hub id, which takes a minute to look up
         raise ConfigError(f"{key}: the run in {folder.parent} has no {folder.name} yet. Finish it with --resume.")
     elif folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
         raise ConfigError(f"{key}: there is no folder {name}. Name a Hugging Face folder or a hub id (owner/name).")
@@ -186,7 +187,7 @@ def load_model(model: str, adapter: str | None, device: torch.device) -> PreTrai
     """
     config = load_config(model)
     if adapter is not None:
-        load_config(model, adapter)  # for its checks
+        load_config(model, adapter)  # to check the adapter
     dtype = torch.float32 if device.type == "cpu" else stored_dtype(config)
     model_folder.check_index(model, "model")
     with wrap_errors(f"model: cannot load {adapter or model}"):
@@ -205,21 +206,21 @@ def load_model(model: str, adapter: str | None, device: torch.device) -> PreTrai
 
 
 def _refuse_changed_config(model: str, known: PretrainedConfig) -> None:
-    """Refuse to go on where files that were downloaded just now contradict what was planned by the config alone.
+    """Refuse to continue if files that were just downloaded contradict the config that the plan was based on.
 
     Raises:
-        ConfigError: says what to do: they are here now, and count from the start the next time.
+        ConfigError: says to start again, because the downloaded files are then used from the start.
     """
     config = load_any_config(model)
     if (config.tie_word_embeddings, stored_dtype(config)) != (known.tie_word_embeddings, stored_dtype(known)):
         raise ConfigError(
-            f"model: the weights of {model} were downloaded just now, and their precision, or whether head and"
-            " embeddings are one tensor, is not as its config.json says. Start again: what the files hold counts then."
+            f"model: the weights of {model} were just downloaded, and their precision, or whether head and embeddings"
+            " are one tensor, differs from its config.json. Start again: the files are then used instead of it."
         )
 
 
 def refuse_bad_weights(model: PreTrainedModel, name: str) -> None:
-    """Refuse weights that are not finite: whatever is computed with them is not either, as the first loss would show.
+    """Refuse weights that are not finite, because no result computed with them would be finite either.
 
     Raises:
         ConfigError: names the first of them.
@@ -228,48 +229,48 @@ def refuse_bad_weights(model: PreTrainedModel, name: str) -> None:
         return
     bad = next(path for path, parameter in model.named_parameters() if not all_finite([parameter]))
     raise ConfigError(
-        f"model: `{bad}` of {name} holds NaN or infinite numbers, so nothing can be tuned or decided with it. Name a"
-        " model whose weights are finite, such as an earlier checkpoint of it."
+        f"model: `{bad}` of {name} holds NaN or infinite numbers, so the model cannot be tuned or pruned. Name a model"
+        " whose weights are finite, such as an earlier checkpoint of it."
     )
 
 
 def load_tokenizer(model: str, config: PretrainedConfig, adapter: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model, or beside the adapter that was trained with one; it pads with a token that exists.
+    """The tokenizer of a model, or of the adapter if it has one; its padding token is one that the model has.
 
     Args:
         config: the model's, with the adapter merged in.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no tokenizer, or it cannot be loaded.
     """
     if adapter is not None and model_folder.find_file(adapter, TOKENIZER_CONFIG, "model.adapter"):
         corrections.remark(
-            f"{adapter}: the tokenizer and the chat template beside the adapter are used, not its base's."
+            f"{adapter}: the tokenizer and the chat template of the adapter are used, not those of its base."
         )
         model = adapter
     folder = Path(model)
     if folder.is_dir() and not any(path.name.startswith(("tokenizer", "vocab")) for path in folder.iterdir()):
         raise ConfigError(
             f"model: {model} holds no tokenizer (tokenizer.json or tokenizer.model). Put the files of its tokenizer"
-            " beside the weights; whatever the model was tuned from has them."
+            " next to the weights; the model that it was tuned from has them."
         )
     with wrap_errors(f"model: cannot load the tokenizer of {model}", advice=NEWER):
         tokenizer = AutoTokenizer.from_pretrained(model, config=config, trust_remote_code=False)
-        tokenizer("a b")  # some settings are first looked at here
+        tokenizer("a b")  # some settings are only checked here
     corrections.replace_padding(model, tokenizer, vocabulary(config))
     return tokenizer
 
 
 def vocabulary(config: PretrainedConfig) -> int | None:
-    """How many embeddings a model has by its config; None where a stranger's says nothing of it."""
+    """The number of embeddings in a model's config; None if an untrusted config does not say."""
     return getattr(config.get_text_config(), "vocab_size", None)
 
 
 def skeleton(config: PretrainedConfig, generation: str | None = None) -> PreTrainedModel:
-    """The model without memory behind its weights: shapes only.
+    """The model on the meta device: shapes without memory for weights.
 
     Args:
-        generation: folder or hub id whose generation settings the model gets, where it has some.
+        generation: folder or hub id whose generation settings the model gets, if it has any.
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
@@ -283,7 +284,7 @@ def skeleton(config: PretrainedConfig, generation: str | None = None) -> PreTrai
 def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """The model with its weights in `dtype`, in place.
 
-    Unlike `model.to(dtype)` it leaves buffers alone: the frequencies of RoPE stay in float32, as in a loaded model.
+    Unlike `model.to(dtype)` it does not cast buffers: RoPE frequencies stay in float32, as in a loaded model.
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
@@ -291,5 +292,5 @@ def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def stored_dtype(config: PretrainedConfig) -> torch.dtype:
-    """The precision the weights are stored in, which the result is stored in too."""
+    """The precision in which the weights are stored; the result is stored in it too."""
     return config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32

@@ -50,7 +50,7 @@ def sharded(without=""):
 CONFIG, GENERATION = "config.json", "generation_config.json"
 REFUSED = {
     "generation that contradicts itself": (entries(GENERATION, num_return_sequences=4), f"Correct {GENERATION}, or"),
-    "generation that is no JSON": (lambda f: (f / GENERATION).write_text("{"), f"Correct {GENERATION}, or take it out"),
+    "generation that is no JSON": (lambda f: (f / GENERATION).write_text("{"), f"Correct {GENERATION}, or remove it"),
     "unknown rope": (entries(CONFIG, rope_scaling={"type": "foo", "factor": 2.0}), "'foo' is not known. Correct it"),
     "fewer tokens": (entries(CONFIG, vocab_size=60), "`lm_head.weight` is 64 x 32 in the files of .*, but 60 x 32"),
     "compiled": (renamed("_orig_mod."), r"torch.compile \(its _orig_mod\)"),
