@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tuneprune.errors import DataError, reading
+from tuneprune.errors import DataError, wrap_errors
 from tuneprune.system.storage import write_text
 
 SCHEMA = 1
@@ -44,7 +44,7 @@ class Stored(Section, populate_by_name=True):
         Raises:
             DataError: no such file, not JSON, another schema version, or a field that does not fit.
         """
-        with reading(f"{path}: this {cls.what} cannot be read", DataError, "Restore the file, or run again."):
+        with wrap_errors(f"{path}: this {cls.what} cannot be read", DataError, "Restore the file, or run again."):
             data = json.loads(path.read_text(encoding="utf-8"))
         return cls.from_data(data, str(path))
 
