@@ -12,7 +12,7 @@ from tuneprune.errors import ConfigError
 from tuneprune.pipeline.identity import FORMAT, Identity, announcements, refusals
 from tuneprune.system import yaml_files
 from tuneprune.system.locks import LOCK, FolderLock
-from tuneprune.system.storage import make_folder, refusals_explained, sweep, write_text
+from tuneprune.system.storage import delete_partial_files, disk_errors_explained, make_folder, write_text
 
 SETTINGS, IDENTITY = "config.yaml", "identity.json"
 
@@ -31,7 +31,7 @@ def claim(
     """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file. Name a folder.")
-    with refusals_explained(out):
+    with disk_errors_explained(out):
         if (out / SETTINGS).exists() and not (out / LOCK).exists():
             _compare(out, config, identity, resume=resume)  # refused without a trace: the lock's file would be one
         if out.exists() and not (out / SETTINGS).exists() and not all(_is_own(path) for path in out.iterdir()):
@@ -62,7 +62,7 @@ def _take(
     if (out / SETTINGS).exists():
         for change in _compare(out, config, identity, resume=resume):
             note(f"resumed in another environment, so the last bits of numbers may differ: {change}")
-    sweep(out)
+    delete_partial_files(out)
     if not (out / SETTINGS).exists():
         write_text(out / IDENTITY, json.dumps(identity, indent=1) + "\n")
         write_text(out / SETTINGS, config.to_yaml())  # last: from now on this is a run's folder

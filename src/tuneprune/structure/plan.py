@@ -28,7 +28,7 @@ from tuneprune.structure.edits import (
     to_entry,
 )
 from tuneprune.structure.space import Masks, PruningSpace
-from tuneprune.system.storage import refusals_explained, replacing, write_text
+from tuneprune.system.storage import disk_errors_explained, replacing, write_text
 
 FORMAT = 2
 LARGEST = 2**24
@@ -167,7 +167,7 @@ class Plan:
             for edit in self.edits
             for name, tensor in tensors_of(edit).items()
         }
-        with refusals_explained(folder):
+        with disk_errors_explained(folder):
             (folder / "plan.json").unlink(missing_ok=True)  # a kill must not leave it next to other tensors
         with replacing(folder / "plan.safetensors") as partial:
             save_file(tensors, partial)

@@ -1,7 +1,7 @@
-"""Files and folders that appear whole or not at all, and are still there after the machine went down.
+"""Files and folders that appear whole or not at all, and survive a crash of the machine.
 
 Everything is written to a sibling, flushed to the disk, and renamed; then the folder that holds the new name is flushed
-too, because a rename is no more durable than the folder it happens in.
+too, because a rename lasts only once its folder is on the disk.
 """
 
 import errno
@@ -16,7 +16,7 @@ import psutil
 from safetensors import SafetensorError
 
 from tuneprune.errors import ConfigError
-from tuneprune.system.locks import taken
+from tuneprune.system.locks import is_locked
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SEALED = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -26,10 +26,10 @@ PARTIAL = re.compile(r"\..+\.(\d+)\.partial")
 
 
 def write_text(path: Path, text: str) -> Path:
-    """`path`, now holding `text` in UTF-8; parent folders are made, and a failed write leaves the old file alone.
+    """Write `text` to `path` in UTF-8 and return `path`; makes parent folders. A failed write keeps the old file.
 
     Raises:
-        ConfigError: the disk refused it.
+        ConfigError: the disk refused the write.
     """
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
@@ -38,13 +38,13 @@ def write_text(path: Path, text: str) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A sibling of the file `path` to write to, which takes its place when the block ends without an error.
+    """A sibling of the file `path` to write to, which replaces it when the block ends without an error.
 
     Raises:
-        ConfigError: the disk refused it; what was in `path` is untouched.
+        ConfigError: the disk refused the write; `path` is unchanged.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # processes may write the same file at a time
-    with refusals_explained(path):
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # several processes may write this file at once
+    with disk_errors_explained(path):
         make_folder(path.parent)
         try:
             yield partial
@@ -59,22 +59,22 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """An empty sibling of `folder` to write to, which takes its place when the block ends without an error.
+    """An empty sibling of `folder` to write to, which replaces it when the block ends without an error.
 
-    What was in `folder` steps aside only then, so a failing disk, an interrupt or a kill leaves it as it was.
+    The old folder is moved away only then, so a failing disk, an interrupt or a kill leaves it as it was.
 
     Raises:
         ConfigError: another process is writing this folder.
-        OSError: the disk refused it.
+        OSError: the disk refused the write.
     """
     partial, old = _siblings(folder)
     make_folder(folder.parent)
     if old.exists() and not folder.exists():
         old.rename(folder)  # a process was killed between the two renames of `_publish`
-    descriptor = _own(partial, folder)
+    descriptor = _locked(partial, folder)
     try:
-        for left in partial.iterdir():
-            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        for leftover in partial.iterdir():
+            shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
         yield partial
         _publish(partial, folder)
     finally:
@@ -83,11 +83,11 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def refusals_explained(path: Path) -> Iterator[None]:
-    """Inside, what the disk refuses becomes one sentence about `path`.
+def disk_errors_explained(path: Path) -> Iterator[None]:
+    """Inside, an error of the disk becomes one sentence about `path`.
 
     Raises:
-        ConfigError: instead of an OSError, and of what safetensors makes of one.
+        ConfigError: instead of an OSError, or of the SafetensorError for one.
     """
     try:
         yield
@@ -96,27 +96,27 @@ def refusals_explained(path: Path) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """What the operating system said, without numbers and paths."""
-    said = getattr(error, "strerror", None) or next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return str(said).rstrip(".")
+    """The message of the operating system, without numbers and paths."""
+    text = getattr(error, "strerror", None) or next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return str(text).rstrip(".")
 
 
 def advice(error: Exception) -> str:
-    """What a user can do about a disk's refusal."""
+    """What a user can do about an error of the disk."""
     number = getattr(error, "errno", None)
     if number in FULL or "No space left" in str(error):
-        return "Free space; a run goes on with --resume."
+        return "Free space; a run continues with --resume."
     if number in SEALED or "ermission denied" in str(error) or "ead-only file system" in str(error):
         return "Make it writable, or name another --out."
     if number == errno.ENOTDIR:
         return "A part of its path is a file; name another --out."
     if number == errno.EFBIG or "File too large" in str(error):
         return "Raise the limit on file sizes (ulimit -f), or name an --out on another disk."
-    return "Name an --out on a disk that works; a run goes on with --resume."
+    return "Name an --out on a disk that works; a run continues with --resume."
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents, where they are missing, so that they stay."""
+    """Make a folder and its missing parents, and flush them to the disk."""
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for made in reversed(missing):
@@ -124,25 +124,25 @@ def make_folder(folder: Path) -> None:
 
 
 def _permit(path: Path) -> None:
-    """Give a file the permissions that the umask leaves; safetensors lets nobody but its owner read what it writes."""
+    """Give a file the permissions that the umask allows; safetensors writes files that only their owner can read."""
     if path.is_file():
         path.chmod(0o666 & ~UMASK)
 
 
 def flush(path: Path) -> None:
-    """Return when a file's bytes, or a folder's names, are on the disk."""
+    """Write a file's bytes, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems flush no folders
+        if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems cannot flush folders
             raise
     finally:
         os.close(descriptor)
 
 
-def sweep(folder: Path) -> None:
-    """Delete what killed processes of this machine left half-written below `folder`."""
+def delete_partial_files(folder: Path) -> None:
+    """Delete half-written files below `folder` that killed processes of this machine left."""
     for path in folder.rglob(".*.partial"):
         made_by = PARTIAL.fullmatch(path.name)
         if made_by and not path.is_dir() and not psutil.pid_exists(int(made_by[1])):
@@ -150,8 +150,8 @@ def sweep(folder: Path) -> None:
                 path.unlink()
 
 
-def _own(partial: Path, folder: Path) -> int:
-    """The folder `partial`, made or found, locked against other processes; its open descriptor.
+def _locked(partial: Path, folder: Path) -> int:
+    """Make or find the folder `partial` and lock it against other processes; returns its open descriptor.
 
     Raises:
         ConfigError: another process holds it.
@@ -163,7 +163,7 @@ def _own(partial: Path, folder: Path) -> int:
         except FileNotFoundError:  # its owner has just finished
             continue
         try:
-            if taken(descriptor):
+            if is_locked(descriptor):
                 raise ConfigError(f"{folder} is being written by another process. Wait for it, or name another folder.")
             if partial.is_dir() and os.path.samestat(partial.stat(), os.fstat(descriptor)):
                 return descriptor
@@ -174,7 +174,7 @@ def _own(partial: Path, folder: Path) -> int:
 
 
 def _publish(partial: Path, folder: Path) -> None:
-    """Move the finished folder into place; the old one steps aside first, because a rename replaces no full folder."""
+    """Move the finished folder into place. The old one is moved away first: a rename cannot replace a full folder."""
     old = _siblings(folder)[1]
     for path in [*partial.rglob("*"), partial]:
         if not path.is_symlink():
@@ -185,7 +185,7 @@ def _publish(partial: Path, folder: Path) -> None:
         folder.rename(old)
     try:
         partial.rename(folder)
-    except BaseException:  # a signal too
+    except BaseException:  # signals included
         if old.exists() and not folder.exists():
             old.rename(folder)
         raise
@@ -194,5 +194,5 @@ def _publish(partial: Path, folder: Path) -> None:
 
 
 def _siblings(folder: Path) -> tuple[Path, Path]:
-    """Where `folder` is written, and where the one before it steps aside."""
+    """The folder that is written in place of `folder`, and the name that the old one gets meanwhile."""
     return folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")

@@ -18,7 +18,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 
 from tuneprune.errors import ConfigError, PlanMismatch
-from tuneprune.system.storage import advice, reason, refusals_explained, replacing_folder
+from tuneprune.system.storage import advice, disk_errors_explained, reason, replacing_folder
 from tuneprune.train import manifest
 from tuneprune.train.manifest import CONTENT, MANIFEST, TENSORS, Damaged
 from tuneprune.train.nested import flatten, unflatten
@@ -113,7 +113,7 @@ def set_aside(loaded: Loaded) -> list[str]:
     said = []
     for path, problem in loaded.damaged.items():
         aside = path.with_name(f"damaged-{path.name}")
-        with refusals_explained(aside):
+        with disk_errors_explained(aside):
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
         said.append(

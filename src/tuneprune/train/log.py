@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tuneprune.system.storage import flush, make_folder, refusals_explained, write_text
+from tuneprune.system.storage import disk_errors_explained, flush, make_folder, write_text
 
 
 class StepLog:
@@ -26,7 +26,7 @@ class StepLog:
         Raises:
             ConfigError: the disk refused it.
         """
-        with refusals_explained(self.path):
+        with disk_errors_explained(self.path):
             make_folder(self.path.parent)
         if self.path.exists():
             lines = self.path.read_text(encoding="utf8", errors="replace").splitlines()
@@ -38,7 +38,7 @@ class StepLog:
         Raises:
             ConfigError: the disk refused it.
         """
-        with refusals_explained(self.path), self.path.open("a", encoding="utf8") as stream:
+        with disk_errors_explained(self.path), self.path.open("a", encoding="utf8") as stream:
             stream.write(json.dumps({name: _spelt(value) for name, value in metrics.items()}) + "\n")
 
     def flush(self) -> None:
@@ -47,7 +47,7 @@ class StepLog:
         Raises:
             ConfigError: the disk refused it.
         """
-        with refusals_explained(self.path):
+        with disk_errors_explained(self.path):
             if self.path.exists():
                 flush(self.path)
 

@@ -22,7 +22,7 @@ def refuse(number):
 @pytest.mark.parametrize(
     ("number", "said"),
     [
-        (errno.ENOSPC, "No space left on device. Free space; a run goes on with --resume."),
+        (errno.ENOSPC, "No space left on device. Free space; a run continues with --resume."),
         (errno.EDQUOT, "Disk quota exceeded. Free space"),
         (errno.EROFS, "Read-only file system. Make it writable, or name another --out."),
         (errno.EIO, "Input/output error. Name an --out on a disk that works"),
@@ -124,7 +124,7 @@ def test_two_processes_cannot_write_one_folder(tmp_path):
     assert os.listdir(tmp_path / "folder") == ["mine"]
 
 
-def test_sweep_takes_only_what_dead_processes_left(tmp_path):
+def test_only_partial_files_of_dead_processes_are_deleted(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     (tmp_path / "plan").mkdir()
@@ -132,7 +132,7 @@ def test_sweep_takes_only_what_dead_processes_left(tmp_path):
     living, other = tmp_path / f".a.{os.getpid()}.partial", tmp_path / ".mine.partial"
     for path in (dead, living, other):
         path.write_text("")
-    storage.sweep(tmp_path)
+    storage.delete_partial_files(tmp_path)
     assert not dead.exists()
     assert living.exists()
     assert other.exists()
