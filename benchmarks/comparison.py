@@ -21,7 +21,7 @@ from tuneprune.cli.progress_bars import ConsoleProgress
 from tuneprune.config import load_run_file
 from tuneprune.pipeline.compare import compare
 from tuneprune.report import ComparisonRecord, comparison_rich
-from tuneprune.system.signals import on_signals, stop_now
+from tuneprune.system.signals import on_signals, stop_resumable
 from tuneprune.system.storage import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +65,7 @@ def main() -> None:
         suite = run_file.stem.removeprefix("compare_")
         folder = arguments.out / suite
         console.rule(suite)
-        with on_signals(stop_now), ConsoleProgress(console) as progress:
+        with on_signals(stop_resumable), ConsoleProgress(console) as progress:
             outcome = compare(
                 load_run_file(run_file, arguments.set),
                 arguments.methods.split(","),

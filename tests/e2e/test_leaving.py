@@ -49,7 +49,7 @@ def test_other_process_ends_where_one_is_killed(run_file, server, tmp_path, lost
     expected[lost] = -signal.SIGKILL
     assert two.end() == expected
     assert time.monotonic() - killed < 20
-    assert "is gone without a word" in two.said()[1 - lost]
+    assert "exited unexpectedly" in two.said()[1 - lost]
     assert "Traceback" not in two.said()[1 - lost]
 
 

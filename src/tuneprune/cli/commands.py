@@ -25,7 +25,7 @@ from tuneprune.cli.display import (
     show_results,
 )
 from tuneprune.cli.listing import AsJson
-from tuneprune.system.processes import PeerLost, has_peers, together
+from tuneprune.system.processes import PeerLost, has_peers, watch_peers
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a connection that ends is told in one sentence, not in frames
@@ -164,9 +164,9 @@ def latency(
 ) -> None:
     """Measure what a model's layers take by their width on this machine, for budgets of time."""
     from tuneprune.pipeline.stages import measure_table
-    from tuneprune.system.signals import leave_nothing
+    from tuneprune.system.signals import stop_unwritten
 
-    with at_work(leave_nothing):
+    with at_work(stop_unwritten):
         table = measure_table(model, out, phase, batch_size, multiple_of)
     typer.echo(f"{table.what} in {out}")
 
@@ -184,12 +184,12 @@ def evaluate(
     """Evaluate a model on suites, or on tasks of lm-evaluation-harness, and print its scores as JSON."""
     from tuneprune.errors import ConfigError
     from tuneprune.pipeline.stages import evaluate_model, evaluate_on_tasks
-    from tuneprune.system.signals import leave
+    from tuneprune.system.signals import stop_at_once
 
     if (suite is None) == (tasks is None):
         raise ConfigError("evaluate: give either --suite (`tuneprune suites` lists them) or --tasks.")
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "batch_size": batch_size}
-    with at_work(leave):
+    with at_work(stop_at_once):
         if tasks is None:
             scores = evaluate_model(model, (suite or "").split(","), limit, **options)
         else:
@@ -202,11 +202,11 @@ def plan(run_file: RunFile, out: Out = None, overrides: Set = None) -> None:
     """Decide by a one-shot method and write the plan, without tuning or cutting anything."""
     from tuneprune.config import load_run_file
     from tuneprune.pipeline.stages import plan_model
-    from tuneprune.system.signals import leave_finished
+    from tuneprune.system.signals import stop_partly_done
 
     config = load_run_file(run_file, overrides or ())
     folder = out or Path("out") / run_file.stem
-    with at_work(leave_finished) as progress:
+    with at_work(stop_partly_done) as progress:
         decided = plan_model(config, folder, progress)
     typer.echo(f"{len(decided.edits)} edits in {folder / 'plan'}")
 
@@ -221,9 +221,9 @@ def compress(
 ) -> None:
     """Apply a plan to a dense model and write the smaller one, in little memory."""
     from tuneprune.pipeline.stages import compress_model
-    from tuneprune.system.signals import leave_nothing
+    from tuneprune.system.signals import stop_unwritten
 
-    with at_work(leave_nothing) as progress:
+    with at_work(stop_unwritten) as progress:
         num_parameters = compress_model(model, plan, out, adapter, max_shard_size=max_shard_size, progress=progress)
     typer.echo(f"{num_parameters:,} parameters in {out}")
 
@@ -237,9 +237,9 @@ def export(
 ) -> None:
     """Convert a finished model for other runtimes, and prove that it says the same there."""
     from tuneprune.pipeline.stages import export_model
-    from tuneprune.system.signals import leave_finished
+    from tuneprune.system.signals import stop_partly_done
 
-    with at_work(leave_finished) as progress:
+    with at_work(stop_partly_done) as progress:
         found = export_model(model, to.split(","), out, progress, proof=proof)
     typer.echo(json.dumps(found, indent=1))
 
@@ -255,18 +255,18 @@ def report(folder: Annotated[Path, typer.Argument(callback=expand, help="the fol
 def main() -> None:
     """Run the command line; what the user can fix exits with 2, a failed proof with 3, a stop after saving with 75."""
     from tuneprune.errors import TunePruneError
-    from tuneprune.system.signals import Stopped, leave, let_through, on_signals
+    from tuneprune.system.signals import Stopped, on_signals, restore_default_handlers, stop_at_once
 
     try:
         check_interpreter()
-        with on_signals(leave), together():
+        with on_signals(stop_at_once), watch_peers():
             app()
     except PeerLost as lost:
         _leave(str(lost), EXIT_USER, speaks=lost.rank == 0)
     except TunePruneError as error:
         _leave(str(error), error.exit_status)
     except Stopped as stop:
-        let_through()
+        restore_default_handlers()
         _leave(str(stop), EXIT_STOPPED)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):

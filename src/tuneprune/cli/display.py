@@ -114,16 +114,16 @@ def complain(message: str, *, speaks: bool = False) -> None:
 
 @contextmanager
 def at_work(stop: Callable[[], NoReturn] | None = None) -> Iterator[Any]:
-    """Progress on the terminal, in one process; libraries' bars off; a signal calls `stop` (default: `stop_now`)."""
+    """Progress on the terminal, in one process; libraries' bars off; a signal calls `stop` (or `stop_resumable`)."""
     from rich.console import Console
     from transformers.utils.logging import disable_progress_bar
 
     from tuneprune.cli.progress_bars import ConsoleProgress
     from tuneprune.system.progress import Progress
-    from tuneprune.system.signals import on_signals, stop_now
+    from tuneprune.system.signals import on_signals, stop_resumable
 
     disable_progress_bar()
-    with on_signals(stop or stop_now):
+    with on_signals(stop or stop_resumable):
         if not is_main_process():
             yield Progress()
             return

@@ -26,7 +26,7 @@ from tuneprune.pipeline.job import processes
 from tuneprune.pipeline.output_folder import claim
 from tuneprune.pipeline.workers import Crew
 from tuneprune.report import ComparisonRecord, write_comparison
-from tuneprune.system.processes import meet
+from tuneprune.system.processes import wait_for_all
 from tuneprune.system.progress import Progress
 
 
@@ -155,9 +155,9 @@ def processes_launched() -> int:
 
 def _together(cells: Sequence[Cell], accelerator: Accelerator, out: Path, *, progress: Progress) -> dict[str, str]:
     """All launched processes work on one cell after the other; the first failure ends the comparison."""
-    meet(accelerator)
+    wait_for_all(accelerator)
     todo = [cell for cell in cells if not cell.is_complete(out)]
-    meet(accelerator)  # nobody may finish a cell that another still has to look for
+    wait_for_all(accelerator)  # nobody may finish a cell that another still has to look for
     for cell in todo:
         progress.stage(f"== {cell.name}")
         perform(cell, out, progress)

@@ -42,7 +42,7 @@ from tuneprune.report import load_scores
 from tuneprune.structure import spaces
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.space import PruningSpace
-from tuneprune.system.processes import check_launcher, meet
+from tuneprune.system.processes import check_launcher, wait_for_all
 from tuneprune.system.progress import Progress
 from tuneprune.system.storage import write_text
 from tuneprune.train import TuneConfig, Tuner, TuneResult
@@ -142,7 +142,7 @@ class Job(Checked):
 
     def close(self) -> None:
         """Wait for all processes, and let the trackers write what they hold."""
-        meet(self.accelerator)
+        wait_for_all(self.accelerator)
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
@@ -216,7 +216,7 @@ def prepare(config: RunConfig, out: Path, *, resume: bool, progress: Progress, s
                 write_text(out / TABLE, checked.table.model_dump_json(indent=1) + "\n")
         if config.tune.trackers:
             accelerator.init_trackers("tuneprune")
-        meet(accelerator)
+        wait_for_all(accelerator)
         progress.detail(checked.data.words())
         depends_on = fingerprinted(out, config)
         alone = accelerator.num_processes == 1  # processes of one run must either all compute a score or all reuse it

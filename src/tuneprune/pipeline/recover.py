@@ -46,7 +46,7 @@ from tuneprune.report.recover import RecoverRecord, recover_card
 from tuneprune.report.run.findings import score_warnings, training_findings
 from tuneprune.structure.architecture import Architecture
 from tuneprune.system.environment import environment
-from tuneprune.system.processes import meet
+from tuneprune.system.processes import wait_for_all
 from tuneprune.system.progress import Progress
 from tuneprune.system.storage import write_text
 from tuneprune.train import Tuner, TuneResult, inject_lora, merge_lora
@@ -96,7 +96,7 @@ def recover(
             proof = write_model(recovery)
             cast_weights(recovery.model, torch.float32)
             write_record(recovery, result, proof, {"before": before, "after": score(recovery, "after")})
-        meet(recovery.accelerator)
+        wait_for_all(recovery.accelerator)
         for tracker in recovery.accelerator.trackers:
             tracker.finish()
         return finished(out)
@@ -144,7 +144,7 @@ def prepare(config: RecoverConfig, out: Path, *, resume: bool, progress: Progres
             held.enter_context(claim(out, config, identity, resume=resume, note=progress.note))
         if config.tune.trackers:
             accelerator.init_trackers("tuneprune")
-        meet(accelerator)
+        wait_for_all(accelerator)
         progress.detail(data.words())
         known = fingerprint("recover", fingerprinted(out, config))
         checked = (config, tokenizer, data, tasks, architecture, dtype, model)

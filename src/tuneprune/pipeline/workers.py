@@ -21,7 +21,7 @@ from tuneprune.errors import TunePruneError
 from tuneprune.pipeline.comparison_runs import Cell, perform
 from tuneprune.report.numbers import seconds_text
 from tuneprune.system.progress import Progress
-from tuneprune.system.signals import Stopped, on_signals, stop_now
+from tuneprune.system.signals import Stopped, on_signals, stop_resumable
 
 STOPPED = 75
 
@@ -188,7 +188,7 @@ def _guarded(act: Callable[[], None], relay: Relay) -> int:
 
     logging.disable_progress_bar()
     try:
-        with on_signals(stop_now):
+        with on_signals(stop_resumable):
             act()
     except Stopped:
         return STOPPED

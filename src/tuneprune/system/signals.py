@@ -1,4 +1,4 @@
-"""Stopping on a signal: the first one asks, such that the run can be resumed; the second one ends the process."""
+"""Stopping on a signal: the first one asks the run to save and stop, the second one ends the process."""
 
 import os
 import signal
@@ -14,113 +14,93 @@ EXIT_RESUMABLE = 75
 """Exit status of a run that was stopped after saving: `--resume` continues it."""
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTING = signal.SIGUSR1
-"""By which another thread of this process reaches the main one."""
+"""Sent by another thread of this process to interrupt the main thread."""
 REPEATED_WITHIN = 5.0
-"""Seconds in which a signal may reach a launched process twice, from its sender and from the launcher."""
+"""Seconds in which one signal may reach a launched process twice: from its sender and from the launcher."""
 SHOW_CURSOR = "\x1b[?25h"
 NOHUP = (signal.SIGHUP, signal.SIG_IGN)
-"""A lost terminal that whoever started the process wants ignored."""
+"""SIGHUP is ignored, as `nohup` asks: the process goes on when its terminal is lost."""
 
 
 class Stopped(BaseException):
-    """A signal ended the run; what is saved is enough to resume it. Like KeyboardInterrupt, it is no error."""
+    """A signal stopped the run; what is saved is enough to resume it. Like KeyboardInterrupt, it is not an error."""
 
 
-def stop_now() -> NoReturn:
-    """What a signal means outside of a tuning.
+def stop_with(message: str) -> Callable[[], NoReturn]:
+    """A function for `on_signals` that raises `Stopped` with this message."""
 
-    Raises:
-        Stopped: always.
-    """
-    raise Stopped("Stopped. Everything finished so far is saved; run again with --resume.")
+    def stop() -> NoReturn:
+        raise Stopped(message)
 
-
-def leave() -> NoReturn:
-    """What a signal means where there is nothing to save.
-
-    Raises:
-        Stopped: always.
-    """
-    raise Stopped("Stopped.")
+    return stop
 
 
-def leave_nothing() -> NoReturn:
-    """What a signal means for a command that writes aside and renames at the end.
-
-    Raises:
-        Stopped: always.
-    """
-    raise Stopped("Stopped. Nothing was written; what was there before is untouched.")
-
-
-def leave_finished() -> NoReturn:
-    """What a signal means for a command whose results appear one by one, each whole.
-
-    Raises:
-        Stopped: always.
-    """
-    raise Stopped("Stopped. What was finished stays; run the same command again for the rest.")
+stop_at_once = stop_with("Stopped.")
+stop_resumable = stop_with("Stopped. Everything finished so far is saved; run again with --resume.")
+stop_unwritten = stop_with("Stopped. Nothing was written; what was there before is untouched.")
+stop_partly_done = stop_with("Stopped. What was finished stays; run the same command again for the rest.")
 
 
 @contextmanager
 def on_signals(act: Callable[[], None]) -> Iterator[None]:
     """Inside, the first SIGINT, SIGTERM or SIGHUP calls `act`; a second one ends the process wherever it is.
 
-    Blocks may stand in each other: the innermost one acts. A block that ends although its `act` was called, as when a
-    library swallowed its exception or nobody looked at what it noted, hands the signal to the block around it, the
-    outermost one to the process. Where a library turned the exception into an error of its own, it is raised again.
+    Blocks can be nested; the innermost one acts. A block that ends although its `act` was called (a library swallowed
+    the exception, or nobody checked what `act` noted) passes the signal on to the block around it, and the outermost
+    block to the process. Where a library turned the exception into an error of its own, the exception is raised again.
 
-    Does nothing outside of the main thread, the only one that may handle signals.
+    Does nothing outside of the main thread, the only one that can handle signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     is_outermost = not _open
-    desk = Desk() if is_outermost else _open[0]
-    desk.acts.append(act)
+    handler = SignalHandler() if is_outermost else _open[0]
+    handler.acts.append(act)
     try:
-        if desk.came:
-            act()  # it came before, and nobody stopped
+        if handler.received:
+            act()  # an earlier signal, after which nothing stopped
         yield
-        if desk.came and len(desk.acts) > 1:
-            desk.acts[-2]()
+        if handler.received and len(handler.acts) > 1:
+            handler.acts[-2]()
     except Exception:
-        if desk.stop is not None:  # what a library made of it, such as an import that failed
-            raise desk.stop from None
+        if handler.stop is not None:  # a library caught it and raised another, such as an ImportError
+            raise handler.stop from None
         raise
     finally:
-        desk.acts.pop()
+        handler.acts.pop()
         if is_outermost:
-            desk.close()
-    if is_outermost and desk.came:
-        signal.raise_signal(desk.came)
+            handler.close()
+    if is_outermost and handler.received:
+        signal.raise_signal(handler.received)
 
 
-def let_through() -> None:
-    """After a stop: another signal ends the process without a word; what there was to save is saved."""
+def restore_default_handlers() -> None:
+    """After a stop, when everything is saved: another signal ends the process without a message."""
     for number in () if is_launched() else STOPPING:
         signal.signal(number, signal.SIG_DFL)
 
 
 def interrupt(error: BaseException) -> None:
     """Raise `error` in the main thread as soon as it runs Python; from another thread, inside `on_signals`."""
-    for desk in _open:
-        desk.error = error
+    for handler in _open:
+        handler.error = error
         signal.pthread_kill(threading.main_thread().ident or 0, INTERRUPTING)
 
 
-class Desk:
-    """Where the signals of this process arrive while a block of `on_signals` is open.
+class SignalHandler:
+    """Handles the signals of this process while a block of `on_signals` is open.
 
-    Python calls a handler between two steps of its own, so a long call into a library delays it. A thread therefore
-    watches beside it: it says at once that the signal was heard, and ends the process at the second one.
+    Python runs a handler only between two bytecodes, so a long call into a library delays it. A thread therefore reads
+    the signals too: it prints at once that the first one was received, and ends the process at the second one.
     """
 
     def __init__(self) -> None:
         self.acts: list[Callable[[], None]] = []
-        self.came = 0
+        self.received = 0
+        """The first signal, or 0."""
         self.stop: BaseException | None = None
-        """What the act raised."""
+        """The exception that `act` raised."""
         self.error: BaseException | None = None
         handled = [number for number in STOPPING if (number, signal.getsignal(number)) != NOHUP]
         self.reader, self.writer = os.pipe()
@@ -133,10 +113,10 @@ class Desk:
         _open.append(self)
 
     def close(self) -> None:
-        """Leave signals to whom they belonged before; to nobody where a launcher may still repeat the one that came."""
+        """Restore the former handlers; ignore signals instead where a launcher may still repeat the one received."""
         _open.remove(self)
         for number, former in self.former.items():
-            signal.signal(number, signal.SIG_IGN if is_launched() and (self.came or self.error) else former)
+            signal.signal(number, signal.SIG_IGN if is_launched() and (self.received or self.error) else former)
         signal.set_wakeup_fd(self.former_wakeup)
         os.write(self.writer, b"\0")
         self.watch.join()
@@ -144,9 +124,9 @@ class Desk:
         os.close(self.reader)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.came:  # of a launcher; without one, the second signal does not arrive here
+        if self.received:  # repeated by a launcher; without one, the second signal has its default effect
             return
-        self.came = number
+        self.received = number
         if not is_launched():
             for each in STOPPING:
                 signal.signal(each, signal.SIG_DFL)
@@ -167,13 +147,13 @@ class Desk:
                 continue
             if first is None:
                 first = time.monotonic()
-                _say(f"{signal.Signals(number).name}: stopping. A second signal leaves at once.")
+                _print(f"{signal.Signals(number).name}: stopping. A second signal exits at once.")
             elif not is_launched() or time.monotonic() - first > REPEATED_WITHIN:
                 os._exit(128 + number)
 
 
-_open: list[Desk] = []
-"""The desk of this process while it has one; signals belong to the process."""
+_open: list[SignalHandler] = []
+"""The handler of this process while it has one; signals belong to the process."""
 
 
 def is_launched() -> bool:
@@ -181,10 +161,10 @@ def is_launched() -> bool:
     return "WORLD_SIZE" in os.environ
 
 
-def _say(text: str) -> None:
-    """A line for who sent the signal; a progress bar hides the cursor, which a process that is killed leaves so."""
+def _print(text: str) -> None:
+    """Print a line on stderr, and show the cursor: a progress bar hides it, and a killed process leaves it hidden."""
     if os.environ.get("RANK", "0") != "0":
         return
-    with suppress(OSError, ValueError):  # the terminal may be what was lost
+    with suppress(OSError, ValueError):  # the terminal may be gone
         sys.stderr.write(f"{SHOW_CURSOR if sys.stderr.isatty() else ''}tuneprune: {text}\n")
         sys.stderr.flush()

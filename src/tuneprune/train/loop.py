@@ -15,7 +15,7 @@ from tuneprune.data import Stream
 from tuneprune.errors import ConfigError, TrainingDiverged
 from tuneprune.methods.base import Search
 from tuneprune.structure.space import PruningSpace
-from tuneprune.system.processes import meet
+from tuneprune.system.processes import wait_for_all
 from tuneprune.system.signals import Stopped, on_signals
 from tuneprune.train import checkpoint
 from tuneprune.train.config import TuneConfig
@@ -209,7 +209,7 @@ class Tuner:
             if self.accelerator.is_main_process:
                 self.log.flush()
                 checkpoint.save(self._checkpoints, self.result.steps, self._state(search), fingerprint)
-            meet(self.accelerator)
+            wait_for_all(self.accelerator)
         if diverged:
             raise TrainingDiverged(diverged)
         if stop:

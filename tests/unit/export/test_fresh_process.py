@@ -18,10 +18,10 @@ STARTER = """
 import sys
 from types import ModuleType
 from tuneprune.export.probes.fresh_process import run_child
-from tuneprune.system.signals import on_signals, stop_now
+from tuneprune.system.signals import on_signals, stop_resumable
 program = ModuleType("sleeper")
 program.__file__ = sys.argv[1]
-with on_signals(stop_now):
+with on_signals(stop_resumable):
     run_child(program, [sys.argv[2]], {})
 """
 

@@ -9,12 +9,12 @@ from contextlib import suppress
 
 import pytest
 
-from tuneprune.system.signals import Stopped, on_signals, stop_now
+from tuneprune.system.signals import Stopped, on_signals, stop_resumable
 
 BUSY = """
 import hashlib, os, sys, time
-from tuneprune.system.signals import on_signals, stop_now
-with on_signals(stop_now):
+from tuneprune.system.signals import on_signals, stop_resumable
+with on_signals(stop_resumable):
     print("ready", flush=True)
     {work}
 print("ended", flush=True)
@@ -112,7 +112,7 @@ def send_here(number):
 
 def test_handlers_are_put_back(capfd):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-    with pytest.raises(Stopped), on_signals(stop_now):
+    with pytest.raises(Stopped), on_signals(stop_resumable):
         send_here(signal.SIGTERM)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
     assert capfd.readouterr().err.count("stopping") == 1
@@ -120,7 +120,7 @@ def test_handlers_are_put_back(capfd):
 
 def test_noted_signal_that_nobody_looked_at_reaches_the_outer_block():
     noted = []
-    with pytest.raises(Stopped), on_signals(stop_now), on_signals(lambda: noted.append(1)):
+    with pytest.raises(Stopped), on_signals(stop_resumable), on_signals(lambda: noted.append(1)):
         os.kill(os.getpid(), signal.SIGINT)
     assert noted == [1]
 
@@ -148,7 +148,7 @@ def test_block_that_begins_after_a_signal_that_a_library_swallowed_is_told():
         with on_signals(lambda: noted.append(1)):
             assert noted == [1]
 
-    with pytest.raises(Stopped), on_signals(stop_now):
+    with pytest.raises(Stopped), on_signals(stop_resumable):
         careless()
 
 
@@ -159,7 +159,7 @@ def test_stop_that_a_library_turns_into_an_error_stays_a_stop():
         except BaseException as error:
             raise ModuleNotFoundError("requirements") from error
 
-    with pytest.raises(Stopped), on_signals(stop_now):
+    with pytest.raises(Stopped), on_signals(stop_resumable):
         lazily_imported()
 
 
