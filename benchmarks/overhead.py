@@ -36,7 +36,7 @@ def measure(variant: str, model: str, steps: int, batch_size: int) -> dict[str, 
     from tuneprune.pipeline.job import prepare
     from tuneprune.system.progress import Progress
     from tuneprune.train import inject_lora
-    from tuneprune.train.memory import peak_memory
+    from tuneprune.train.runtime import peak_memory
 
     class Clock(Progress):
         """Keeps the time between two steps, by phase."""

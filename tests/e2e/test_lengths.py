@@ -72,7 +72,7 @@ def test_a_comparison_takes_epochs(tmp_path, model_folder, tuneprune):
 @pytest.mark.parametrize(
     ("tune", "said"),
     [
-        ({"epochs": 1, "steps": 3}, "`tune`: `steps` and `epochs` say two lengths; write one of them."),
+        ({"epochs": 1, "steps": 3}, "`tune`: `steps` and `epochs` both give the length; write one of them."),
         ({"epochs": 0}, "`tune.epochs`: Input should be greater than 0"),
         ({"epochs": float("inf")}, "`tune.epochs`: Input should be a finite number"),
     ],

@@ -76,7 +76,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_used(uninterrupted, serv
     newest.write_bytes(newest.read_bytes()[:-1])
     assert server.run(*arguments, "--resume", log=log) == 0, log.read_text()
     assert "state.safetensors has" in log.read_text()
-    assert "goes on from step-00000" in log.read_text()
+    assert "continues from step-00000" in log.read_text()
     assert_same(uninterrupted / "whole", out)
 
 

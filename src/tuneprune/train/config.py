@@ -1,4 +1,4 @@
-"""How to tune: the `tune` and `recover` sections of a run file."""
+"""Options of a tuning: the `tune` and `recover` sections of a run file."""
 
 import math
 from typing import Annotated, Any, Literal, Self
@@ -24,7 +24,7 @@ def _one_or_more(value: object) -> object:
 
 
 class LoraOptions(BaseModel, frozen=True, extra="forbid"):
-    """LoRA on linears of every block, by default on all of them."""
+    """LoRA on linears of every block; all of them by default."""
 
     rank: int = Field(default=8, ge=1)
     alpha: float | None = Field(
@@ -74,19 +74,27 @@ class TuneConfig(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if self.epochs is not None and "steps" in self.model_fields_set:
-            raise ValueError("`steps` and `epochs` say two lengths; write one of them")
+            raise ValueError("`steps` and `epochs` both give the length; write one of them")
         return self
 
     @model_serializer(mode="wrap")
-    def _only_said(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """With one of `steps` and `epochs`."""
+    def _one_length_only(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         content: dict[str, Any] = serialise(self)
         content.pop("epochs" if self.epochs is None else "steps")
         return content
 
     def on(self, rows: int) -> "TuneConfig":
-        """This tuning in steps, on data of so many rows an epoch."""
+        """This tuning with its length in steps, for data with this many rows per epoch."""
         if self.epochs is None:
             return self
         steps = math.ceil(self.epochs * rows / self.batch_size - 1e-9)
         return self.model_copy(update={"epochs": None, "steps": max(1, steps)})
+
+    def learning_rate_at(self, step: int) -> float:
+        """The rate of step `step`, counted from 0: linear warm-up to the peak, then a cosine to its final share."""
+        peak, floor = self.learning_rate, self.final_learning_rate_share
+        warmup = max(1, round(self.warmup_share * self.steps))
+        if step < warmup:
+            return peak * (step + 1) / warmup
+        progress = (step - warmup) / max(1, self.steps - warmup)
+        return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))

@@ -1,4 +1,4 @@
-"""Bad numbers of a tuning: what is not finite is counted, named with its records, and never reaches a weight."""
+"""Bad numbers of a tuning: non-finite values are counted, reported with their records, and never reach a weight."""
 
 import math
 from collections import Counter
@@ -12,96 +12,98 @@ from torch import Tensor, nn
 from tuneprune.calibration.finite import WEIGHT_LIMIT, stays_in_range
 
 EXAMPLES, RECORDS = 5, 10
-"""How many bad events, and how many records of each, are remembered for the run's record; the log has all."""
+"""Bad events, and records of each, that are kept for the run's record; the log has all."""
 TUNING = frozenset({"loss", "penalty", "gradient", "update"})
-"""Kinds of a tuning step; any other kind is a batch that a method left out."""
+"""Kinds of bad tuning steps; any other kind is a batch that a method left out."""
 
 
 @dataclass
 class Health:
-    """Counts steps and batches whose numbers are not finite, and says when they are too many in a row."""
+    """Counts steps and batches with non-finite numbers, and tells when there are too many in a row."""
 
     limit: int
     step: int = 0
-    """The step under way, counted from 1; 0 before the first."""
+    """The current step, counted from 1; 0 before the first."""
     skipped: int = 0
     """Tuning steps that were not taken."""
     counts: Counter[str] = field(default_factory=Counter[str])
     """Bad events by kind."""
     in_a_row: Counter[str] = field(default_factory=Counter[str])
-    """Since the last good event of the same lot: `step` for tuning steps, else the kind."""
+    """Bad events since the last good one of the same group: `step` for tuning steps, else the kind."""
     first: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    """The first few bad events: step, what, and records."""
+    """The first few bad events: step, kind, and records."""
     last: dict[str, Any] = field(default_factory=dict[str, Any])
     """Loss, gradient norm and learning rate of the newest step."""
     latest: dict[str, Any] = field(default_factory=dict[str, Any])
     """The newest bad event."""
-    _unread: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    new: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """Bad events that are not logged yet: `what`, and the records of the `batch`."""
 
     def good(self, kind: str) -> None:
-        """An event of this kind went well."""
-        self.in_a_row[_lot(kind)] = 0
+        """Note an event of this kind with finite numbers."""
+        self.in_a_row[_group(kind)] = 0
 
     def bad(self, what: str, records: Sequence[str]) -> None:
-        """Something was not finite: `what` begins with its kind; `records` are where the batch came from."""
+        """Note a value that is not finite: `what` starts with its kind; `records` are the places of its records."""
         kind = what.partition(" ")[0]
         self.counts[kind] += 1
-        self.in_a_row[_lot(kind)] += 1
+        self.in_a_row[_group(kind)] += 1
         self.skipped += kind in TUNING
-        self.latest = {"step": self.step, "what": what, "batch": list(records)}
-        self._unread.append(self.latest)
+        event = {"what": what, "batch": list(records)}
+        self.latest = {"step": self.step, **event}
+        self.new.append(event)
         if len(self.first) < EXAMPLES:
             self.first.append(self.latest | {"batch": list(records[:RECORDS])})
 
-    def news(self) -> list[dict[str, Any]]:
-        """Bad events since this was asked last: `what`, and the records of the `batch`."""
-        unread, self._unread = self._unread, []
-        return [{"what": event["what"], "batch": event["batch"]} for event in unread]
+    def take_new(self) -> list[dict[str, Any]]:
+        """The bad events since the last call."""
+        taken, self.new = self.new, []
+        return taken
 
     @property
     def has_diverged(self) -> bool:
-        """Whether too many of one lot in a row were bad."""
+        """Whether too many of one group in a row were bad."""
         return max(self.in_a_row.values(), default=0) >= self.limit
 
-    def forgive(self) -> None:
-        """Begin to count in a row anew: who resumes a run that gave up gets as many tries again."""
+    def reset_in_a_row(self) -> None:
+        """Count from zero again, so that a resumed run has as many tries again."""
         self.in_a_row.clear()
 
     def summary(self) -> dict[str, Any]:
-        """For the run's record."""
+        """The part of the run's record about bad numbers."""
         return {"bad_numbers": dict(self.counts), "bad_examples": self.first}
 
     def diagnosis(self, losses: Mapping[str, float], *, autocast: bool) -> str:
-        """What happened, the likely cause, and what to do.
+        """A message with what happened, the likely cause, and what to do.
 
         Args:
-            losses: of the newest bad batch, run again without autocast and without masks: `base` without LoRA, `tuned`
-                with it; empty where there is no such batch.
+            losses: of the newest bad batch without autocast and masks: `base` without LoRA, `tuned` with it; empty if
+                there is no such batch.
             autocast: whether the run computes in lower precision.
         """
-        lot, count = self.in_a_row.most_common(1)[0]
-        counted = "steps" if lot == "step" else f"{lot} batches"
+        group, count = self.in_a_row.most_common(1)[0]
+        counted = "steps" if group == "step" else f"{group} batches"
         loss, norm, rate = (self.last.get(name, math.nan) for name in ("loss", "grad_norm", "learning_rate"))
         return (
             f"{count} {counted} in a row had numbers that are not finite, the last one in its {self.latest['what']}"
             f" (loss {loss:.4g}, gradient norm {norm:.4g}, learning rate {rate:.2g}, precision"
             f" {'bf16' if autocast else 'as stored'}; records {_some(self.latest['batch'])})."
             f" {self._cause(losses, autocast=autocast)}"
-            " Weights are those of the last good step, and saved: --resume goes on with the data that follows. Settings"
-            " of a begun run are fixed, so a changed run file needs a new --out."
+            " The weights of the last good step are saved: --resume continues with the data that follows. The settings"
+            " of a run cannot change, so a changed run file needs a new --out."
         )
 
     def _cause(self, losses: Mapping[str, float], *, autocast: bool) -> str:
-        """The likely cause by what the same batch gives elsewhere, and what to do about it."""
+        """The likely cause, from what the same batch gives otherwise, and what to do about it."""
         base, tuned = losses.get("base", 0.0), losses.get("tuned", 0.0)
         if not math.isfinite(base):
             return (
-                f"The base model alone gives a loss of {base} on them, without LoRA, masks and autocast: look at these"
-                " records, and at the base model's weights with `tuneprune evaluate`."
+                f"The base model alone gives a loss of {base} on them, without LoRA, masks and autocast: check these"
+                " records, and the base model's weights with `tuneprune evaluate`."
             )
         if not math.isfinite(tuned):
             return (
-                f"The base model is finite on them (loss {base:.4g}), with LoRA it is not ({tuned}): tuning has"
+                f"The base model is finite on them (loss {base:.4g}), but with LoRA it is not ({tuned}): tuning has"
                 " diverged. Lower tune.learning_rate."
             )
         if self.latest["what"] == "update":
@@ -117,7 +119,7 @@ class Health:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The counts, and the first examples."""
+        """Counts and first examples."""
         return {
             "skipped": self.skipped,
             "counts": dict(self.counts),
@@ -126,18 +128,18 @@ class Health:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`."""
+        """Continue from a `state_dict`."""
         self.skipped, self.first = state["skipped"], list(state["first"])
         self.counts, self.in_a_row = Counter(state["counts"]), Counter(state["in_a_row"])
 
 
-def what_is_bad(
+def first_bad(
     metrics: Mapping[str, Any], penalty: str, model: nn.Module, parameters: Iterable[nn.Parameter]
 ) -> str | None:
-    """What of a step is not finite, its kind first; None where all is.
+    """The first value of a step that is not finite, starting with its kind; None where all are finite.
 
     Args:
-        metrics: `loss`, `grad_norm`, and the penalty under the name given, where there is one.
+        metrics: `loss`, `grad_norm`, and the penalty under the given name, if there is one.
         parameters: those with a gradient.
     """
     if not math.isfinite(metrics["loss"]):
@@ -154,7 +156,7 @@ def what_is_bad(
 
 
 def update_in_range(groups: Iterable[Mapping[str, Any]], rate: float) -> bool:
-    """Whether an AdamW step leaves the weights of all groups in range; `rate` is LoRA's learning rate."""
+    """Whether the weights of all groups stay in range in an AdamW step; `rate` is LoRA's learning rate."""
     for group in groups:
         weights: list[Tensor] = [p for p in group["params"] if p.grad is not None]
         if not stays_in_range(weights, rate * group.get("rate", 1.0), group["weight_decay"]):
@@ -162,7 +164,7 @@ def update_in_range(groups: Iterable[Mapping[str, Any]], rate: float) -> bool:
     return True
 
 
-def _lot(kind: str) -> str:
+def _group(kind: str) -> str:
     return "step" if kind in TUNING else kind
 
 

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one object a logged step."""
+"""`metrics.jsonl`: one JSON object per logged step."""
 
 import json
 import math
@@ -10,21 +10,21 @@ from tuneprune.system.storage import disk_errors_explained, flush, make_folder, 
 
 
 class StepLog:
-    """The log of one tuning, appended to; a resumed tuning drops the steps that it will take again."""
+    """The log of one tuning. A resumed tuning drops the steps that it will repeat."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "metrics.jsonl"
 
     @property
     def has_steps(self) -> bool:
-        """Whether anything was logged before."""
+        """Whether anything was logged earlier."""
         return self.path.exists() and self.path.stat().st_size > 0
 
     def rewind(self, step: int) -> None:
-        """Drop everything after `step`, and a line that was cut off by a kill.
+        """Drop everything after `step`, and a line cut off by a kill.
 
         Raises:
-            ConfigError: the disk refused it.
+            ConfigError: the disk refused the write.
         """
         with disk_errors_explained(self.path):
             make_folder(self.path.parent)
@@ -36,24 +36,24 @@ class StepLog:
         """Append one step.
 
         Raises:
-            ConfigError: the disk refused it.
+            ConfigError: the disk refused the write.
         """
         with disk_errors_explained(self.path), self.path.open("a", encoding="utf8") as stream:
-            stream.write(json.dumps({name: _spelt(value) for name, value in metrics.items()}) + "\n")
+            stream.write(json.dumps({name: _strict(value) for name, value in metrics.items()}) + "\n")
 
     def flush(self) -> None:
-        """Return when every step so far is on the disk: a checkpoint must not be more durable than its log.
+        """Write all steps so far to the disk: a checkpoint must not survive a crash that its log does not.
 
         Raises:
-            ConfigError: the disk refused it.
+            ConfigError: the disk refused the write.
         """
         with disk_errors_explained(self.path):
             if self.path.exists():
                 flush(self.path)
 
 
-def _spelt(value: Any) -> Any:  # noqa: ANN401  (what JSON can hold)
-    """The value as strict JSON holds it: not-a-number and infinity by name, as in the record."""
+def _strict(value: Any) -> Any:  # noqa: ANN401  (what JSON can hold)
+    """The value in strict JSON, with NaN and infinities as names, like in the record."""
     if not isinstance(value, float) or math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

@@ -1,7 +1,7 @@
-"""The only training loop: LoRA on the training stream, and a search beside it on the calibration stream."""
+"""The only training loop: LoRA on the training stream, together with a search on the calibration stream."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from tuneprune.budget import count_parameters
+from tuneprune.calibration.finite import Batch
 from tuneprune.data import Stream
 from tuneprune.errors import ConfigError, TrainingDiverged
 from tuneprune.methods.base import Search
@@ -19,12 +20,10 @@ from tuneprune.system.processes import wait_for_all
 from tuneprune.system.signals import Stopped, on_signals
 from tuneprune.train import checkpoint
 from tuneprune.train.config import TuneConfig
-from tuneprune.train.health import update_in_range, what_is_bad
+from tuneprune.train.health import first_bad, update_in_range
 from tuneprune.train.log import StepLog
-from tuneprune.train.memory import activation_checkpointing, peak_memory
-from tuneprune.train.runtime import Batch, Drawn, ModelRuntime
-from tuneprune.train.schedule import learning_rate
-from tuneprune.train.state import Remembers, capture, restore, state_bytes
+from tuneprune.train.runtime import BatchWithOrigins, ModelRuntime, activation_checkpointing, peak_memory
+from tuneprune.train.state import Stateful, capture, restore, state_bytes
 from tuneprune.train.watches import Watches
 
 Observer = Callable[[Mapping[str, Any]], None]
@@ -32,7 +31,7 @@ Observer = Callable[[Mapping[str, Any]], None]
 
 @dataclass
 class TuneResult:
-    """What a tuning did: steps, those skipped for a non-finite loss or gradient, seconds, peak memory in bytes."""
+    """Steps of a tuning, those skipped for non-finite numbers, seconds, peak memory in bytes, and the last metrics."""
 
     steps: int = 0
     skipped_steps: int = 0
@@ -42,7 +41,7 @@ class TuneResult:
 
 
 class Tuner:
-    """One tuning of one model: streams, optimiser, checkpoints, and the runtime it lends to searches."""
+    """One tuning of one model: streams, optimiser, checkpoints, and the runtime that searches use."""
 
     def __init__(
         self,
@@ -71,19 +70,19 @@ class Tuner:
     def next_calibration(self) -> Batch:
         """The next calibration batch, on the model's device."""
         tensors = self.runtime.to_device(self.calibration_stream.next())
-        return Drawn(tensors, self.calibration_stream.last_origins())
+        return BatchWithOrigins(tensors, self.calibration_stream.last_origins())
 
     def findings(self) -> dict[str, Any]:
-        """Bad numbers by kind, the first of them, and the warnings of watches, for the run's record."""
+        """Counts and first examples of bad numbers, and the warnings of watches, for the run's record."""
         return self.health.summary() | {"warnings": self.watches.summary()}
 
     def run(self, search: Search, *, fingerprint: str = "", resume: bool = False) -> TuneResult:
         """Tune to the end; with `resume`, from the newest checkpoint.
 
         Raises:
-            Stopped: SIGINT or SIGTERM came; the state is saved.
-            TrainingDiverged: too many non-finite steps in a row, or no other ones; the state is saved.
-            TunePruneError: a checkpoint that belongs to another run, none that is whole, or a disk that refuses one.
+            Stopped: a signal was received; the state is saved.
+            TrainingDiverged: too many non-finite steps in a row, or nothing but such steps; the state is saved.
+            TunePruneError: a checkpoint of another run, damaged checkpoints only, or a disk that refuses one.
         """
         self.model.train()
         optimizer = self._build_optimizer(search)
@@ -91,7 +90,7 @@ class Tuner:
         if resume:
             self._resume(search, fingerprint)
         if self.accelerator.is_main_process:
-            checkpoint.check_room(self._checkpoints, state_bytes(self.model, optimizer, search))
+            checkpoint.check_disk_space(self._checkpoints, state_bytes(self.model, optimizer, search))
             self.log.rewind(self.result.steps)
         recompute = activation_checkpointing(self.model, self.config.gradient_checkpointing)
         with on_signals(self._request_stop), recompute:
@@ -107,7 +106,7 @@ class Tuner:
         return self.folder / "checkpoints"
 
     def _build_optimizer(self, search: Search) -> torch.optim.AdamW:
-        """One AdamW: LoRA in its first group, what the search wants trained in the others."""
+        """One AdamW: LoRA in its first group, the search's own parameters in the others."""
         groups = search.parameters()
         own = {id(parameter) for group in groups for parameter in group.parameters}
         lora = [p for p in self.model.parameters() if p.requires_grad and id(p) not in own]
@@ -120,7 +119,7 @@ class Tuner:
         return optimizer
 
     def _step(self, search: Search) -> None:
-        """One step: revise the decision, tune under it."""
+        """One step: let the search revise its decision, then tune under it."""
         started = time.perf_counter()
         assert self.optimizer is not None
         groups = self.optimizer.param_groups
@@ -131,7 +130,7 @@ class Tuner:
         tokens = self.runtime.mean_tokens(batch)
         total = torch.zeros((), device=self.accelerator.device)
         for micro in self.runtime.micro_batches(batch):
-            with search.context():  # on through backward: activation checkpointing runs the forward again there
+            with search.context():  # until backward is over: activation checkpointing runs the forward again there
                 loss = self.runtime.summed_loss(micro) / tokens
                 loss.backward()
             total += loss.detach()
@@ -140,12 +139,13 @@ class Tuner:
             penalty.backward()
             metrics[search.penalty_name] = penalty.item()
         if not search.trains_lora:
-            _forget_gradients(groups[0]["params"])  # AdamW passes over what has none, moments and decay included
+            for parameter in groups[0]["params"]:  # AdamW skips what has no gradient, moments and decay included
+                parameter.grad = None
         parameters = [p for group in groups for p in group["params"] if p.grad is not None]
         gradients = [p.grad for p in parameters if p.grad is not None]
         self.runtime.average([*gradients, total])
         norm = torch.nn.utils.get_total_norm(gradients)
-        rate = learning_rate(self.config, step)
+        rate = self.config.learning_rate_at(step)
         metrics |= {"loss": total.item(), "grad_norm": norm.item(), "learning_rate": rate}
         if self._may_step(search, metrics, batch, parameters):
             search.after_backward()
@@ -165,10 +165,10 @@ class Tuner:
     def _may_step(
         self, search: Search, metrics: dict[str, Any], batch: Batch, parameters: list[torch.nn.Parameter]
     ) -> bool:
-        """Whether everything of a step is finite and its update stays in range; notes what is bad otherwise."""
+        """Whether all numbers of a step are finite and its update stays in range; if not, notes what is bad."""
         assert self.optimizer is not None
         self.health.last = metrics
-        bad = what_is_bad(metrics, search.penalty_name, self.model, parameters)
+        bad = first_bad(metrics, search.penalty_name, self.model, parameters)
         if bad is None and not update_in_range(self.optimizer.param_groups, metrics["learning_rate"]):
             bad = "update"
         if bad is None:
@@ -184,14 +184,14 @@ class Tuner:
         metrics = {"step": step, "phase": search.phase, **metrics}
         if masks is not None and self.space is not None:
             metrics["kept_share"] = count_parameters(self.space, masks) / self.space.num_parameters
-        bad, warnings = self.health.news(), self.watches.see(metrics | {"steps": self.config.steps})
-        news = {"bad": bad, "warnings": [warned.what for warned in warnings]}
-        metrics |= {name: found for name, found in news.items() if found}
+        bad, warnings = self.health.take_new(), self.watches.see(metrics | {"steps": self.config.steps})
+        events = {"bad": bad, "warnings": [found.what for found in warnings]}
+        metrics |= {name: found for name, found in events.items() if found}
         self.result.last = metrics
         if not self.accelerator.is_main_process:
             return
-        for warned in warnings:
-            self.note(f"{warned.what} at step {step}: {warned.value:.4g}, limit {warned.limit:.4g}. {warned.advice}")
+        for found in warnings:
+            self.note(f"{found.what} at step {step}: {found.value:.4g}, limit {found.limit:.4g}. {found.advice}")
         self.observe(metrics | {"steps": self.config.steps})
         is_due = step == 1 or step % self.config.log_every == 0 or step == self.config.steps
         if is_due or bad or warnings:
@@ -200,10 +200,10 @@ class Tuner:
             self.accelerator.log({k: v for k, v in metrics.items() if not isinstance(v, str | list)}, step=step)
 
     def _after(self, search: Search, fingerprint: str) -> None:
-        """Save when it is time to, when asked to stop, and before giving up."""
+        """Save a checkpoint when one is due, when asked to stop, and before giving up."""
         took_none = self.health.skipped == self.result.steps == self.config.steps
         diverged = self._diagnosis() if self.health.has_diverged or took_none else ""
-        stop = self.runtime.anyone(self._stop_requested)
+        stop = self.runtime.any_process(self._stop_requested)
         due = self.result.steps % self.config.checkpoint_every == 0 or self.result.steps == self.config.steps
         if due or stop or diverged:
             if self.accelerator.is_main_process:
@@ -216,30 +216,30 @@ class Tuner:
             raise Stopped(f"Stopped after step {self.result.steps}; the state is saved. Run again with --resume.")
 
     def _diagnosis(self) -> str:
-        """Why the run gives up; a resumed one gets as many tries again."""
+        """Why the run gives up. A resumed run may skip as many steps again."""
         text = self.health.diagnosis(self.runtime.examine(), autocast=self.runtime.computes_in_bf16)
-        self.health.forgive()
+        self.health.reset_in_a_row()
         return text
 
-    def _parts(self, search: Search) -> dict[str, Remembers]:
-        """What has a state beside the trained weights."""
+    def _parts(self, search: Search) -> dict[str, Stateful]:
+        """Everything that has a state in addition to the trained weights."""
         assert self.optimizer is not None
-        streams = {"train_stream": self.train_stream, "calibration_stream": self.calibration_stream}
         return {
             "optimizer": self.optimizer,
             "search": search,
             "health": self.health,
             "watches": self.watches,
-            **streams,
+            "train_stream": self.train_stream,
+            "calibration_stream": self.calibration_stream,
         }
 
     def _state(self, search: Search) -> dict[str, Any]:
         return {"result": asdict(self.result)} | capture(self.model, self._parts(search))
 
     def _resume(self, search: Search, fingerprint: str) -> None:
-        """Go on from the newest valid checkpoint, where there is one."""
+        """Continue from the newest valid checkpoint, if there is one."""
         found = checkpoint.load_latest(self._checkpoints, fingerprint)
-        steps = self.runtime.everyones(-1 if found is None else found.step)
+        steps = self.runtime.gather(-1 if found is None else found.step)
         if len(set(steps)) > 1:
             raise ConfigError(
                 f"The processes of this run see different checkpoints in {self._checkpoints}. Name an --out on a disk"
@@ -247,18 +247,13 @@ class Tuner:
             )
         if found is None:
             if self.accelerator.is_main_process and self.log.has_steps:
-                self.note(f"There is no checkpoint in {self._checkpoints}, so this tuning begins again.")
+                self.note(f"There is no checkpoint in {self._checkpoints}, so this tuning starts again.")
             return
         self.result = TuneResult(**found.state["result"])
         restore(self.model, self._parts(search), found.state)
         if self.accelerator.is_main_process:
-            for sentence in checkpoint.set_aside(found):
-                self.note(sentence)
+            for message in checkpoint.rename_damaged(found):
+                self.note(message)
 
     def _request_stop(self) -> None:
         self._stop_requested = True
-
-
-def _forget_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    for parameter in parameters:
-        parameter.grad = None

@@ -1,4 +1,4 @@
-"""LoRA in and out of a model, its module paths intact."""
+"""Add LoRA to a model and merge it back, without changing module paths."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ def lora_parts(architecture: Architecture, options: LoraOptions) -> frozenset[st
     A name is a linear's path inside its block, or an end of that.
 
     Raises:
-        ConfigError: a name that no linear has.
+        ConfigError: a name that fits no linear.
     """
     named = options.target_modules
     parts = {(part, _inside(block, path)) for block in architecture.blocks for part, path in _linears(block).items()}
@@ -39,7 +39,7 @@ def lora_parts(architecture: Architecture, options: LoraOptions) -> frozenset[st
 
 
 def _linears(block: Block) -> dict[str, str]:
-    """The linear that each part of a block is in; packed parts are in one."""
+    """The path of the linear that holds each part of a block; packed parts share one."""
     attention, mlp = block.attention, block.feed_forward
     found = {"q": attention.q.module, "k": attention.k.module, "v": attention.v.module, "out": attention.out}
     if isinstance(mlp, Experts):
@@ -63,15 +63,15 @@ def inject_lora(
     seed: int,
     named_in: Architecture | None = None,
 ) -> None:
-    """Wrap the linears that `options` name, in every block, in LoRA and freeze everything else.
+    """Wrap the linears that `options` name, in every block, in LoRA, and freeze everything else.
 
-    The factors' initial values follow from `seed` alone, not from what was drawn before.
+    The initial values depend on `seed` alone, not on random numbers drawn earlier.
 
     Args:
-        named_in: the model whose linears are named, where it packs other parts together than this one.
+        named_in: the model whose linears `options` name, where it packs its linears differently.
 
     Raises:
-        ConfigError: a name that no linear has.
+        ConfigError: a name that fits no linear.
     """
     parts = lora_parts(named_in or architecture, options)
     chosen = {path for block in architecture.blocks for part, path in _linears(block).items() if part in parts}
@@ -89,14 +89,14 @@ def inject_lora(
         inject_adapter_in_model(config, model, adapter_name=ADAPTER)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
-            if parameter.dtype.itemsize < torch.float32.itemsize:  # an optimiser's small steps vanish in 16 bits
+            if parameter.dtype.itemsize < torch.float32.itemsize:  # 16 bits would round an optimiser's small steps away
                 parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
 
 
 @contextmanager
 def without_lora(model: PreTrainedModel) -> Generator[None, None, None]:
-    """Inside, every LoRA layer computes what its frozen linear does."""
+    """Inside, every LoRA layer gives the output of its frozen linear."""
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     for layer in layers:
         layer.enable_adapters(enabled=False)
@@ -109,7 +109,7 @@ def without_lora(model: PreTrainedModel) -> Generator[None, None, None]:
 
 @torch.no_grad()
 def merge_lora(model: PreTrainedModel, architecture: Architecture) -> None:
-    """Add LoRA into the weights and put the plain linears back; does nothing to a model without LoRA."""
+    """Add LoRA to the weights and restore the plain linears; does nothing to a model without LoRA."""
     for path in architecture.linears():
         layer: Any = model.get_submodule(path)
         if not hasattr(layer, "base_layer"):

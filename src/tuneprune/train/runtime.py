@@ -1,7 +1,9 @@
-"""One model on one or several processes: losses and averages as if a single process saw the whole batch."""
+"""A model on one or several processes, with the losses and averages of one process that sees the whole batch."""
 
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import resource
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,18 +13,16 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from tuneprune.calibration.finite import all_finite
+from tuneprune.calibration.finite import Batch, all_finite
 from tuneprune.calibration.statistics import IGNORED
 from tuneprune.system.processes import transfer
 from tuneprune.train.config import TuneConfig
 from tuneprune.train.health import Health
 from tuneprune.train.lora import without_lora
 
-Batch = Mapping[str, Tensor]
 
-
-class Drawn(dict[str, Tensor]):
-    """A batch that knows which records it was made of."""
+class BatchWithOrigins(dict[str, Tensor]):
+    """A batch with the places of the records that it was made from."""
 
     def __init__(self, tensors: Batch, origins: list[str]) -> None:
         super().__init__(tensors)
@@ -30,17 +30,17 @@ class Drawn(dict[str, Tensor]):
 
 
 class ModelRuntime:
-    """What the tuning loop, and a search through it, may ask of a model.
+    """Operations on a model for the tuning loop, and for a search that takes part in it.
 
     Gradients are averaged by hand instead of by a DDP wrapper, because a search runs forwards of its own between the
-    tuning steps. Every process sees its rows of each global batch; losses are sums over the global batch's tokens, so
-    the result equals one process at the same batch size.
+    tuning steps. Every process gets its rows of each global batch. Losses are sums over the global batch's tokens,
+    so the result equals that of one process at the same batch size.
     """
 
     def __init__(self, model: PreTrainedModel, config: TuneConfig, accelerator: Accelerator) -> None:
         self.model, self.config, self.accelerator = model, config, accelerator
         self.health = Health(config.max_skipped)
-        self._evidence: Batch = {}
+        self._bad_batch: Batch = {}
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy summed over this process's tokens, divided by the mean token count of the processes.
@@ -79,11 +79,11 @@ class ModelRuntime:
             tensor.copy_(part.view_as(tensor))
 
     def accepts(self, batch: Batch, tensors: Iterable[Tensor], what: str = "calibration") -> bool:
-        """Whether all that a batch gave is finite, on all processes; notes what was bad, and of which records, if not.
+        """Whether all results of a batch are finite, on all processes; if not, notes what was bad and the records.
 
-        As many calls on every process.
+        Every process has to call it equally often.
         """
-        is_good = not self.anyone(not all_finite(tensors))
+        is_good = not self.any_process(not all_finite(tensors))
         if is_good:
             self.health.good(what)
         else:
@@ -92,50 +92,48 @@ class ModelRuntime:
 
     def note(self, what: str, batch: Batch, records: list[str]) -> None:
         """Remember a bad batch, and what in it was bad."""
-        self.health.bad(what, self.everywhere(records))
-        self._evidence = batch
+        if self.accelerator.num_processes > 1:
+            records = gather_object(records)
+        self.health.bad(what, records)
+        self._bad_batch = batch
 
     @torch.no_grad()
     def examine(self) -> dict[str, float]:
-        """The losses of the newest bad batch without autocast, gates and dropout, with LoRA and without."""
-        if not self._evidence:
+        """Losses of the newest bad batch, with and without LoRA, and without autocast, gates and dropout."""
+        if not self._bad_batch:
             return {}
         training = self.model.training
         self.model.eval()
         losses: dict[str, float] = {}
         for name, context in (("tuned", nullcontext()), ("base", without_lora(self.model))):
             with context:
-                loss = self.summed_loss(self._evidence, autocast=False) / self.mean_tokens(self._evidence)
+                loss = self.summed_loss(self._bad_batch, autocast=False) / self.mean_tokens(self._bad_batch)
             self.average([loss])
             losses[name] = loss.item()
         self.model.train(training)
         return losses
 
-    def everywhere(self, texts: list[str]) -> list[str]:
-        """The texts of all processes, in their order."""
-        return gather_object(texts) if self.accelerator.num_processes > 1 else texts
-
-    def anyone(self, flag: bool) -> bool:
-        """Whether the flag is up on any process."""
+    def any_process(self, flag: bool) -> bool:
+        """Whether the flag is set on any process."""
         if self.accelerator.num_processes == 1:
             return flag
         flags = torch.tensor([float(flag)], device=self.accelerator.device)
         self.average([flags])
         return bool(flags.item())
 
-    def everyones(self, number: int) -> list[int]:
-        """A number of every process."""
+    def gather(self, number: int) -> list[int]:
+        """The numbers of all processes."""
         numbers: Any = self.accelerator.gather(torch.tensor([number], device=self.accelerator.device))
         return numbers.tolist()
 
     def micro_batches(self, batch: Batch) -> list[Batch]:
-        """The rows of a batch, as many at a time as one forward takes."""
+        """The rows of a batch, split into parts for one forward each."""
         rows = len(batch["input_ids"])
         size = self.config.micro_batch_size or rows
         return [{k: v[i : i + size] for k, v in batch.items()} for i in range(0, rows, size)]
 
     def to_device(self, batch: Batch) -> Batch:
-        """The batch where the model is."""
+        """The batch on the model's device."""
         return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
 
     @property
@@ -146,3 +144,29 @@ class ModelRuntime:
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.accelerator.device.type, torch.bfloat16) if self.computes_in_bf16 else nullcontext()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the largest allocation on a GPU, the largest resident set on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024
+
+
+@contextmanager
+def activation_checkpointing(model: PreTrainedModel, is_on: bool) -> Iterator[None]:
+    """Inside, where `is_on`, backward recomputes every block's activations instead of keeping them.
+
+    The non-reentrant kind: the reentrant one silently returns wrong gradients when gates differ between both forwards.
+    """
+    if not is_on:
+        yield
+        return
+    is_renamed = hasattr(model, "activation_checkpointing_enable")  # `gradient_...` in older releases
+    name = "activation_checkpointing" if is_renamed else "gradient_checkpointing"
+    getattr(model, f"{name}_enable")({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        getattr(model, f"{name}_disable")()

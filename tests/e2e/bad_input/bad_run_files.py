@@ -28,7 +28,7 @@ ROWS = {
         ["unknown key `method.pruning_ratio`", "budget.keep"], set_to("method", {"name": "atp", "pruning_ratio": 0.4})
     ),
     "key of another section": Row(["unknown key `keep`", "write `budget.keep`"], set_to("keep", 0.5)),
-    "steps and epochs": Row(["`steps` and `epochs` say two lengths", "write one"], set_to("tune.epochs", 2)),
+    "steps and epochs": Row(["`steps` and `epochs` both give the length", "write one"], set_to("tune.epochs", 2)),
     "linear that is not there": Row(
         ["target_modules", "`q`", "self_attn.q_proj", "Use these"], set_to("tune.lora.target_modules", ["q"])
     ),

@@ -14,7 +14,7 @@ from tuneprune.methods import hesso
 from tuneprune.methods.hesso import Hesso, corrected_saliency, period_bounds, probed_saliency, saliency
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.weights import base_module, base_weight, effective_weight, lora_norms
-from tuneprune.train.memory import activation_checkpointing
+from tuneprune.train.runtime import activation_checkpointing
 
 
 def begin(made, budget=None, **options):

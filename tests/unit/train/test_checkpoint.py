@@ -11,8 +11,8 @@ from helpers.tiny_tuning import assert_equal, setting, trainable
 
 from tuneprune.errors import ConfigError, PlanMismatch
 from tuneprune.methods.base import Search
-from tuneprune.train import checkpoint, manifest
-from tuneprune.train.manifest import CONTENT, MANIFEST, TENSORS
+from tuneprune.train import checkpoint
+from tuneprune.train.checkpoint import CONTENT, MANIFEST, TENSORS
 
 
 def state(value):
@@ -96,9 +96,9 @@ def test_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path, name, har
     found = loaded(tmp_path)
     assert found.step == 2
     assert names(tmp_path) == ["step-000002", "step-000004"]  # loading changes nothing
-    (said,) = checkpoint.set_aside(found)
+    (said,) = checkpoint.rename_damaged(found)
     assert f"{tmp_path / 'step-000004'} is damaged (" in said
-    assert "goes on from step-000002" in said
+    assert "continues from step-000002" in said
     assert names(tmp_path) == ["damaged-step-000004", "step-000002"]
     assert loaded(tmp_path).damaged == {}
     save(tmp_path, 4)  # the same number again
@@ -112,7 +112,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path, name, har
         (lambda path: flip(path / CONTENT), "state.json has other content"),
         (lambda path: (path / CONTENT).unlink(), "state.json is missing"),
         (lambda path: flip(path / MANIFEST), "manifest.json is not what was written"),
-        (lambda path: crowd(path / MANIFEST), "more.bin is not its own"),
+        (lambda path: crowd(path / MANIFEST), "more.bin is not part of a checkpoint"),
         (lambda path: [file.unlink() for file in path.iterdir()], "manifest.json is missing"),
     ],
 )
@@ -132,8 +132,8 @@ def test_every_bit_of_a_manifest_counts(tmp_path):
         content = bytearray(before)
         content[bit // 8] ^= 1 << bit % 8
         path.write_bytes(content)
-        with pytest.raises(manifest.Damaged):
-            manifest.read(path.parent)
+        with pytest.raises(checkpoint.Damaged):
+            checkpoint.read_manifest(path.parent)
 
 
 def test_renamed_checkpoint_is_not_another_step(tmp_path):
@@ -145,9 +145,9 @@ def test_renamed_checkpoint_is_not_another_step(tmp_path):
 
 def rewrite(path, **changes):
     """A manifest that fits itself and its files."""
-    content = json.loads(manifest.describe(path, 1, "f")) | changes
+    content = json.loads(checkpoint.describe(path, 1, "f")) | changes
     content.pop("sha256")
-    (path / MANIFEST).write_bytes(manifest._text(content))
+    (path / MANIFEST).write_bytes(checkpoint.encode(content))
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_tuning_goes_on_from_the_one_before_a_damaged_one_and_says_so(tmp_path):
     resumed.tuner.note = said.append
     assert resumed.tuner.run(Search(), fingerprint="f", resume=True).steps == 6
     assert len(said) == 1
-    assert "goes on from step-000004" in said[0]
+    assert "continues from step-000004" in said[0]
     assert_equal(trainable(made.model), trainable(resumed.model))
     assert "damaged-step-000006" in names(tmp_path / "checkpoints")
 

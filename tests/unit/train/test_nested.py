@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from tuneprune.train.nested import flatten, unflatten
+from tuneprune.train.state import flatten, unflatten
 
 DTYPES = (
     torch.bool,

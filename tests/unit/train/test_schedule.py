@@ -1,12 +1,11 @@
 import pytest
 
 from tuneprune.train.config import TuneConfig
-from tuneprune.train.schedule import learning_rate
 
 
 def rates(**options):
     config = TuneConfig(**options)
-    return [learning_rate(config, step) for step in range(config.steps)]
+    return [config.learning_rate_at(step) for step in range(config.steps)]
 
 
 def test_by_hand():
