@@ -34,7 +34,7 @@ from tuneprune.data import Data, Example, Part, encode_all, read_source
 from tuneprune.data.overlap import content_fingerprint, leaks
 from tuneprune.methods.base import Search
 from tuneprune.model.loading import load_model
-from tuneprune.pipeline.job import Checked, check
+from tuneprune.pipeline.validation import Checked, check
 from tuneprune.structure import spaces
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.space import Masks

@@ -89,7 +89,7 @@ def counting(model: torch.nn.Module, count: Count) -> Iterator[None]:
 
 def decision(job: Job, config: RunConfig) -> tuple[float, float, Count]:
     """Seconds of the decision, seconds of forward passes over the batches it drew, and what it asked for."""
-    model, count = job.dense(), Count()
+    model, count = job.fresh_model(), Count()
     subject = subject_of(job, model, job.tuner(model, config.tune, job.out))
 
     def calibration() -> Any:  # noqa: ANN401
@@ -101,7 +101,7 @@ def decision(job: Job, config: RunConfig) -> tuple[float, float, Count]:
     with counting(model, count):
         config.method.begin(watched, config.budget).plan()
     seconds = time.perf_counter() - started
-    model = job.dense()
+    model = job.fresh_model()
     started = time.perf_counter()
     with torch.no_grad():
         for batch in count.batches:

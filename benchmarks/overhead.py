@@ -62,7 +62,7 @@ def measure(variant: str, model: str, steps: int, batch_size: int) -> dict[str, 
     config, clock = RunConfig.model_validate(content), Clock()
     with tempfile.TemporaryDirectory() as folder:
         job = prepare(config, Path(folder) / "run", resume=False, progress=clock)
-        loaded = job.dense()
+        loaded = job.fresh_model()
         before = peak_memory(job.accelerator.device)
         inject_lora(loaded, job.architecture, config.tune.lora, config.seed)
         tuner = job.tuner(loaded, config.tune, job.out)

@@ -74,8 +74,8 @@ class ProofFailed(TunePruneError):
         )
 
 
-class CellsFailed(TunePruneError):
-    """Some runs of a comparison failed; the others are complete."""
+class RunsFailed(TunePruneError):
+    """Some runs of a comparison failed, while the others are complete."""
 
     def __init__(self, failed: Mapping[str, str], folder: object) -> None:
         runs = "1 run" if len(failed) == 1 else f"{len(failed)} runs"

@@ -8,6 +8,8 @@ from helpers import tiny_runs
 from helpers.toy_latency import table_for
 from helpers.toy_spaces import tiny_space
 
+from tuneprune.pipeline import budget_costs
+
 BUDGETS = {
     "bytes": {"of": "bytes", "at_most": "45kB"},
     "share of bytes": {"of": "bytes", "keep": 0.6},
@@ -153,7 +155,7 @@ def test_comparisons_take_shares_of_all_parameters(budget, said, tmp_path, model
 
 
 def test_processes_together_need_a_table(tmp_path, model_folder, tuneprune, capsys, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(budget_costs, "launched", lambda: 2)
     run_file = write_run(tmp_path, model_folder, {"of": "latency", "keep": 0.8})
     assert tuneprune("validate", run_file) == 2
     assert "several processes would each measure another table" in capsys.readouterr().err

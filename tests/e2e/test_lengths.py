@@ -10,7 +10,7 @@ from helpers import tiny_runs
 
 from tuneprune.config import load_run_file
 from tuneprune.pipeline.checks import rows_per_epoch
-from tuneprune.pipeline.job import check
+from tuneprune.pipeline.validation import check
 
 
 def write_run(folder, model, tune, **sections):

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from tuneprune.cli.commands import app
 from tuneprune.config import RunConfig
-from tuneprune.pipeline.job import check
+from tuneprune.pipeline.validation import check
 from tuneprune.report import RunRecord
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -73,8 +73,8 @@ def test_decisions_are_counted(tmp_path, model_folder):
     job = prepare(config, tmp_path / "out", resume=False, progress=Progress())
     found = times.measure(job, config, 1)
     assert (found["statistics"], found["batches"], found["passes"], found["is_one_pass"]) == (["magnitude"], 0, 0, True)
-    model, count = job.dense(), times.Count()
-    batch = job.data.stream(job.data.calibration_part, seed=0, batch_size=2).next()
+    data, model, count = job.checked.data, job.fresh_model(), times.Count()
+    batch = data.stream(data.calibration_part, seed=0, batch_size=2).next()
     count.batches.append(batch)
     with times.counting(model, count):
         for _ in range(2):

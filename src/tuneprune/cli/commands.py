@@ -1,4 +1,4 @@
-"""The command line: thin over the library; a user's mistake becomes one sentence and exit status 2."""
+"""The command line: a thin layer over the library; a user's mistake becomes one sentence and exit status 2."""
 
 import errno
 import json
@@ -15,27 +15,27 @@ import typer
 from tuneprune.cli import listing
 from tuneprune.cli.display import (
     Commands,
-    at_work,
     check_interpreter,
-    complain,
     expand,
+    print_error,
     print_sections,
     show_comparison,
     show_recovered,
     show_results,
+    terminal_progress,
 )
 from tuneprune.cli.listing import AsJson
 from tuneprune.system.processes import PeerLost, has_peers, watch_peers
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a connection that ends is told in one sentence, not in frames
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is one sentence, not a traceback
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(listing.app)
 RunFile = Annotated[Path, typer.Argument(callback=expand, metavar="RUN.yaml", help="the run file")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="override: key.path=value (repeatable)")]
 Out = Annotated[Path | None, typer.Option(callback=expand, help="output folder; by default out/<name of the run file>")]
-EXIT_USER, EXIT_STOPPED = 2, 75
+EXIT_USER = 2
 
 
 def _show_version(wanted: bool) -> None:
@@ -66,9 +66,9 @@ def run(
 
     config = load_run_file(run_file, overrides or ())
     folder = out or Path("out") / run_file.stem
-    with at_work() as progress:
+    with terminal_progress() as progress:
         record = run_job(config, folder, resume=resume, progress=progress)
-    show_results([record], folder)
+    show_results(record, folder)
 
 
 @app.command()
@@ -83,9 +83,9 @@ def compare(
     jobs: Annotated[int, typer.Option(help="runs at a time, each of one thread")] = 1,
     out: Out = None,
     overrides: Set = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on, or add methods, budgets and seeds")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="continue, or add methods, budgets and seeds")] = False,
 ) -> None:
-    """Run several methods at the same sizes, on the same data and steps, beside dense and dense + LoRA."""
+    """Run several methods at the same sizes, on the same data and steps, next to dense and dense + LoRA."""
     from tuneprune.budget.amounts import read_share
     from tuneprune.config import load_run_file
     from tuneprune.pipeline.compare import compare as compare_methods
@@ -96,7 +96,7 @@ def compare(
         "--keep", keep, lambda part: float(str(read_share(part))), "shares separated by commas, such as 0.8,0.6,0.5"
     )
     chosen = _numbers("--seeds", seeds, int, "whole numbers separated by commas, such as 0,1,2")
-    with at_work() as progress:
+    with terminal_progress() as progress:
         outcome = compare_methods(
             config,
             methods.split(","),
@@ -113,18 +113,18 @@ def compare(
 
 @app.command()
 def recover(
-    model: Annotated[str, typer.Argument(help="folder or hub id of a smaller model, such as the model/ of a run")],
+    model: Annotated[str, typer.Argument(help="folder or hub id of a pruned model, such as the model/ of a run")],
     run_file: RunFile,
     out: Annotated[Path, typer.Option(callback=expand, help="folder for the tuned model")],
     overrides: Set = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue a tuning that was stopped")] = False,
 ) -> None:
-    """Tune a smaller model on with LoRA, in the shape that it has, and prove and evaluate it again."""
+    """Fine-tune a pruned model with LoRA without changing its shape, and prove and evaluate it again."""
     from tuneprune.config import load_recover_file
     from tuneprune.pipeline.recover import recover as recover_model
 
     config = load_recover_file(model, run_file, overrides or ())
-    with at_work() as progress:
+    with terminal_progress() as progress:
         record = recover_model(config, out, resume=resume, progress=progress)
     show_recovered(record, out)
 
@@ -133,9 +133,9 @@ def recover(
 def validate(run_file: RunFile, overrides: Set = None) -> None:
     """Check everything about a run that needs no training."""
     from tuneprune.config import load_run_file
-    from tuneprune.pipeline.job import outlook
+    from tuneprune.pipeline.validation import preview
 
-    print_sections(outlook(load_run_file(run_file, overrides or ())))
+    print_sections(preview(load_run_file(run_file, overrides or ())))
 
 
 @app.command()
@@ -144,7 +144,7 @@ def inspect(
     space: Annotated[str, typer.Option(help="pruning space")] = "width",
     as_json: AsJson = False,
 ) -> None:
-    """Show the groups and units of a model, and what budgets would leave."""
+    """Show the groups and units of a model, and what common budgets would leave of it."""
     from tuneprune.pipeline.inspection import inspect as inspect_model
 
     report = inspect_model(model, space)
@@ -160,13 +160,13 @@ def latency(
     out: Annotated[Path, typer.Option(callback=expand, help="file for the table, which budget.table names")],
     phase: Annotated[str, typer.Option(help="decode or prefill")] = "decode",
     batch_size: Annotated[int, typer.Option(help="rows of the batch")] = 1,
-    multiple_of: Annotated[str, typer.Option(help="as in the run file: widths that are measured")] = "auto",
+    multiple_of: Annotated[str, typer.Option(help="widths to measure, as in the run file")] = "auto",
 ) -> None:
-    """Measure what a model's layers take by their width on this machine, for budgets of time."""
+    """Measure how long a model's layers of different widths take on this machine, for latency budgets."""
     from tuneprune.pipeline.stages import measure_table
     from tuneprune.system.signals import stop_unwritten
 
-    with at_work(stop_unwritten):
+    with terminal_progress(stop_unwritten):
         table = measure_table(model, out, phase, batch_size, multiple_of)
     typer.echo(f"{table.what} in {out}")
 
@@ -176,8 +176,8 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="model folder or hub id")],
     suite: Annotated[str | None, typer.Option(help="suites, comma separated")] = None,
     tasks: Annotated[str | None, typer.Option(help="tasks of lm-evaluation-harness instead, comma separated")] = None,
-    task_path: Annotated[Path | None, typer.Option(callback=expand, help="folder of task files of your own")] = None,
-    limit: Annotated[int | None, typer.Option(help="items per task, at most")] = None,
+    task_path: Annotated[Path | None, typer.Option(callback=expand, help="folder with your own task files")] = None,
+    limit: Annotated[int | None, typer.Option(help="maximum number of items per task")] = None,
     batch_size: Annotated[int | None, typer.Option(help="sequences in one forward pass; by default 16")] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="run the folder's own model code")] = False,
 ) -> None:
@@ -189,7 +189,7 @@ def evaluate(
     if (suite is None) == (tasks is None):
         raise ConfigError("evaluate: give either --suite (`tuneprune suites` lists them) or --tasks.")
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "batch_size": batch_size}
-    with at_work(stop_at_once):
+    with terminal_progress(stop_at_once):
         if tasks is None:
             scores = evaluate_model(model, (suite or "").split(","), limit, **options)
         else:
@@ -206,7 +206,7 @@ def plan(run_file: RunFile, out: Out = None, overrides: Set = None) -> None:
 
     config = load_run_file(run_file, overrides or ())
     folder = out or Path("out") / run_file.stem
-    with at_work(stop_partly_done) as progress:
+    with terminal_progress(stop_partly_done) as progress:
         decided = plan_model(config, folder, progress)
     typer.echo(f"{len(decided.edits)} edits in {folder / 'plan'}")
 
@@ -217,13 +217,13 @@ def compress(
     plan: Annotated[Path, typer.Option(callback=expand, help="folder with plan.json and plan.safetensors")],
     out: Annotated[Path, typer.Option(callback=expand, help="folder for the smaller model")],
     adapter: Annotated[str | None, typer.Option(help="LoRA adapter of the plan's run, merged in first")] = None,
-    max_shard_size: Annotated[str, typer.Option(help="largest size of one weight file")] = "5GB",
+    max_shard_size: Annotated[str, typer.Option(help="maximum size of one weight file")] = "5GB",
 ) -> None:
     """Apply a plan to a dense model and write the smaller one, in little memory."""
     from tuneprune.pipeline.stages import compress_model
     from tuneprune.system.signals import stop_unwritten
 
-    with at_work(stop_unwritten) as progress:
+    with terminal_progress(stop_unwritten) as progress:
         num_parameters = compress_model(model, plan, out, adapter, max_shard_size=max_shard_size, progress=progress)
     typer.echo(f"{num_parameters:,} parameters in {out}")
 
@@ -233,13 +233,13 @@ def export(
     model: Annotated[Path, typer.Argument(callback=expand, help="folder of a finished run, or a Hugging Face folder")],
     to: Annotated[str, typer.Option(help="targets, comma separated; options as name:option=value")],
     out: Annotated[Path | None, typer.Option(callback=expand, help="by default exports/ of a run")] = None,
-    proof: Annotated[bool, typer.Option(help="run what was written, and compare")] = True,
+    proof: Annotated[bool, typer.Option(help="run what was written, and compare the outputs")] = True,
 ) -> None:
-    """Convert a finished model for other runtimes, and prove that it says the same there."""
+    """Convert a finished model for other runtimes, and prove that its outputs are the same there."""
     from tuneprune.pipeline.stages import export_model
     from tuneprune.system.signals import stop_partly_done
 
-    with at_work(stop_partly_done) as progress:
+    with terminal_progress(stop_partly_done) as progress:
         found = export_model(model, to.split(","), out, progress, proof=proof)
     typer.echo(json.dumps(found, indent=1))
 
@@ -253,21 +253,21 @@ def report(folder: Annotated[Path, typer.Argument(callback=expand, help="the fol
 
 
 def main() -> None:
-    """Run the command line; what the user can fix exits with 2, a failed proof with 3, a stop after saving with 75."""
+    """Run the command line; exit with 2 for a user's mistake, 3 for a failed proof, 75 for a stop after saving."""
     from tuneprune.errors import TunePruneError
-    from tuneprune.system.signals import Stopped, on_signals, restore_default_handlers, stop_at_once
+    from tuneprune.system.signals import EXIT_RESUMABLE, Stopped, on_signals, restore_default_handlers, stop_at_once
 
     try:
         check_interpreter()
         with on_signals(stop_at_once), watch_peers():
             app()
     except PeerLost as lost:
-        _leave(str(lost), EXIT_USER, speaks=lost.rank == 0)
+        _leave(str(lost), EXIT_USER, in_any_process=lost.rank == 0)
     except TunePruneError as error:
         _leave(str(error), error.exit_status)
     except Stopped as stop:
         restore_default_handlers()
-        _leave(str(stop), EXIT_STOPPED)
+        _leave(str(stop), EXIT_RESUMABLE)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             raise
@@ -276,10 +276,10 @@ def main() -> None:
         _leave(f"{error}. {advice(error)}", EXIT_USER)
 
 
-def _leave(message: str, status: int, *, speaks: bool = False) -> NoReturn:
-    """Say why and end; one of several processes at once, as taking leave of another that is gone may take for ever."""
-    with suppress(OSError):  # the terminal may be what was lost
-        complain(message, speaks=speaks)
+def _leave(message: str, status: int, *, in_any_process: bool = False) -> NoReturn:
+    """Print why and exit; one of several processes exits at once, as clean-up can hang without the others."""
+    with suppress(OSError):  # the terminal may be gone
+        print_error(message, in_any_process=in_any_process)
         sys.stdout.flush()
     if has_peers():
         os._exit(status)
@@ -287,7 +287,7 @@ def _leave(message: str, status: int, *, speaks: bool = False) -> NoReturn:
 
 
 def _numbers(option: str, text: str | None, kind: Callable[[str], Any], form: str) -> list[Any]:
-    """Comma-separated numbers; none where the option was not given."""
+    """Comma-separated numbers; an empty list if the option was not given."""
     from tuneprune.errors import ConfigError
 
     try:

@@ -1,31 +1,37 @@
-"""What the commands print: tables, sections, lists."""
+"""Terminal output of the commands: errors, progress, tables, sections, lists."""
 
 import io
 import json
 import logging
-import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from tuneprune.errors import ConfigError, printable
+from tuneprune.errors import ConfigError, RunsFailed, printable
+from tuneprune.system.signals import is_main_process, on_signals, stop_resumable
 
-UsageError: Any = typer.BadParameter.__bases__[0]  # of the click that typer brings along, which has no public name
+if TYPE_CHECKING:  # imported only when a command runs
+    from rich.console import Console
 
+    from tuneprune.pipeline.compare import Outcome
+    from tuneprune.report import RunRecord
+    from tuneprune.report.recovered import RecoverRecord
+    from tuneprune.system.progress import Progress
 
-CHATTER = ("bitsandbytes.backends.cpu.ops", "transformers.integrations.heterogeneity.configuration_utils")
-"""Libraries that warn of what no user of ours can do anything about: kernels that do not matter here, uneven widths."""
+UsageError: Any = typer.BadParameter.__bases__[0]  # of the click inside typer, which has no public name
+NOISY_LOGGERS = ("bitsandbytes.backends.cpu.ops", "transformers.integrations.heterogeneity.configuration_utils")
+"""Loggers whose warnings a user can do nothing about: of kernels that are not used here, and of uneven widths."""
 
 
 class Commands(TyperGroup):
-    """The commands, whose mistaken options and arguments are told in one sentence like every other mistake."""
+    """The commands; wrong options and arguments are reported in one sentence like every other mistake."""
 
     def main(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  (as typer calls it)
         """Run a command.
@@ -33,7 +39,7 @@ class Commands(TyperGroup):
         Raises:
             ConfigError: an unknown command or option, or an argument that is missing or malformed.
         """
-        quieten()
+        set_up_logging()
         try:
             status = super().main(*arguments, **options | {"prog_name": "tuneprune", "standalone_mode": False})
         except UsageError as error:
@@ -51,32 +57,29 @@ class Commands(TyperGroup):
             sys.exit(status)
 
 
-class Remarks(logging.Handler):
-    """Shows what this program logs as lines of the terminal."""
+class TerminalHandler(logging.Handler):
+    """Prints the warnings that this program logs."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One line, in one process."""
+        """Print one line, in the main process only."""
         if is_main_process():
             typer.echo(f"! {printable(record.getMessage())}", err=True)
 
 
-def quieten() -> None:
-    """Leave out warnings of libraries that a user can do nothing about; before they are imported, as some warn then.
-
-    What this program itself logs is shown.
-    """
-    for name in CHATTER:
+def set_up_logging() -> None:
+    """Silence the noisy loggers, before their libraries are imported, as some warn then; print this program's own."""
+    for name in NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     own = logging.getLogger("tuneprune")
-    if not any(isinstance(handler, Remarks) for handler in own.handlers):
-        own.addHandler(Remarks())
+    if not any(isinstance(handler, TerminalHandler) for handler in own.handlers):
+        own.addHandler(TerminalHandler())
 
 
 def check_interpreter() -> None:
-    """Let every text be printed, whatever the terminal's encoding, and refuse a Python that transformers cannot use.
+    """Make every text printable, whatever the terminal's encoding, and refuse a Python that transformers cannot use.
 
     Raises:
-        ConfigError: docstrings are left out, which transformers builds its classes with.
+        ConfigError: Python runs without docstrings, which transformers builds its classes with.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -89,7 +92,7 @@ def check_interpreter() -> None:
 
 
 def expand(path: Path | None) -> Path | None:
-    """A path from the command line with `~` and variables, which a shell leaves alone in `--out=~/x` and in quotes.
+    """A path from the command line with `~` and variables, which a shell does not expand in `--out=~/x` and in quotes.
 
     Raises:
         ConfigError: a variable that is not set.
@@ -101,29 +104,23 @@ def expand(path: Path | None) -> Path | None:
     return Path(expand_name(str(path)))
 
 
-def is_main_process() -> bool:
-    """Whether this is the process that speaks, under `accelerate launch` or torchrun."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def complain(message: str, *, speaks: bool = False) -> None:
-    """An error's sentence, which may quote what a stranger wrote; from a process that `speaks` or is the main one."""
-    if speaks or is_main_process():
+def print_error(message: str, *, in_any_process: bool = False) -> None:
+    """Print an error's sentence, which may quote untrusted text; by default in the main process only."""
+    if in_any_process or is_main_process():
         typer.echo("\n".join(map(printable, f"tuneprune: {message}".split("\n"))), err=True)
 
 
 @contextmanager
-def at_work(stop: Callable[[], NoReturn] | None = None) -> Iterator[Any]:
-    """Progress on the terminal, in one process; libraries' bars off; a signal calls `stop` (or `stop_resumable`)."""
+def terminal_progress(stop: Callable[[], NoReturn] = stop_resumable) -> "Iterator[Progress]":
+    """Progress on the terminal, in the main process only, without libraries' bars; a signal calls `stop`."""
     from rich.console import Console
     from transformers.utils.logging import disable_progress_bar
 
     from tuneprune.cli.progress_bars import ConsoleProgress
     from tuneprune.system.progress import Progress
-    from tuneprune.system.signals import on_signals, stop_resumable
 
     disable_progress_bar()
-    with on_signals(stop or stop_resumable):
+    with on_signals(stop):
         if not is_main_process():
             yield Progress()
             return
@@ -131,13 +128,12 @@ def at_work(stop: Callable[[], NoReturn] | None = None) -> Iterator[Any]:
             yield progress
 
 
-def show_comparison(outcome: Any, folder: Path) -> None:  # noqa: ANN401  (imported only when a command runs)
-    """The tables of a comparison and where its page is.
+def show_comparison(outcome: "Outcome", folder: Path) -> None:
+    """Print the tables of a comparison and where its page is.
 
     Raises:
-        CellsFailed: runs that failed, after everything else was shown.
+        RunsFailed: runs that failed, after everything else was shown.
     """
-    from tuneprune.errors import CellsFailed
     from tuneprune.report import comparison_rich
 
     if is_main_process() and outcome.comparison is not None:
@@ -146,43 +142,39 @@ def show_comparison(outcome: Any, folder: Path) -> None:  # noqa: ANN401  (impor
             console.print(table)
         typer.echo(f"report: {folder / 'report.html'}")
     if outcome.failed:
-        raise CellsFailed(outcome.failed, folder)
+        raise RunsFailed(outcome.failed, folder)
 
 
-def _console() -> Any:  # noqa: ANN401  (imported only when a command runs)
-    """The terminal; a file or a pipe has no width of its own."""
+def _console() -> "Console":
+    """The terminal, or a wide page where the output is a file or a pipe."""
     from rich.console import Console
 
     console = Console()
     return console if console.is_terminal else Console(width=160)
 
 
-def show_results(records: list[Any], folder: Path) -> None:
-    """The table of a run and where its files are."""
+def show_results(record: "RunRecord", folder: Path) -> None:
+    """Print the table of a run and where its files are."""
     from tuneprune.report import loading_line, rich_table
 
     if not is_main_process():
         return
-    _console().print(rich_table(records))
-    for record in records:
-        _show_findings(record)
+    _console().print(rich_table([record]))
+    _show_findings(record)
     typer.echo(f"report: {folder / 'report.html'}")
     if (folder / "model").exists():
         typer.echo(f"model:  {folder / 'model'}")
-        typer.echo(f"load:   {loading_line(records[0].proof, str(folder / 'model'))}")
+        typer.echo(f"load:   {loading_line(record.proof, str(folder / 'model'))}")
 
 
-def _show_findings(record: Any) -> None:  # noqa: ANN401  (imported only when a command runs)
-    """Bad numbers and warnings of a run, where there were any."""
-    from tuneprune.errors import printable
-
+def _show_findings(record: "RunRecord | RecoverRecord") -> None:
     for sentence in [*record.training.bad_sentences, *(warned.sentence for warned in record.training.warnings)]:
         typer.echo(f"warning: {printable(sentence)}")
 
 
-def show_recovered(record: Any, folder: Path) -> None:  # noqa: ANN401  (imported only when a command runs)
-    """The scores before and after a tuning, and where the model is."""
-    from tuneprune.report.recover import recover_table
+def show_recovered(record: "RecoverRecord", folder: Path) -> None:
+    """Print the scores before and after a tuning, and where the model is."""
+    from tuneprune.report.recovered import recover_table
 
     if is_main_process():
         _console().print(recover_table(record))
@@ -191,7 +183,7 @@ def show_recovered(record: Any, folder: Path) -> None:  # noqa: ANN401  (importe
 
 
 def print_sections(content: Mapping[str, Any], indent: str = "") -> None:
-    """Nested values, one a line."""
+    """Print nested values, one a line."""
     for key, value in content.items():
         if isinstance(value, Mapping):
             typer.echo(f"{indent}{printable(key)}:")
@@ -201,7 +193,7 @@ def print_sections(content: Mapping[str, Any], indent: str = "") -> None:
 
 
 def print_list(entries: Mapping[str, str], as_json: bool) -> None:
-    """Names with some text each, wrapped where a terminal reads it, or as JSON."""
+    """Print names with a text each, wrapped to the width of a terminal, or as JSON."""
     if as_json:
         typer.echo(json.dumps(entries, indent=1))
         return
@@ -213,5 +205,5 @@ def print_list(entries: Mapping[str, str], as_json: bool) -> None:
 
 
 def first_line(docstring: str | None) -> str:
-    """What a docstring says first."""
+    """The first line of a docstring."""
     return (docstring or "").strip().splitlines()[0]

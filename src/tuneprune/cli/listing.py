@@ -1,4 +1,4 @@
-"""The commands that list what there is to choose from."""
+"""Commands that list the names a run file or an option can use."""
 
 from typing import Annotated
 
@@ -12,7 +12,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 @app.command()
 def targets(as_json: AsJson = False) -> None:
-    """List the export targets beside the Hugging Face folder."""
+    """List the export targets besides the Hugging Face folder."""
     from tuneprune.export import registry
 
     extras = {name: f" (extra `{target.extra}`)" if target.extra else "" for name, target in registry().items()}

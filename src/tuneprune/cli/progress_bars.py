@@ -1,4 +1,4 @@
-"""Progress on a terminal: one bar for steps with loss and kept share, one for items that are done."""
+"""Progress on a terminal: a bar for steps with loss and kept share, or for the items of a task."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -38,7 +38,7 @@ class ConsoleProgress(Progress):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(OSError):  # a terminal that is lost takes no last word
+        with suppress(OSError):  # the terminal may be gone
             self.bars.stop()
 
     def stage(self, name: str) -> None:

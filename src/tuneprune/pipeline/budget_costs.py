@@ -1,6 +1,5 @@
 """What a run's budget counts on its model: a share of it, by a table of measured times where it counts time."""
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from tuneprune.model.loading import skeleton, stored_dtype
 from tuneprune.structure import spaces
 from tuneprune.structure.space import PruningSpace
 from tuneprune.structure.spaces import SPACES
+from tuneprune.system.processes import check_launcher, world_size
 
 TABLE = "latency.json"
 """The table that a run decided by, in its folder."""
@@ -64,7 +64,8 @@ def measured(config: PretrainedConfig, budget: Budget) -> LatencyTable:
     Raises:
         ConfigError: several processes, whose tables would differ.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    check_launcher()
+    if world_size() > 1:
         raise ConfigError(
             "budget.of=latency: several processes would each measure another table. Measure one with"
             " `tuneprune latency MODEL --out latency.json`, and name it as budget.table."
@@ -80,12 +81,12 @@ def measured(config: PretrainedConfig, budget: Budget) -> LatencyTable:
     )
 
 
-def size_text(space: PruningSpace, budget: Budget, table: LatencyTable | None, dtype: torch.dtype) -> str:
+def size_text(costs: Costs, dtype: torch.dtype) -> str:
     """How large the smaller model may be, or how slow by the table."""
-    target, dense = budget.target(space), budget.dense(space)
-    if table is not None:
+    target, dense = costs.budget.target(costs.space), costs.budget.dense(costs.space)
+    if costs.table is not None:
         times = f"{milliseconds_written(target)} of {milliseconds_written(dense)} a forward pass ({target / dense:.1%})"
-        return f"{times}, {table.what}"
+        return f"{times}, {costs.table.what}"
     precision = str(dtype).removeprefix("torch.")
     size = bytes_written(target * dtype.itemsize)
     return f"{target:,} parameters ({target / dense:.1%} of all), {size} of {precision} weights"

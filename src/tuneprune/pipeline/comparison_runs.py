@@ -1,4 +1,4 @@
-"""The cells of a comparison: every method at every budget with every seed, and the dense references they need."""
+"""The runs of a comparison: every method at every budget with every seed, and the dense references they need."""
 
 import json
 import re
@@ -11,10 +11,10 @@ from tuneprune import methods
 from tuneprune.config import RunConfig
 from tuneprune.errors import ConfigError, DataError, TunePruneError, suggest, wrap_errors
 from tuneprune.methods.base import Method
-from tuneprune.model.loading import load_config
-from tuneprune.pipeline.job import Checked, check, check_shape, prepare
+from tuneprune.pipeline.job import prepare
 from tuneprune.pipeline.record import PROOF_FAILED
 from tuneprune.pipeline.run import reference_scores, run
+from tuneprune.pipeline.validation import Checked, check, check_shape
 from tuneprune.report import ReferenceRecord, RunRecord, ScoreRecord
 from tuneprune.structure.spaces import SPACES
 from tuneprune.system import yaml_files
@@ -34,8 +34,8 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run of a comparison, in the folder `name`; a cell without a label is a dense reference.
+class ComparisonRun:
+    """One run of a comparison, in the folder `name`; one without a label is a dense reference.
 
     `needs` names the references whose scores it is given, the one of its own seed last.
     """
@@ -46,11 +46,11 @@ class Cell:
     needs: tuple[str, ...] = ()
 
     def result(self, out: Path) -> Path:
-        """The file that the cell writes last."""
+        """The file that the run writes last."""
         return out / self.name / ("record.json" if self.label else "reference.json")
 
     def is_complete(self, out: Path) -> bool:
-        """Whether the cell has a result that counts; a model whose proof failed does not."""
+        """Whether the run has a valid result: a model whose proof failed is not one."""
         return self.result(out).exists() and not (out / self.name / "model" / PROOF_FAILED).exists()
 
 
@@ -96,7 +96,7 @@ def entries(texts: Sequence[str], config: RunConfig) -> list[Entry]:
     """All methods of a comparison.
 
     Raises:
-        ConfigError: one that cannot be, or one that is named twice.
+        ConfigError: one that is not valid, or one that is named twice.
     """
     found = [entry(text, config) for text in texts]
     if len({_slug(one.label) for one in found}) < len(found):
@@ -104,13 +104,15 @@ def entries(texts: Sequence[str], config: RunConfig) -> list[Entry]:
     return found
 
 
-def cells_of(config: RunConfig, chosen: Sequence[Entry], keeps: Sequence[float], seeds: Sequence[int]) -> list[Cell]:
+def plan_runs(
+    config: RunConfig, chosen: Sequence[Entry], keeps: Sequence[float], seeds: Sequence[int]
+) -> list[ComparisonRun]:
     """Every method at every budget with every seed, one budget after the other, references first.
 
-    Budgets come last to be repeated, so that scores of one method and seed are there when its next budget asks.
+    Budgets are the outermost loop, so that the scores of one method and seed exist when its next budget asks for them.
     """
-    references = reference_cells(config, seeds)
-    by_seed = {cell.config.seed: cell for cell in references}
+    references = reference_runs(config, seeds)
+    by_seed = {reference.config.seed: reference for reference in references}
     found = list(references)
     for keep in keeps:
         for seed in seeds:
@@ -120,90 +122,84 @@ def cells_of(config: RunConfig, chosen: Sequence[Entry], keeps: Sequence[float],
                 changes = {"method": one.method, "space": one.space, "budget": budget, "seed": seed}
                 name = f"{_slug(one.label)}-keep{keep:g}-seed{seed}"
                 needs = tuple(dict.fromkeys((references[0].name, reference.name)))
-                found.append(Cell(name, config.model_copy(update=changes), one.label, needs))
+                found.append(ComparisonRun(name, config.model_copy(update=changes), one.label, needs))
     return found
 
 
-def reference_cells(config: RunConfig, seeds: Sequence[int]) -> list[Cell]:
-    """The dense model tuned alike, once a seed; without `reference`, one cell that scores the dense model only.
+def reference_runs(config: RunConfig, seeds: Sequence[int]) -> list[ComparisonRun]:
+    """The dense model tuned alike, once a seed; without `reference`, one run that scores the dense model only.
 
     The dense model itself is scored by the first.
     """
-    found: list[Cell] = []
+    found: list[ComparisonRun] = []
     for seed in seeds if config.reference else seeds[:1]:
         needs = (found[0].name,) if found else ()
-        found.append(Cell(f"reference-seed{seed}", config.model_copy(update={"seed": seed}), None, needs))
+        found.append(ComparisonRun(f"reference-seed{seed}", config.model_copy(update={"seed": seed}), None, needs))
     return found
 
 
-def check_cells(cells: Iterable[Cell], config: RunConfig, out: Path) -> Checked:
-    """Every check that needs no training, for all cells together.
+def check_runs(runs: Iterable[ComparisonRun], config: RunConfig, out: Path) -> Checked[RunConfig]:
+    """Every check that needs no training, for all runs together.
 
     Raises:
         TunePruneError: the first problem, with the method and the budget it is about.
     """
     checked = check(config)
-    hf_config = load_config(config.model.base, config.model.adapter)
     seen: set[tuple[str, float]] = set()
-    for cell in cells:
-        shape = (cell.config.space, cell.config.budget.keep)
-        if cell.label is not None and shape not in seen:
+    for planned in runs:
+        shape = (planned.config.space, planned.config.budget.keep)
+        if planned.label is not None and shape not in seen:
             seen.add(shape)
             try:
-                check_shape(cell.config, hf_config)
+                check_shape(planned.config, checked.hf_config)
             except TunePruneError as error:
-                raise ConfigError(f"{cell.label} at keep {shape[1]:g}: {error}") from error
-        resolved = out / cell.name / "config.yaml"
-        if resolved.exists() and resolved.read_text(encoding="utf8", errors="replace") != cell.config.to_yaml():
+                raise ConfigError(f"{planned.label} at keep {shape[1]:g}: {error}") from error
+        resolved = out / planned.name / "config.yaml"
+        if resolved.exists() and resolved.read_text(encoding="utf8", errors="replace") != planned.config.to_yaml():
             raise ConfigError(
-                f"{out / cell.name} holds a run with another configuration, perhaps of another version."
+                f"{out / planned.name} holds a run with another configuration, perhaps of another version."
                 " Delete that folder, or name another --out."
             )
     return checked
 
 
-def perform(cell: Cell, out: Path, progress: Progress) -> None:
-    """Run one cell, or what is left of it; its references must be complete.
+def perform(planned: ComparisonRun, out: Path, progress: Progress) -> None:
+    """Start or resume one run of a comparison; its references must be complete.
 
     Raises:
         TunePruneError: something the user can fix.
         Stopped: a signal ended it after its state was saved.
     """
-    folder = out / cell.name
+    folder = out / planned.name
     resume = (folder / "config.yaml").exists()
     known = ScoreRecord()
-    for name in cell.needs:
+    for name in planned.needs:
         found = ReferenceRecord.load(out / name / "reference.json").scores
         known = ScoreRecord(dense=known.dense or found.dense, dense_tuned=found.dense_tuned)
-    if cell.label is not None:
-        run(cell.config, folder, resume=resume, progress=progress, reference=known, store=out / "scores")
+    if planned.label is not None:
+        run(planned.config, folder, resume=resume, progress=progress, reference=known, store=out / "scores")
         return
-    job = prepare(cell.config, folder, resume=resume, progress=progress)
+    job = prepare(planned.config, folder, resume=resume, progress=progress)
     with job.lock:
         dense, tuned = reference_scores(job, ScoreRecord(dense=known.dense))
         if job.accelerator.is_main_process:
-            content = {
-                "schema": 1,
-                "seed": cell.config.seed,
-                "scores": {"dense": dense, "dense_tuned": tuned},
-                "time": job.seconds | {f"{stage}_s": result.seconds for stage, result in job.results.items()},
-                "memory": {"peak_bytes": max((result.peak_bytes for result in job.results.values()), default=None)},
-            }
-            ReferenceRecord.from_data(content, "reference").save(cell.result(out))
+            content = {"schema": 1, "seed": job.config.seed, "scores": {"dense": dense, "dense_tuned": tuned}}
+            record = ReferenceRecord.from_data(content | job.resources(), "reference")
+            record.save(planned.result(out))
         job.close()
 
 
-def remember(cells: Iterable[Cell], out: Path) -> None:
-    """Note in `cells.json` which cells the comparison has, beside those of earlier calls."""
+def add_to_manifest(runs: Iterable[ComparisonRun], out: Path) -> None:
+    """Note in `cells.json` which runs the comparison has, in addition to those of earlier calls."""
     known = _manifest(out)
-    for cell in cells:
-        if cell.label is not None:
-            known.setdefault(cell.name, cell.label)
+    for planned in runs:
+        if planned.label is not None:
+            known.setdefault(planned.name, planned.label)
     write_text(out / MANIFEST, json.dumps({"schema": 1, "cells": known}, indent=1) + "\n")
 
 
 def finished(out: Path) -> dict[str, RunRecord]:
-    """The records of all complete cells by name, those of earlier calls included, labelled as they were named.
+    """The records of all complete runs by name, those of earlier calls included, labelled as they were named.
 
     A model whose proof failed is not compared.
     """
@@ -221,7 +217,7 @@ def references(out: Path) -> list[ReferenceRecord]:
 
 
 def _manifest(out: Path) -> dict[str, str]:
-    """The labels of all cells by the names of their folders.
+    """The labels of all runs by the names of their folders.
 
     Raises:
         DataError: a damaged file, or names of folders elsewhere.
@@ -235,7 +231,7 @@ def _manifest(out: Path) -> dict[str, str]:
             (name for name, label in known.items() if _slug(name) != name or not isinstance(label, str)), None
         )
     if foreign is not None or {".", ".."} & known.keys():
-        raise DataError(f"{path} names {foreign or '..'!r}, which is no cell of a comparison. Restore the file.")
+        raise DataError(f"{path} names {foreign or '..'!r}, which is not a run of a comparison. Restore the file.")
     return known
 
 

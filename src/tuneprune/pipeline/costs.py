@@ -9,10 +9,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tuneprune import evaluate, export
+from tuneprune.compress.shape import Shape
 from tuneprune.compress.twins import Twin, uniform_twin
 from tuneprune.errors import TunePruneError
 from tuneprune.model.loading import cast_weights
-from tuneprune.pipeline.job import Job
+from tuneprune.pipeline.job import RunJob
 from tuneprune.report.numbers import bytes_text
 from tuneprune.report.run.costs import SpeedRecord, speed_sentence
 from tuneprune.structure import spaces
@@ -26,7 +27,7 @@ KERNEL_STEP = 8
 """Matrix kernels for 16-bit numbers want both sides of a matrix in multiples of this."""
 
 
-def measure_costs(job: Job, plan: Plan, small: PreTrainedModel) -> dict[str, Any]:
+def measure_costs(job: RunJob, plan: Plan, small: PreTrainedModel) -> dict[str, Any]:
     """`speed` and `memory` as the proof has them; empty where the run file does not ask for them.
 
     Both models compute in the dense one's precision: float32 on a CPU, the stored one on a GPU.
@@ -34,7 +35,7 @@ def measure_costs(job: Job, plan: Plan, small: PreTrainedModel) -> dict[str, Any
     if not job.config.speed:
         return {}
     job.progress.stage("measure speed")
-    dense = job.dense()
+    dense = job.fresh_model()
     speed = measure_speed(job, plan, dense, cast_weights(small, dense.dtype))
     dtype = dense.dtype
     del dense
@@ -42,7 +43,7 @@ def measure_costs(job: Job, plan: Plan, small: PreTrainedModel) -> dict[str, Any
     return {"speed": speed, "memory": measure_memory(job, small, speed, dtype)}
 
 
-def measure_speed(job: Job, plan: Plan, dense: PreTrainedModel, small: PreTrainedModel) -> dict[str, Any]:
+def measure_speed(job: RunJob, plan: Plan, dense: PreTrainedModel, small: PreTrainedModel) -> dict[str, Any]:
     """Speed of both and, beside a ragged model, of stock models of its size, all in the same rounds."""
     twins = twins_of(job, plan, dense, small)
     needed = sum(twin.parameters for twin, _ in twins.values()) * small.dtype.itemsize
@@ -50,7 +51,7 @@ def measure_speed(job: Job, plan: Plan, dense: PreTrainedModel, small: PreTraine
     if needed > free_memory(small.device):
         missing = f"they take {bytes_text(needed)} of memory, more than is free."
         twins = {}
-    elif needs_own_code(small) and not twins:
+    elif Shape.of(small.config).is_ragged and not twins:
         missing = f"no stock class of {job.architecture.family} has even widths of this size."
     models = {name: twin.build(small.device, small.dtype) for name, (twin, _) in twins.items()}
     shapes = [module.weight.shape for module in small.modules() if isinstance(module, nn.Linear)]
@@ -67,15 +68,15 @@ def measure_speed(job: Job, plan: Plan, dense: PreTrainedModel, small: PreTraine
     return found | {"verdict": speed_sentence(SpeedRecord.model_validate(found))}
 
 
-def batch_sizes(job: Job) -> tuple[int, ...]:
+def batch_sizes(job: RunJob) -> tuple[int, ...]:
     """Rows at a time in which every run is measured; a budget of time adds its own."""
-    own = () if job.table is None or job.table.batch_size in BATCH_SIZES else (job.table.batch_size,)
-    return (*BATCH_SIZES, *own)
+    table = job.costs.table
+    return BATCH_SIZES if table is None or table.batch_size in BATCH_SIZES else (*BATCH_SIZES, table.batch_size)
 
 
-def twins_of(job: Job, plan: Plan, dense: PreTrainedModel, small: PreTrainedModel) -> dict[str, tuple[Twin, int]]:
-    """Stock models of the size of a ragged one, with what their widths are multiples of; none beside a stock model."""
-    if not needs_own_code(small):
+def twins_of(job: RunJob, plan: Plan, dense: PreTrainedModel, small: PreTrainedModel) -> dict[str, tuple[Twin, int]]:
+    """Stock models of the size of a ragged one, with what their widths are multiples of; none for a stock model."""
+    if not Shape.of(small.config).is_ragged:
         return {}
     even = job.space if job.space.name in ("width", "experts") else spaces.build("width", job.architecture, dense)
     target = sum(parameter.numel() for parameter in small.parameters())
@@ -90,7 +91,7 @@ def twins_of(job: Job, plan: Plan, dense: PreTrainedModel, small: PreTrainedMode
     return twins
 
 
-def kept_shares(job: Job, plan: Plan) -> dict[Kind, float]:
+def kept_shares(job: RunJob, plan: Plan) -> dict[Kind, float]:
     """The share that a plan keeps of the units of each kind, over all layers."""
     widths = plan.widths(job.space)
     sizes: dict[Kind, int] = {}
@@ -101,7 +102,7 @@ def kept_shares(job: Job, plan: Plan) -> dict[Kind, float]:
     return {kind: kept[kind] / size for kind, size in sizes.items()}
 
 
-def measure_memory(job: Job, small: PreTrainedModel, speed: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+def measure_memory(job: RunJob, small: PreTrainedModel, speed: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """Memory of both models, each in a fresh process of its own.
 
     A model that does not run there is left out with the reason: at this point a whole run would be lost with it.
@@ -109,7 +110,7 @@ def measure_memory(job: Job, small: PreTrainedModel, speed: dict[str, Any], dtyp
     base = Path(job.config.model.base)
     models = {
         "dense": (str(base.resolve()) if base.is_dir() else str(base), False),
-        "pruned": (str((job.out / "model").resolve()), needs_own_code(small)),
+        "pruned": (str((job.out / "model").resolve()), Shape.of(small.config).is_ragged),
     }
     found: dict[str, Any] = {"device": speed["device"], "dtype": str(dtype).removeprefix("torch.")}
     lengths = {name: speed[name] for name in ("prompt_tokens", "new_tokens")}
@@ -120,11 +121,6 @@ def measure_memory(job: Job, small: PreTrainedModel, speed: dict[str, Any], dtyp
         except TunePruneError as error:
             found["problem"] = str(error).replace(model, f"the {name} folder")  # a card travels
     return found | lengths
-
-
-def needs_own_code(model: PreTrainedModel) -> bool:
-    """Whether no stock class holds the model."""
-    return hasattr(model.config, "pruned")
 
 
 def free_memory(device: torch.device) -> int:

@@ -1,144 +1,148 @@
-"""One run's checks and what its stages share."""
+"""What the stages of a run or of a recovery share, from its checks to its end."""
 
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from tuneprune import evaluate, export, families
-from tuneprune.budget import Budget
-from tuneprune.budget.latency_table import LatencyTable
+from tuneprune import evaluate, export
 from tuneprune.calibration.score_store import ScoreStore
 from tuneprune.config import RecoverConfig, RunConfig
-from tuneprune.data import Data, load
 from tuneprune.errors import ConfigError
-from tuneprune.model.loading import load_config, load_model, load_tokenizer, skeleton, stored_dtype
-from tuneprune.pipeline.budget_costs import TABLE, Costs, check_reach, costs_of, size_text
-from tuneprune.pipeline.checks import (
-    check_answers,
-    check_compensation,
-    check_counted,
-    check_lengths,
-    check_shares,
-    check_targets,
-    check_tokens,
-    check_trackers,
-    in_steps,
-    lengths_in_words,
-)
-from tuneprune.pipeline.identity import identify
-from tuneprune.pipeline.output_folder import claim, fingerprinted
+from tuneprune.model.loading import load_model
+from tuneprune.pipeline.budget_costs import TABLE, Costs
+from tuneprune.pipeline.checks import Settings, check_shares
+from tuneprune.pipeline.output_folder import identify, open_folder, stored_identity
+from tuneprune.pipeline.validation import Checked, check
 from tuneprune.report import load_scores
-from tuneprune.structure import spaces
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.space import PruningSpace
-from tuneprune.system.processes import check_launcher, wait_for_all
+from tuneprune.system.processes import check_launcher, wait_for_all, world_size
 from tuneprune.system.progress import Progress
 from tuneprune.system.storage import write_text
 from tuneprune.train import TuneConfig, Tuner, TuneResult
 from tuneprune.train.checkpoint import fingerprint
 
 Scores = dict[str, dict[str, float]]
-PATIENCE = timedelta(days=1)
-"""How long a transfer between processes may take; one that is gone is noticed long before (`peers`)."""
+FINAL_SCORES = ("pruned", "after")
+"""Names of scores of the finished model, which a resumed run computes again."""
+TRANSFER_TIMEOUT = timedelta(days=1)
+"""How long a transfer between processes may take; a process that exited is noticed long before (`Peers`)."""
 
 
-@dataclass
-class Checked:
-    """A run file that has passed every check that needs no training.
+@dataclass(kw_only=True)
+class Job(Generic[Settings]):
+    """Everything that the stages of one run or recovery share."""
 
-    `budget` is the run file's as a share of this model; `table` has the times that it counts, if any.
-    """
-
-    config: RunConfig
-    tokenizer: PreTrainedTokenizerBase
-    data: Data
-    tasks: list[evaluate.LoadedTask]
-    architecture: Architecture
-    space: PruningSpace
-    budget: Budget
-    table: LatencyTable | None
-    dtype: torch.dtype
-
-
-@dataclass
-class Job(Checked):
-    """Everything the stages of one run share."""
-
+    checked: Checked[Settings]
     out: Path
     resume: bool
     progress: Progress
     accelerator: Accelerator
+    load: Callable[[torch.device], PreTrainedModel]
     loaded: PreTrainedModel | None
-    """A copy of the base model, loaded before anything was written, for whoever needs one first."""
+    """A copy of the starting model, loaded before anything was written, for the first stage that needs one."""
     depends_on: Mapping[str, Any]
-    """Settings, and what else a resumed run may not find changed."""
+    """Settings, and what else must be the same when a run is resumed."""
     lock: ExitStack
     """Holds the output folder, on the process that writes there."""
     store: ScoreStore | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     results: dict[str, TuneResult] = field(default_factory=dict)
     findings: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What `Tuner.findings` gave of every stage."""
+    """`Tuner.findings` of every stage."""
 
-    def dense(self) -> PreTrainedModel:
-        """A fresh copy of the base model."""
+    @property
+    def config(self) -> Settings:
+        """The run file, with its epochs as steps."""
+        return self.checked.config
+
+    @property
+    def architecture(self) -> Architecture:
+        """The parts of the starting model."""
+        return self.checked.architecture
+
+    @property
+    def costs(self) -> Costs:
+        """The space, the budget on it, and the times it counts; a recovery has none."""
+        assert self.checked.costs is not None
+        return self.checked.costs
+
+    @property
+    def space(self) -> PruningSpace:
+        """The space that is pruned."""
+        return self.costs.space
+
+    def fresh_model(self) -> PreTrainedModel:
+        """A fresh copy of the model that the run started from."""
         model, self.loaded = self.loaded, None
-        if model is not None:
-            return model
-        return load_model(self.config.model.base, self.config.model.adapter, self.accelerator.device)
+        return self.load(self.accelerator.device) if model is None else model
 
     def tuner(self, model: PreTrainedModel, options: TuneConfig, folder: Path) -> Tuner:
         """A tuning of `model` on this run's data; every tuning of a run reads the same batches in the same order."""
-        shared = {"seed": self.config.seed, "batch_size": options.batch_size}
-        place = {"rank": self.accelerator.process_index, "world_size": self.accelerator.num_processes}
+        data, seed = self.checked.data, self.config.seed
+        shared = {"seed": seed, "batch_size": options.batch_size}
+        shared |= {"rank": self.accelerator.process_index, "world_size": self.accelerator.num_processes}
         return Tuner(
             model,
-            self.data.stream(self.data.train_part, **shared, **place),
-            self.data.stream(self.data.calibration_part, **shared, **place),
+            data.stream(data.train_part, **shared),
+            data.stream(data.calibration_part, **shared),
             options,
             folder,
             accelerator=self.accelerator,
-            seed=self.config.seed,
-            space=self.space,
+            seed=seed,
+            space=self.checked.costs and self.space,
             observe=self.progress.step,
             note=self.progress.note,
         )
 
     def fingerprint(self, stage: str) -> str:
-        """Identifies a stage's checkpoints: those of another run are refused."""
+        """Identifies a stage's checkpoints, so that those of another run are refused."""
         return fingerprint(stage, self.depends_on)
 
     def score(self, model: PreTrainedModel, name: str) -> Scores:
         """The scores of a model; kept in `scores.json`, so that a resumed run does not repeat finished ones."""
-        store = self.out / "scores.json"
+        store, options = self.out / "scores.json", self.config.evaluate
         known = load_scores(store)
-        if name in known and name != "pruned":
+        if name in known and name not in FINAL_SCORES:
             return known[name]
         self.progress.stage(f"evaluate {name.replace('_', ' ')}")
         started = time.perf_counter()
         known[name] = evaluate.evaluate(
             model,
-            self.tokenizer,
-            self.tasks,
-            batch_size=self.config.evaluate.batch_size,
-            max_length=self.config.evaluate.max_length,
+            self.checked.tokenizer,
+            self.checked.tasks,
+            batch_size=options.batch_size,
+            max_length=options.max_length,
             progress=self.progress.item,
         )
         self.seconds["evaluate_s"] = self.seconds.get("evaluate_s", 0.0) + time.perf_counter() - started
         if self.accelerator.is_main_process:
             write_text(store, json.dumps(known, indent=1) + "\n")
         return known[name]
+
+    def take_probe(self, model: PreTrainedModel) -> export.Probe:
+        """Logits on the first test items."""
+        texts = [example.prompt + example.completion for task in self.checked.tasks for example in task.examples[:4]]
+        return export.take_probe(model, self.checked.tokenizer, texts)
+
+    def resources(self) -> dict[str, Any]:
+        """`time` and `memory` as records have them."""
+        return {
+            "time": self.seconds | {f"{stage}_s": result.seconds for stage, result in self.results.items()},
+            "memory": {"peak_bytes": max((result.peak_bytes for result in self.results.values()), default=None)},
+        }
 
     def close(self) -> None:
         """Wait for all processes, and let the trackers write what they hold."""
@@ -147,53 +151,11 @@ class Job(Checked):
             tracker.finish()
 
 
-def check(config: RunConfig, table: Path | None = None) -> Checked:
-    """Every check that needs no training and writes nothing.
-
-    Args:
-        table: the measured times of this run, where it was begun before.
-
-    Raises:
-        TunePruneError: what is wrong with the run file, the model, the data or the budget.
-    """
-    hf_config = load_config(config.model.base, config.model.adapter)
-    check_lengths(config, hf_config.max_position_embeddings)
-    check_trackers(config.tune.trackers)
-    architecture, costs = check_shape(config, hf_config, table)
-    tokenizer = load_tokenizer(config.model.base, hf_config, config.model.adapter)
-    tasks = evaluate.load_tasks(config.evaluate, tokenizer, config.data.system_role)
-    check_answers(tasks, min(config.evaluate.max_length, hf_config.max_position_embeddings))
-    test = [example for task in tasks for example in task.examples]
-    data = load(config.data, tokenizer, config.tune.max_length, test, sum(task.num_blank for task in tasks))
-    check_tokens(tokenizer, data, tasks, hf_config.vocab_size)
-    config = in_steps(config, data)
-    return Checked(config, tokenizer, data, tasks, architecture, **vars(costs), dtype=stored_dtype(hf_config))
+RunJob = Job[RunConfig]
 
 
-def check_shape(
-    config: RunConfig, hf_config: PretrainedConfig, table: Path | None = None
-) -> tuple[Architecture, Costs]:
-    """The checks that need no data: whether the space offers what the budget and the export ask for.
-
-    Raises:
-        TunePruneError: what is wrong with the space, the budget or the export.
-    """
-    architecture = families.describe_config(hf_config)
-    space = spaces.build(config.space, architecture, skeleton(hf_config))
-    config.method.check_family(architecture)
-    check_targets(config, architecture)
-    check_compensation(config, space)
-    check_counted(config)
-    costs = costs_of(config.budget, hf_config, space, table)
-    space, budget = costs.space, costs.budget
-    check_reach(costs, config.method, hf_config)
-    budget, added = config.method.constrained(budget), config.method.adds(space)
-    export.check(config.export, lambda: export.foresee(skeleton(hf_config), architecture, space, budget, added))
-    return architecture, costs
-
-
-def prepare(config: RunConfig, out: Path, *, resume: bool, progress: Progress, store: Path | None = None) -> Job:
-    """All checks, then the processes and the output folder, which `Job.lock` holds.
+def prepare(config: RunConfig, out: Path, *, resume: bool, progress: Progress, store: Path | None = None) -> RunJob:
+    """All checks of a run, then the processes and the output folder, which `Job.lock` holds.
 
     Args:
         store: a folder for unit scores, shared with runs of other budgets.
@@ -202,89 +164,95 @@ def prepare(config: RunConfig, out: Path, *, resume: bool, progress: Progress, s
         TunePruneError: what is wrong with the run file, the model, the data, the budget or the folder.
     """
     progress.stage("prepare")
-    checked = check(config, out / TABLE if resume else None)
-    config = checked.config
-    accelerator = processes(config, out)
+    base, adapter = config.model.base, config.model.adapter
+    job = begin(
+        check(config, out / TABLE if resume else None),
+        partial(load_model, base, adapter),
+        out,
+        named=(base, adapter),
+        resume=resume,
+        progress=progress,
+    )
+    if store is not None and job.accelerator.num_processes == 1:  # several must all compute a score or all reuse it
+        job.store = ScoreStore(store, score_identity(job))
+    return job
+
+
+def begin(
+    checked: Checked[Settings],
+    load: Callable[[torch.device], PreTrainedModel],
+    out: Path,
+    *,
+    named: tuple[str, str | None],
+    resume: bool,
+    progress: Progress,
+) -> Job[Settings]:
+    """Join the processes, load the model and open the output folder.
+
+    Args:
+        named: the model and its adapter, whose files a resumed run must find unchanged.
+
+    Raises:
+        TunePruneError: a batch that the processes cannot share, a model that does not load, or a folder in use.
+    """
+    config, table = checked.config, checked.costs and checked.costs.table
+    accelerator = make_accelerator(config, out)
     check_shares(config, accelerator.num_processes)
-    loaded = load_model(config.model.base, config.model.adapter, accelerator.device)
+    loaded = load(accelerator.device)
     with ExitStack() as held:
         if accelerator.is_main_process:
-            named = (config.model.base, config.model.adapter)
             identity = identify(checked.data, checked.tasks, *named, accelerator)
-            held.enter_context(claim(out, config, identity, resume=resume, note=progress.note))
-            if checked.table is not None and not (out / TABLE).exists():
-                write_text(out / TABLE, checked.table.model_dump_json(indent=1) + "\n")
+            held.enter_context(open_folder(out, config, identity, resume=resume, note=progress.note))
+            if table is not None and not (out / TABLE).exists():
+                write_text(out / TABLE, table.model_dump_json(indent=1) + "\n")
         if config.tune.trackers:
             accelerator.init_trackers("tuneprune")
         wait_for_all(accelerator)
         progress.detail(checked.data.words())
-        depends_on = fingerprinted(out, config)
-        alone = accelerator.num_processes == 1  # processes of one run must either all compute a score or all reuse it
-        kept = ScoreStore(store, score_identity(checked, depends_on)) if store is not None and alone else None
         return Job(
-            **vars(checked),
+            checked=checked,
             out=out,
             resume=resume,
             progress=progress,
             accelerator=accelerator,
+            load=load,
             loaded=loaded,
-            depends_on=depends_on,
+            depends_on=stored_identity(out, config),
             lock=held.pop_all(),
-            store=kept,
         )
 
 
-def score_identity(checked: Checked, depends_on: Mapping[str, Any]) -> dict[str, Any]:
+def score_identity(job: RunJob) -> dict[str, Any]:
     """What the scores of all one-shot methods depend on: the dense model, the data in its order, the space."""
-    config = checked.config
+    config = job.config
     rows = {"batch_size": config.tune.batch_size, "max_length": config.tune.max_length}
     return {
-        **{name: depends_on[name] for name in ("model", "adapter", "data", "code")},
+        **{name: job.depends_on[name] for name in ("model", "adapter", "data", "code")},
         "rows": rows,
         "space": config.space,
         "seed": config.seed,
     }
 
 
-def processes(config: RunConfig | RecoverConfig, out: Path) -> Accelerator:
+def make_accelerator(config: RunConfig | RecoverConfig, out: Path) -> Accelerator:
     """This process among those of the run: one, or all that `accelerate launch` or torchrun started.
 
     Raises:
-        ConfigError: processes that would not know of each other, and so all write to one folder.
+        ConfigError: processes that would not know of each other, and so would all write to one folder.
     """
     if config.deterministic and torch.cuda.is_available():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
         torch.use_deterministic_algorithms(True)
     check_launcher()
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
     accelerator = Accelerator(
-        cpu=launched > 1 and not torch.accelerator.is_available(),  # or each would take itself for the only one
+        cpu=world_size() > 1 and not torch.accelerator.is_available(),  # or each would believe it is the only one
         log_with=[*config.tune.trackers] or None,
         project_dir=str(out),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=TRANSFER_TIMEOUT)],
     )
-    if accelerator.num_processes != launched:
+    if accelerator.num_processes != world_size():
         raise ConfigError(
-            f"{launched} processes were launched, but accelerate joins {accelerator.num_processes} of them. Start them"
-            " with torchrun, or one without a launcher."
+            f"{world_size()} processes were launched, but accelerate joins {accelerator.num_processes} of them. Start"
+            " them with torchrun, or start one without a launcher."
         )
     return accelerator
-
-
-def outlook(config: RunConfig) -> dict[str, Any]:
-    """What a checked run would do: sizes before and after, data, and how the result will load."""
-    checked = check(config)
-    space, budget = checked.space, checked.budget
-    hf_config = load_config(config.model.base, config.model.adapter)
-    widths, added = config.method.constrained(budget), config.method.adds(space)
-    return {
-        "model": f"{config.model.base} ({checked.architecture.family}, {space.num_parameters:,} parameters)",
-        "method": f"{config.method.title} on space {space.name}",
-        "result": size_text(space, budget, checked.table, checked.dtype),
-        "loads as": export.loads_as(hf_config, checked.architecture, space, widths, added),
-        "training": f"{len(checked.data.train)} documents, {lengths_in_words(config, checked.config, checked.data)}",
-        "calibration": f"{len(checked.data.calibration)} documents",
-        "data": checked.data.words(),
-        "evaluation": ", ".join(f"{task.name} ({len(task.examples)})" for task in checked.tasks),
-        "ok": True,
-    }

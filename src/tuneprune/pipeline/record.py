@@ -1,6 +1,7 @@
 """What a run proves and records about itself."""
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from tuneprune import evaluate, export
 from tuneprune.budget import Budget, units_per_step
 from tuneprune.errors import DataError, ProofFailed, wrap_errors
-from tuneprune.pipeline.job import Job, Scores
+from tuneprune.pipeline.job import Job, RunJob, Scores
 from tuneprune.report import Proof, RunRecord, model_card, write_report
 from tuneprune.report.run.findings import decision_warnings, score_warnings, training_findings
 from tuneprune.structure.plan import Plan
@@ -18,18 +19,18 @@ PROOF_FAILED = "PROOF_FAILED"
 """Name of the file that marks a model whose proof failed."""
 
 
-def make_proof(job: Job, plan: Plan, found: dict[str, Any]) -> Proof:
+def make_proof(job: RunJob, plan: Plan, found: dict[str, Any]) -> Proof:
     """The proof of an export: what was counted here beside what a fresh process found on disk."""
     parameters = parameter_counts(job, plan)
-    found["bytes_on_disk"]["dense"] = parameters["dense_total"] * job.dtype.itemsize
+    found["bytes_on_disk"]["dense"] = parameters["dense_total"] * job.checked.dtype.itemsize
     residue = plan.provenance.get("lora_residue")
     return Proof.from_data({"schema": 1, "parameters": parameters, "lora_residue": residue, **found}, "proof")
 
 
-def parameter_counts(job: Job, plan: Plan) -> dict[str, Any]:
+def parameter_counts(job: RunJob, plan: Plan) -> dict[str, Any]:
     """Parameters before and after under both denominators, and those of the largest unit a decision moves at once."""
     space = job.space
-    budget = Budget.model_validate(plan.provenance.get("budget", job.budget))  # a method may be stricter
+    budget = Budget.model_validate(plan.provenance.get("budget", job.costs.budget))  # a method may be stricter
     widths = plan.widths(space)
     kept = space.count(widths) + plan.added(space)
     fixed = space.num_parameters - space.num_prunable
@@ -56,9 +57,10 @@ def parameter_counts(job: Job, plan: Plan) -> dict[str, Any]:
     }
 
 
-def latency_counts(job: Job, plan: Plan, budget: Budget) -> dict[str, Any] | None:
+def latency_counts(job: RunJob, plan: Plan, budget: Budget) -> dict[str, Any] | None:
     """Times before and after by the table that the budget counts, if it counts one."""
-    if job.table is None:
+    table = job.costs.table
+    if table is None:
         return None
     assert job.space.latency is not None
     steps: dict[Any, int] = {}
@@ -68,25 +70,25 @@ def latency_counts(job: Job, plan: Plan, budget: Budget) -> dict[str, Any] | Non
         dearest = max(after - before for before, after in zip(times, times[units:], strict=False))
         steps[place] = steps.get(place, 0) + dearest
     return {
-        "what": job.table.what,
+        "what": table.what,
         "dense_ms": job.space.latency.dense / 1e6,
         "kept_ms": job.space.latency.count(plan.widths(job.space)) / 1e6,
         "largest_unit_ms": max(steps.values()) / 1e6,
     }
 
 
-def budget_record(job: Job) -> dict[str, Any]:
+def budget_record(job: RunJob) -> dict[str, Any]:
     """The budget as a share of the model, and as it was asked for."""
     asked = job.config.budget
-    return job.budget.model_dump(mode="json") | {"at_most": asked.at_most, "widths": asked.widths}
+    return job.costs.budget.model_dump(mode="json") | {"at_most": asked.at_most, "widths": asked.widths}
 
 
-def latency_record(job: Job, proof: Proof) -> dict[str, Any] | None:
+def latency_record(job: RunJob, proof: Proof) -> dict[str, Any] | None:
     """What the table said of the smaller model's latency, beside what was measured of both models."""
-    predicted = proof.parameters.latency
-    if predicted is None or job.table is None:
+    predicted, table = proof.parameters.latency, job.costs.table
+    if predicted is None or table is None:
         return None
-    place = (job.table.phase, job.table.batch_size)
+    place = (table.phase, table.batch_size)
     settings = [] if proof.speed is None else proof.speed.settings
     ratios = [setting.ratio for setting in settings if (setting.phase, setting.batch_size) == place]
     inverse = {"median": "median", "low": "high", "high": "low"}  # tokens per second there, seconds here
@@ -98,87 +100,107 @@ def latency_record(job: Job, proof: Proof) -> dict[str, Any] | None:
 
 
 def make_record(
-    job: Job,
+    job: RunJob,
     plan: Plan,
     proof: Proof,
     scores: tuple[Scores, Scores | None, Scores],
 ) -> RunRecord:
     """The whole run in numbers."""
-    config = job.config
+    config, space = job.config, job.space
     dense, tuned, pruned = scores
-    widths = plan.widths(job.space)
-    content = {
-        "schema": 1,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    widths = plan.widths(space)
+    sizes = {group.name: (widths[group.name], group.size) for group in space.groups}
+    residue: Any = plan.provenance.get("lora_residue")
+    found = decision_warnings(sizes, residue)
+    common = common_record(job, config.model.base, proof, tuned or dense, pruned, found)
+    common["model"]["adapter"] = config.model.adapter
+    common["training"]["lora_residue"] = residue
+    content = common | {
         "method": {"name": config.method.title, **config.method.model_dump(mode="json")},
         "space": config.space,
         "budget": budget_record(job),
-        "seed": config.seed,
-        "model": {
-            "id": config.model.base,
-            "family": job.architecture.family,
-            "parameters": job.space.num_parameters,
-            "path": config.model.base if Path(config.model.base).is_dir() else None,
-            "adapter": config.model.adapter,
-        },
-        "data": job.data.summary(),
         "parameters": proof.parameters.model_dump(),
         "scores": {"dense": dense, "dense_tuned": tuned, "pruned": pruned},
-        "relative_performance": evaluate.relative_performance(pruned, tuned, job.tasks) if tuned else None,
-        "time": job.seconds | {f"{stage}_s": result.seconds for stage, result in job.results.items()},
-        "memory": {"peak_bytes": max((result.peak_bytes for result in job.results.values()), default=None)},
+        "relative_performance": evaluate.relative_performance(pruned, tuned, job.checked.tasks) if tuned else None,
         "speed": proof.speed.model_dump() if proof.speed else None,
         "latency": latency_record(job, proof),
-        "environment": environment(job.accelerator),
-        "widths": {g.name: {"kind": g.kind, "kept": widths[g.name], "size": g.size} for g in job.space.groups},
-        "training": training(job, plan, scores),
-        "proof": proof.model_dump(by_alias=True),
+        "widths": {g.name: {"kind": g.kind, "kept": widths[g.name], "size": g.size} for g in space.groups},
     }
     return RunRecord.from_data(content, "record")
 
 
-def training(job: Job, plan: Plan, scores: tuple[Scores, Scores | None, Scores]) -> dict[str, Any]:
-    """What happened while tuning, and what watches found then and at the end."""
-    dense, tuned, pruned = scores
-    found, widths = training_findings(job.findings), plan.widths(job.space)
-    residue: Any = plan.provenance.get("lora_residue")
-    sizes = {group.name: (widths[group.name], group.size) for group in job.space.groups}
-    found["warnings"] += decision_warnings(sizes, residue)
-    found["warnings"] += score_warnings(pruned, tuned or dense, evaluate.chances(job.tasks))
-    results = {stage: job.results[stage] for stage in ("tune", "recover") if stage in job.results}
+def common_record(
+    job: Job, base: str, proof: Proof, before: Scores, after: Scores, warnings: Sequence[Any] = ()
+) -> dict[str, Any]:
+    """The entries that the records of runs and recoveries share.
+
+    Args:
+        base: the model that was started from, as the user named it.
+        before: the scores that those of the result, `after`, are compared with.
+        warnings: of the decision.
+    """
+    data, results = job.checked.data.summary(), job.results
+    found = training_findings(job.findings)
+    found["warnings"] += [*warnings, *score_warnings(after, before, evaluate.chances(job.checked.tasks))]
+    tunings = {stage: results[stage] for stage in ("tune", "recover") if stage in results}
     return {
-        "steps": results["tune"].steps if "tune" in results else 0,
-        "recover_steps": results["recover"].steps if "recover" in results else 0,
-        "skipped_steps": sum(result.skipped_steps for result in results.values()),
-        "truncated_records": job.data.summary()["train"]["shortened"],
-        "lora_residue": residue,
-        **found,
+        "schema": 1,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": job.config.seed,
+        "model": {
+            "id": base,
+            "family": job.architecture.family,
+            "parameters": proof.parameters.dense_total,
+            "path": base if Path(base).is_dir() else None,
+        },
+        "data": data,
+        "environment": environment(job.accelerator),
+        "training": {
+            "steps": tunings["tune"].steps if "tune" in tunings else 0,
+            "recover_steps": tunings["recover"].steps if "recover" in tunings else 0,
+            "skipped_steps": sum(result.skipped_steps for result in tunings.values()),
+            "truncated_records": data["train"]["shortened"],
+            **found,
+        },
+        "proof": proof.model_dump(by_alias=True),
+        **job.resources(),
     }
 
 
 def write_card(model: Path, card: str, failure: ProofFailed | None) -> None:
-    """The model card, and beside it the mark of a model that is not to be used."""
+    """The model card, and next to it a file that marks a model whose proof failed."""
     mark = {} if failure is None else {PROOF_FAILED: f"{failure}\n"}
     export.add_to_export(model, {"README.md": card} | mark)
 
 
-def write_results(job: Job, record: RunRecord, proof: Proof) -> None:
+def write_results(job: RunJob, record: RunRecord, proof: Proof) -> None:
     """`proof.json`, `record.json`, the model card and the report."""
     out = job.out
     job.progress.stage("report")
     proof.save(out / "proof.json")
     write_card(out / "model", model_card(record, proof), proof.failure(out))
-    metrics = [*read_metrics(out / "metrics.jsonl"), *read_metrics(out / "recover" / "metrics.jsonl")]
-    reference = read_metrics(out / "reference" / "metrics.jsonl")
+    metrics, reference = run_metrics(out)
     write_report(record, proof, metrics, job.config.to_yaml(), out, reference=reference)
     record.save(out / "record.json")  # last: its presence says that the run is complete
+
+
+def run_metrics(out: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The logged steps of a run, and those of its dense reference.
+
+    Raises:
+        DataError: a damaged log.
+    """
+    tune, recover, reference = (
+        read_metrics(folder / "metrics.jsonl") for folder in (out, out / "recover", out / "reference")
+    )
+    return tune + recover, reference
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The logged steps of one tuning, empty where there was none.
 
     Raises:
-        DataError: a file, or a line of it, that is no such log.
+        DataError: a file, or a line of it, that cannot be read as such a log.
     """
     if not path.exists():
         return []

@@ -1,7 +1,7 @@
 """Tune and prune one model, then compress, prove, evaluate and report it. Start reading here."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from tuneprune.errors import NonFinite
 from tuneprune.methods.base import Search
 from tuneprune.model.loading import cast_weights
 from tuneprune.pipeline.costs import measure_costs
-from tuneprune.pipeline.job import Job, Scores, prepare
+from tuneprune.pipeline.job import Job, RunJob, Scores, prepare
 from tuneprune.pipeline.record import make_proof, make_record, write_results
 from tuneprune.report import RunRecord, ScoreRecord
+from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.masks import simulated
 from tuneprune.structure.plan import Plan
 from tuneprune.system.progress import Progress
-from tuneprune.train import Tuner, inject_lora, merge_lora
+from tuneprune.train import TuneConfig, Tuner, inject_lora, merge_lora
 
 
 def run(
@@ -53,17 +54,14 @@ def run(
 
         dense, tuned = reference_scores(job, reference)  # what the result is compared with
         model, plan = tune_and_prune(job)  # still in its dense shape, LoRA merged
-        probe, found = masked_probe(job, model, plan)  # what it says under the plan's masks
+        probe, found = masked_probe(job, model, plan)  # its logits under the plan's masks
         small = cut(model, job.architecture, job.space, plan)
         found["cut"] = export.compare(small, probe)
         small, probe = recover(job, small, probe)  # one-shot methods tune here
 
         if job.accelerator.is_main_process:
-            job.progress.stage("export and prove")
-            loader = export.write(cast_weights(small, job.dtype), job.tokenizer, out / "model")
-            found |= export.prove(out / "model", probe, needs_remote_code=loader.needs_remote_code)
-            exports = convert(job.config.export, job.out, job.progress)
-            proof = make_proof(job, plan, found | {"exports": exports} | measure_costs(job, plan, small))
+            found |= export_and_prove(job, small, probe)
+            proof = make_proof(job, plan, found | measure_costs(job, plan, small))
             scores = (dense, tuned, job.score(cast_weights(small, torch.float32), "pruned"))
             write_results(job, make_record(job, plan, proof, scores), proof)
         job.close()
@@ -83,37 +81,50 @@ def finished(out: Path) -> RunRecord:
     return record
 
 
-def reference_scores(job: Job, known: ScoreRecord | None) -> tuple[Scores, Scores | None]:
+def reference_scores(job: RunJob, known: ScoreRecord | None) -> tuple[Scores, Scores | None]:
     """Scores of the dense model, and of the dense model tuned alike: what relative performance is relative to."""
     known = known or ScoreRecord()
     if known.dense and (known.dense_tuned or not job.config.reference):
         return known.dense, known.dense_tuned
-    model = job.dense()
+    model = job.fresh_model()
     dense = known.dense or job.score(model, "dense")
     if not job.config.reference:
         return dense, None
     job.progress.stage("tune the dense reference")
-    folder = job.out / "reference"
-    inject_lora(model, job.architecture, job.config.tune.lora, job.config.seed)
-    tuner = job.tuner(model, job.config.tune, folder)
-    job.results["reference"] = tuner.run(Search(), fingerprint=job.fingerprint("reference"), resume=job.resume)
-    job.findings["reference"] = tuner.findings()
-    merge_lora(model, job.architecture)
-    return dense, job.score(round_weights(model, job.dtype), "dense_tuned")
+    tune_merged(job, "reference", model, job.architecture, job.config.tune, job.out / "reference")
+    return dense, job.score(model, "dense_tuned")
 
 
-def tune_and_prune(job: Job) -> tuple[PreTrainedModel, Plan]:
+def tune_merged(
+    job: Job, stage: str, model: PreTrainedModel, architecture: Architecture, options: TuneConfig, folder: Path
+) -> None:
+    """Tune a model that keeps its shape: afterwards LoRA is merged, and the weights are rounded as the files will be.
+
+    Args:
+        architecture: the model's own, whose parts may be named otherwise than those of the base model.
+    """
+    inject_lora(model, architecture, options.lora, job.config.seed, named_in=job.architecture)
+    tuner = job.tuner(model, options, folder)
+    search = Search()
+    search.phase = "recover" if stage == "recover" else search.phase
+    job.results[stage] = tuner.run(search, fingerprint=job.fingerprint(stage), resume=job.resume)
+    job.findings[stage] = tuner.findings()
+    merge_lora(model, architecture)
+    round_weights(model, job.checked.dtype)
+
+
+def tune_and_prune(job: RunJob) -> tuple[PreTrainedModel, Plan]:
     """The decision, and the model in its dense shape: LoRA merged, compensated, and rewritten as the plan says.
 
     One-shot methods have not tuned yet.
     """
-    config, model = job.config, job.dense()
+    config, model = job.config, job.fresh_model()
     tuner = job.tuner(model, config.tune, job.out)
     if not config.method.one_shot:
         inject_lora(model, job.architecture, config.tune.lora, config.seed)
     job.progress.stage(f"decide ({config.method.title})" if config.method.one_shot else "tune and prune")
     started = time.perf_counter()
-    search = config.method.begin(subject_of(job, model, tuner), job.budget)
+    search = config.method.begin(subject_of(job, model, tuner), job.costs.budget)
     job.seconds["begin_s"] = time.perf_counter() - started
     if job.store is not None:
         job.seconds["reused_s"] = job.store.reused_seconds
@@ -131,7 +142,7 @@ def tune_and_prune(job: Job) -> tuple[PreTrainedModel, Plan]:
     return model, plan
 
 
-def subject_of(job: Job, model: PreTrainedModel, tuner: Tuner) -> Subject:
+def subject_of(job: RunJob, model: PreTrainedModel, tuner: Tuner) -> Subject:
     """The model as a method sees it; scores are only kept of one-shot methods, which decide on the dense model."""
     store = job.store if job.config.method.one_shot else None
     calibration = tuner.next_calibration if store is None else store.counted(tuner.next_calibration)
@@ -139,7 +150,7 @@ def subject_of(job: Job, model: PreTrainedModel, tuner: Tuner) -> Subject:
     return Subject(model, job.architecture, job.space, tuner.runtime, calibration, steps, seed, store)
 
 
-def compensate(job: Job, model: PreTrainedModel, plan: Plan, tuner: Tuner) -> None:
+def compensate(job: RunJob, model: PreTrainedModel, plan: Plan, tuner: Tuner) -> None:
     """Let kept columns of the merged model take over from those that the plan removes, where the run file says so."""
     options = job.config.compensate
     if options.name == "none":
@@ -177,51 +188,44 @@ def round_weights(
     return model
 
 
-def masked_probe(job: Job, model: PreTrainedModel, plan: Plan) -> tuple[export.Probe, dict[str, Any]]:
+def masked_probe(job: RunJob, model: PreTrainedModel, plan: Plan) -> tuple[export.Probe, dict[str, Any]]:
     """Logits of the merged and rewritten model under the plan's masks: what the files on disk have to reproduce.
 
     The model's weights are rounded to the precision of the files. What that changes is `rounding` in the second value,
     where it changes anything.
     """
-    with simulated(model, job.space, plan, job.dtype):
-        if job.dtype.itemsize >= model.dtype.itemsize:
-            return take_probe(job, round_weights(model, job.dtype)), {}
-        exact = take_probe(job, model)
-        round_weights(model, job.dtype, rescaled_weights(model, job.architecture, job.space, plan))
-        rounding = export.compare(model, exact) | {"dtype": str(job.dtype).removeprefix("torch.")}
-        return take_probe(job, model), {"rounding": rounding}
+    dtype = job.checked.dtype
+    with simulated(model, job.space, plan, dtype):
+        if dtype.itemsize >= model.dtype.itemsize:
+            return job.take_probe(round_weights(model, dtype)), {}
+        exact = job.take_probe(model)
+        round_weights(model, dtype, rescaled_weights(model, job.architecture, job.space, plan))
+        rounding = export.compare(model, exact) | {"dtype": str(dtype).removeprefix("torch.")}
+        return job.take_probe(model), {"rounding": rounding}
 
 
-def take_probe(job: Job, model: PreTrainedModel) -> export.Probe:
-    """Logits on the first test items."""
-    texts = [example.prompt + example.completion for task in job.tasks for example in task.examples[:4]]
-    return export.take_probe(model, job.tokenizer, texts)
-
-
-def recover(job: Job, small: PreTrainedModel, probe: export.Probe) -> tuple[PreTrainedModel, export.Probe]:
+def recover(job: RunJob, small: PreTrainedModel, probe: export.Probe) -> tuple[PreTrainedModel, export.Probe]:
     """The smaller model after its second tuning, where the run has one; the proof is then about the tuned weights."""
     options = job.config.recover or (job.config.tune if job.config.method.one_shot else None)
     if options is None:
         return small, probe
     job.progress.stage("recover")
-    architecture = families.describe_config(small.config)  # a host may hold apart what the base packs
-    inject_lora(small, architecture, options.lora, job.config.seed, named_in=job.architecture)
-    tuner = job.tuner(small, options, job.out if job.config.method.one_shot else job.out / "recover")
-    search = Search()
-    search.phase = "recover"
-    job.results["recover"] = tuner.run(search, fingerprint=job.fingerprint("recover"), resume=job.resume)
-    job.findings["recover"] = tuner.findings()
-    merge_lora(small, architecture)
-    small = round_weights(small, job.dtype)
-    return small, take_probe(job, small)
+    architecture = families.describe_config(small.config)  # it may have apart what the base model packs together
+    folder = job.out if job.config.method.one_shot else job.out / "recover"
+    tune_merged(job, "recover", small, architecture, options, folder)
+    return small, job.take_probe(small)
 
 
-def convert(names: Sequence[str], out: Path, progress: Progress) -> dict[str, Any]:
-    """The exports beside the Hugging Face folder in `out/model`, each proven against it, by label."""
-    targets = export.named(names)
+def export_and_prove(job: Job, model: PreTrainedModel, probe: export.Probe) -> dict[str, Any]:
+    """Write the model to `out/model` and the other exports, and compare what fresh processes find in them."""
+    job.progress.stage("export and prove")
+    folder, exports = job.out / "model", job.out / "exports"
+    loader = export.write(cast_weights(model, job.checked.dtype), job.checked.tokenizer, folder)
+    found = export.prove(folder, probe, needs_remote_code=loader.needs_remote_code)
+    targets = export.named(job.config.export)
     if not targets:
-        return {}
-    progress.stage("convert")
-    source, folder = out / "model", out / "exports"
-    reference = export.take_reference(source)
-    return {label: export.convert(source, target, folder / label, reference) for label, target in targets.items()}
+        return found | {"exports": {}}
+    job.progress.stage("convert")
+    reference = export.take_reference(folder)
+    converted = {name: export.convert(folder, target, exports / name, reference) for name, target in targets.items()}
+    return found | {"exports": converted}

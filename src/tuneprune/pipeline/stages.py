@@ -36,7 +36,7 @@ from tuneprune.pipeline.budget_costs import measured
 from tuneprune.pipeline.checks import check_test_tokens
 from tuneprune.pipeline.job import Scores, prepare
 from tuneprune.pipeline.output_folder import SETTINGS
-from tuneprune.pipeline.record import read_metrics
+from tuneprune.pipeline.record import run_metrics
 from tuneprune.pipeline.run import tune_and_prune
 from tuneprune.report import RunRecord, write_report
 from tuneprune.structure import spaces
@@ -267,9 +267,8 @@ def rewrite_report(folder: Path) -> Path:
     if not (folder / "record.json").exists():
         raise ConfigError(f"{folder} holds no finished run (no record.json). Name the --out folder of a run.")
     record = RunRecord.load(folder / "record.json")
-    metrics = [*read_metrics(folder / "metrics.jsonl"), *read_metrics(folder / "recover" / "metrics.jsonl")]
+    metrics, reference = run_metrics(folder)
     with wrap_errors(f"{folder / 'config.yaml'} cannot be read", DataError):
         config = (folder / "config.yaml").read_text(encoding="utf8")
-    reference = read_metrics(folder / "reference" / "metrics.jsonl")
-    with wrap_errors(f"{folder}: what its record and logs say cannot be drawn", DataError):
+    with wrap_errors(f"{folder}: its record and logs cannot be drawn", DataError):
         return write_report(record, record.proof, metrics, config, folder, reference=reference)

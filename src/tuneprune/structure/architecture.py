@@ -259,7 +259,7 @@ def _moved(part: Part, old: str, new: str) -> Part:
         value = tuple(_moved(item, old, new) for item in cast("tuple[object, ...]", value))
     elif is_dataclass(value) and not isinstance(value, type):
         value = replace(value, **{field.name: _moved(getattr(value, field.name), old, new) for field in fields(value)})
-    return value
+    return cast("Part", value)
 
 
 @dataclass(frozen=True)

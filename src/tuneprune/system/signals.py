@@ -161,9 +161,14 @@ def is_launched() -> bool:
     return "WORLD_SIZE" in os.environ
 
 
+def is_main_process() -> bool:
+    """Whether this is the first of the launched processes, the one that writes to the terminal."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _print(text: str) -> None:
     """Print a line on stderr, and show the cursor: a progress bar hides it, and a killed process leaves it hidden."""
-    if os.environ.get("RANK", "0") != "0":
+    if not is_main_process():
         return
     with suppress(OSError, ValueError):  # the terminal may be gone
         sys.stderr.write(f"{SHOW_CURSOR if sys.stderr.isatty() else ''}tuneprune: {text}\n")

@@ -5,9 +5,9 @@ import yaml
 from helpers import tiny_runs
 
 from tuneprune.config import RunConfig
-from tuneprune.errors import CellsFailed, ConfigError
+from tuneprune.errors import ConfigError, RunsFailed
 from tuneprune.methods.magnitude import Magnitude
-from tuneprune.pipeline.comparison_runs import cells_of, entries, entry
+from tuneprune.pipeline.comparison_runs import entries, entry, plan_runs
 from tuneprune.pipeline.workers import _ended
 
 
@@ -40,10 +40,10 @@ def test_names_are_unique_also_as_folders(config, texts):
         entries(texts, config)
 
 
-def test_one_cell_for_everything_and_every_budget_in_turn(config):
+def test_one_run_for_everything_and_every_budget_in_turn(config):
     chosen = entries(["magnitude", "random:space=disp"], config)
-    cells = cells_of(config, chosen, (0.8, 0.6), (0, 4))
-    assert [cell.name for cell in cells] == [
+    runs = plan_runs(config, chosen, (0.8, 0.6), (0, 4))
+    assert [planned.name for planned in runs] == [
         "reference-seed0",
         "reference-seed4",
         "magnitude-keep0.8-seed0",
@@ -55,23 +55,23 @@ def test_one_cell_for_everything_and_every_budget_in_turn(config):
         "magnitude-keep0.6-seed4",
         "random-space=disp-keep0.6-seed4",
     ]
-    last = cells[-1]
+    last = runs[-1]
     assert last.needs == ("reference-seed0", "reference-seed4")
     assert (last.config.space, last.config.budget.keep, last.config.seed) == ("disp", 0.6, 4)
     assert last.config.tune == config.tune
-    assert cells[1].needs == ("reference-seed0",)
+    assert runs[1].needs == ("reference-seed0",)
     assert yaml.safe_load(last.config.to_yaml())["method"] == {"name": "random"}
 
 
 def test_without_reference_the_dense_model_is_scored_once(config):
     plain = config.model_copy(update={"reference": False})
-    cells = cells_of(plain, entries(["random"], plain), (0.6,), (0, 4))
-    assert [cell.name for cell in cells] == ["reference-seed0", "random-keep0.6-seed0", "random-keep0.6-seed4"]
-    assert cells[-1].needs == ("reference-seed0",)
+    runs = plan_runs(plain, entries(["random"], plain), (0.6,), (0, 4))
+    assert [planned.name for planned in runs] == ["reference-seed0", "random-keep0.6-seed0", "random-keep0.6-seed4"]
+    assert runs[-1].needs == ("reference-seed0",)
 
 
 def test_failures_are_one_sentence_each():
-    error = CellsFailed({"a": "ended by SIGKILL.", "b": "out of data."}, "out/x")
+    error = RunsFailed({"a": "ended by SIGKILL.", "b": "out of data."}, "out/x")
     assert str(error).splitlines() == [
         "2 runs of the comparison failed; see the logs in out/x/logs, and retry with --resume.",
         "  a: ended by SIGKILL.",

@@ -26,7 +26,7 @@ def measured(tmp_path, *, uniform=False, space="width", **sections):
     config = load_run_file(write_run(tmp_path / "data", model, space=space, **sections))
     job = prepare(config, tmp_path / "run", resume=False, progress=Progress())
     plan = Plan.from_masks(random_masks(job.space, uniform=uniform), job.space)
-    return job, plan, compress(job.dense(), job.architecture, job.space, plan)
+    return job, plan, compress(job.fresh_model(), job.architecture, job.space, plan)
 
 
 @pytest.fixture

@@ -27,14 +27,14 @@ def test_scores_are_read_as_they_were_written(tmp_path):
 @pytest.mark.parametrize("name", ["../elsewhere", "..", ".", "/etc", "a/b"])
 def test_a_manifest_names_no_folder_elsewhere(name, tmp_path):
     (tmp_path / comparison_runs.MANIFEST).write_text(json.dumps({"schema": 1, "cells": {name: "magnitude"}}))
-    with pytest.raises(DataError, match="no cell of a comparison"):
+    with pytest.raises(DataError, match="not a run of a comparison"):
         comparison_runs.finished(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"cells": 3}', '{"cells": ["a"]}', '{"cells": {"a": 1}}'])
 def test_a_manifest_that_is_none_is_refused(text, tmp_path):
     (tmp_path / comparison_runs.MANIFEST).write_text(text)
-    with pytest.raises(DataError, match=r"cannot be read|no cell"):
+    with pytest.raises(DataError, match=r"cannot be read|not a run"):
         comparison_runs.finished(tmp_path)
 
 

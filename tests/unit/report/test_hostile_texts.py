@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.progress import Progress as Bars
 
-from tuneprune.cli.display import complain, print_sections
+from tuneprune.cli.display import print_error, print_sections
 from tuneprune.cli.progress_bars import ConsoleProgress
-from tuneprune.errors import CellsFailed, printable
+from tuneprune.errors import RunsFailed, printable
 from tuneprune.report import markdown_table, model_card, rich_table
 from tuneprune.report.recover import RecoverRecord, recover_card, recover_table
 from tuneprune.report.run.page import render_page
@@ -131,9 +131,9 @@ def test_progress_shows_texts_as_texts(text):
 
 @pytest.mark.parametrize("piece", PIECES)
 def test_sentences_and_sections_cannot_move_the_cursor(piece, capsys):
-    complain(f"model: {piece} is no model")
+    print_error(f"model: {piece} is no model")
     print_sections({piece: {piece: piece}})
-    complain(str(CellsFailed({piece: piece}, "out")))
+    print_error(str(RunsFailed({piece: piece}, "out")))
     assert not CONTROL.search("".join(capsys.readouterr()))
 
 
