@@ -158,4 +158,4 @@ def test_processes_together_need_a_table(tmp_path, model_folder, tuneprune, caps
     monkeypatch.setattr(budget_costs, "launched", lambda: 2)
     run_file = write_run(tmp_path, model_folder, {"of": "latency", "keep": 0.8})
     assert tuneprune("validate", run_file) == 2
-    assert "several processes would each measure another table" in capsys.readouterr().err
+    assert "several processes would each measure a different table" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What a run's budget counts on its model: a share of it, by a table of measured times where it counts time."""
+"""A run's budget as a share of its model, and the measured times that a latency budget counts."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,12 +20,12 @@ from tuneprune.structure.spaces import SPACES
 from tuneprune.system.processes import check_launcher, world_size
 
 TABLE = "latency.json"
-"""The table that a run decided by, in its folder."""
+"""Name of the file with the times that a run's decision is based on."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """A space, with times where the budget counts them, the budget as a share of it, and the table of the times."""
+    """A space, the budget as a share of it, and the table of measured times if the budget counts time."""
 
     space: PruningSpace
     budget: Budget
@@ -33,9 +33,9 @@ class Costs:
 
 
 def costs_of(budget: Budget, config: PretrainedConfig, space: PruningSpace, earlier: Path | None = None) -> Costs:
-    """The costs of a model's units in what the budget counts.
+    """The costs of a model's units, as the budget counts them.
 
-    Times come from the table that the budget names, else from the run's own `earlier` one where that exists, else they
+    Times come from the table that the budget names, else from the run's own `earlier` table if it exists, else they
     are measured now, which takes seconds to a minute.
 
     Raises:
@@ -45,7 +45,7 @@ def costs_of(budget: Budget, config: PretrainedConfig, space: PruningSpace, earl
         return Costs(space, budget.on(space, stored_dtype(config).itemsize), None)
     refuse_untimed(space)
     path = budget.table or (earlier if earlier is not None and earlier.exists() else None)
-    table = measured(config, budget) if path is None else LatencyTable.load(path)
+    table = measure_times(config, budget) if path is None else LatencyTable.load(path)
     for name in ("phase", "batch_size"):
         asked, found = getattr(budget, name), getattr(table, name)
         if asked not in (None, found):
@@ -54,12 +54,12 @@ def costs_of(budget: Budget, config: PretrainedConfig, space: PruningSpace, earl
                 " out, or leave budget.table out to have another one measured."
             )
     space = replace(space, latency=table.on(space))
-    said = {"phase": table.phase, "batch_size": table.batch_size, "table": None}  # a decision is no place for a path
-    return Costs(space, budget.on(space).model_copy(update=said), table)
+    resolved = {"phase": table.phase, "batch_size": table.batch_size, "table": None}  # plans must not contain paths
+    return Costs(space, budget.on(space).model_copy(update=resolved), table)
 
 
-def measured(config: PretrainedConfig, budget: Budget) -> LatencyTable:
-    """A table measured on this machine, in the precision that a run computes in.
+def measure_times(config: PretrainedConfig, budget: Budget) -> LatencyTable:
+    """Measure a table on this machine, in the precision that a run computes in.
 
     Raises:
         ConfigError: several processes, whose tables would differ.
@@ -67,7 +67,7 @@ def measured(config: PretrainedConfig, budget: Budget) -> LatencyTable:
     check_launcher()
     if world_size() > 1:
         raise ConfigError(
-            "budget.of=latency: several processes would each measure another table. Measure one with"
+            "budget.of=latency: several processes would each measure a different table. Measure one with"
             " `tuneprune latency MODEL --out latency.json`, and name it as budget.table."
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -82,7 +82,7 @@ def measured(config: PretrainedConfig, budget: Budget) -> LatencyTable:
 
 
 def size_text(costs: Costs, dtype: torch.dtype) -> str:
-    """How large the smaller model may be, or how slow by the table."""
+    """The target size of the pruned model, or its target latency by the table."""
     target, dense = costs.budget.target(costs.space), costs.budget.dense(costs.space)
     if costs.table is not None:
         times = f"{milliseconds_written(target)} of {milliseconds_written(dense)} a forward pass ({target / dense:.1%})"
@@ -96,17 +96,17 @@ def check_reach(costs: Costs, method: Method, config: PretrainedConfig) -> None:
     """Refuse a budget that the method, or any method on this space, cannot meet, with the spaces that can.
 
     Raises:
-        TunePruneError: with causes and cures.
+        TunePruneError: names the causes and what to change.
     """
     try:
-        method.check(costs.space, costs.budget)  # it may reach less than others, so its numbers come first
+        method.check(costs.space, costs.budget)  # first, as its limits can be narrower than the space's
         check(costs.space, costs.budget)
     except UnreachableBudget as error:
-        raise UnreachableBudget(f"{error}{_others(costs, method, config)}") from None
+        raise UnreachableBudget(f"{error}{_other_spaces(costs, method, config)}") from None
 
 
-def _others(costs: Costs, method: Method, config: PretrainedConfig) -> str:
-    """Which other spaces reach the budget, in a sentence; empty where none does."""
+def _other_spaces(costs: Costs, method: Method, config: PretrainedConfig) -> str:
+    """A sentence that names other spaces which reach the budget; empty if there are none."""
     budget = costs.budget
     if budget.of == "latency" or budget.is_exact:
         return ""

@@ -1,4 +1,7 @@
-"""Checks of a run file against the model, the data and the machine that no single section can make."""
+"""Checks of a run file against the model, the data and the machine, which no section of it can make alone.
+
+Every `check_` function raises a ConfigError that names what is possible.
+"""
 
 from typing import TypeVar
 
@@ -19,11 +22,7 @@ Settings = TypeVar("Settings", RunConfig, RecoverConfig)
 
 
 def check_lengths(config: RunConfig | RecoverConfig, context: int) -> None:
-    """Refuse rows longer than the model's context.
-
-    Raises:
-        ConfigError: names the largest length.
-    """
+    """Refuse rows longer than the model's context."""
     if config.tune.max_length > context:
         raise ConfigError(
             f"tune.max_length={config.tune.max_length} is longer than the model's context of {context} tokens;"
@@ -32,11 +31,7 @@ def check_lengths(config: RunConfig | RecoverConfig, context: int) -> None:
 
 
 def check_compensation(config: RunConfig, space: PruningSpace) -> None:
-    """Refuse to compensate where no linear loses only inputs.
-
-    Raises:
-        ConfigError: names spaces where some do.
-    """
+    """Refuse compensation on a space in which no linear loses inputs only."""
     if config.compensate.name != "none" and not any(group.kind in COMPENSATED for group in space.groups):
         raise ConfigError(
             f"compensate={config.compensate.name} needs linears that lose inputs and nothing else, and space"
@@ -45,11 +40,7 @@ def check_compensation(config: RunConfig, space: PruningSpace) -> None:
 
 
 def check_counted(config: RunConfig) -> None:
-    """Refuse a budget of bytes for a method whose files are larger than its budget.
-
-    Raises:
-        ConfigError: names what to count instead.
-    """
+    """Refuse a budget of bytes for a method whose files are larger than its budget."""
     if config.budget.of == "bytes" and not config.method.is_sized_on_disk:
         raise ConfigError(
             f"budget.of=bytes is about the weight files, but method `{config.method.title}` with these options meets"
@@ -58,11 +49,7 @@ def check_counted(config: RunConfig) -> None:
 
 
 def check_answers(tasks: list[evaluate.LoadedTask], context: int) -> None:
-    """Refuse summaries that leave no room for what they summarise.
-
-    Raises:
-        ConfigError: names the task.
-    """
+    """Refuse summaries that leave no room for a prompt."""
     for task in tasks:
         if task.kind == "summary" and task.max_new_tokens >= context:
             raise ConfigError(
@@ -74,15 +61,11 @@ def check_answers(tasks: list[evaluate.LoadedTask], context: int) -> None:
 def check_tokens(
     tokenizer: PreTrainedTokenizerBase, data: Data, tasks: list[evaluate.LoadedTask], vocabulary: int
 ) -> None:
-    """Refuse a tokenizer that does not fit the model, the training data or the test items.
-
-    Raises:
-        ConfigError: a token that the model has no embedding for, or a text without tokens.
-    """
+    """Refuse a tokenizer that does not fit the model, the training data or the test items."""
     documents = [*data.train, *data.calibration]
     largest = max(max(document.input_ids, default=0) for document in documents)
     if largest >= vocabulary:
-        raise _beyond(tokenizer, largest, vocabulary, "the data")
+        raise _without_embedding(tokenizer, largest, vocabulary, "the data")
     check_test_tokens(tokenizer, tasks, vocabulary)
 
 
@@ -92,7 +75,7 @@ def check_test_tokens(
     """Refuse a tokenizer that does not fit the model or the test items.
 
     Args:
-        vocabulary: how many embeddings there are; None where nobody knows.
+        vocabulary: the number of embeddings, None if it is unknown.
 
     Raises:
         ConfigError: a token that the model has no embedding for, or a text without tokens.
@@ -111,14 +94,14 @@ def check_test_tokens(
         texts = (example.prompt, example.completion, *example.choices)
         largest = max([*ends, *(token for text in texts for token in _ids(tokenizer, text))])
         if largest >= vocabulary:
-            raise _beyond(tokenizer, largest, vocabulary, "a test item")
+            raise _without_embedding(tokenizer, largest, vocabulary, "a test item")
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def _beyond(tokenizer: PreTrainedTokenizerBase, token: int, vocabulary: int, where: str) -> ConfigError:
+def _without_embedding(tokenizer: PreTrainedTokenizerBase, token: int, vocabulary: int, where: str) -> ConfigError:
     named = tokenizer.convert_ids_to_tokens(token)
     return ConfigError(
         f"model: in {where} the tokenizer gives token {token} (`{named}`), but the model has only {vocabulary}"
@@ -128,11 +111,7 @@ def _beyond(tokenizer: PreTrainedTokenizerBase, token: int, vocabulary: int, whe
 
 
 def check_shares(config: RunConfig | RecoverConfig, num_processes: int) -> None:
-    """Refuse a batch that the processes cannot share equally.
-
-    Raises:
-        ConfigError: names the section and the number of processes.
-    """
+    """Refuse a batch that the processes cannot share equally."""
     for name, section in (("tune", config.tune), ("recover", config.recover)):
         if section is not None and section.batch_size % num_processes:
             raise ConfigError(
@@ -142,11 +121,7 @@ def check_shares(config: RunConfig | RecoverConfig, num_processes: int) -> None:
 
 
 def check_targets(config: RunConfig | RecoverConfig, architecture: Architecture) -> None:
-    """Refuse LoRA on linears that the model does not have, and on some only for a method that decides by LoRA.
-
-    Raises:
-        ConfigError: names the linears that there are.
-    """
+    """Refuse LoRA on linears that the model does not have, and on only some linears if the method decides by LoRA."""
     for section in (config.tune, config.recover):
         if section is not None:
             lora_parts(architecture, section.lora)
@@ -172,13 +147,13 @@ def in_steps(config: Settings, data: Data) -> Settings:
 
 
 def lengths_in_words(asked: RunConfig, resolved: RunConfig, data: Data) -> str:
-    """How long a run tunes."""
-    said: list[str] = []
+    """The number of steps of each tuning of a run."""
+    lengths: list[str] = []
     for before, after in zip((asked.tune, asked.recover), (resolved.tune, resolved.recover), strict=True):
         if before is not None and after is not None:
             rows = "" if before.epochs is None else f" ({before.epochs:g} epochs of {rows_per_epoch(data)} rows)"
-            said.append(f"{after.steps} steps of {after.batch_size} rows{rows}")
-    return ", then ".join(said)
+            lengths.append(f"{after.steps} steps of {after.batch_size} rows{rows}")
+    return ", then ".join(lengths)
 
 
 def rows_per_epoch(data: Data) -> int:
@@ -187,11 +162,7 @@ def rows_per_epoch(data: Data) -> int:
 
 
 def check_trackers(names: list[str]) -> None:
-    """Refuse trackers that would fail once training starts.
-
-    Raises:
-        ConfigError: one that accelerate does not know or cannot import.
-    """
+    """Refuse trackers that would fail once training starts."""
     available = [str(tracker) for tracker in get_available_trackers()]
     for name in names:
         if name not in available:

@@ -68,7 +68,9 @@ def compare(
     chosen = entries(methods, config)
     keeps, seeds = tuple(keeps) or (config.budget.keep,), tuple(seeds) or (config.seed,)
     against = check_options(config, chosen, keeps, seeds, against, jobs)
-    announce(chosen, config, progress)
+    for one in chosen:
+        if one.space != config.space:
+            progress.stage(f"{one.label} prunes space `{one.space}`, not the run file's `{config.space}`")
     runs = plan_runs(config, chosen, keeps, seeds)
     checked = check_runs(runs, config, out)
     check_launcher()
@@ -135,13 +137,6 @@ def check_options(
     if against is not None and against not in labels:
         raise ConfigError(f"--against {against}: name one of --methods: {', '.join(labels)}.")
     return against or labels[0]
-
-
-def announce(chosen: Sequence[Entry], config: RunConfig, progress: Progress) -> None:
-    """Show which methods prune another space than the run file's."""
-    for one in chosen:
-        if one.space != config.space:
-            progress.stage(f"{one.label} prunes space `{one.space}`, not the run file's `{config.space}`")
 
 
 def perform_together(runs: Sequence[ComparisonRun], accelerator: Accelerator, out: Path, progress: Progress) -> None:

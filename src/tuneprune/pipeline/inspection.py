@@ -1,4 +1,4 @@
-"""What a model offers for removal, and what budgets would leave of it."""
+"""The units that can be removed from a model, and what common budgets would leave of it."""
 
 from copy import deepcopy
 from typing import Any, Literal
@@ -21,7 +21,7 @@ STOCK = "stock class"
 
 
 def inspect(model: str, space_name: str) -> dict[str, Any]:
-    """Groups by kind, parameters, the reachable range, and what common budgets would leave.
+    """The groups by kind, the parameters, the reachable range, and what common budgets would leave.
 
     Raises:
         TunePruneError: a model or space that is not supported.
@@ -31,27 +31,28 @@ def inspect(model: str, space_name: str) -> dict[str, Any]:
     architecture = families.describe_config(config)
     space = spaces.build(space_name, architecture, skeleton(config))
     low, high = reachable(space, Budget())
-    dense_bytes = space.num_parameters * stored_dtype(config).itemsize
+    precision = stored_dtype(config)
     kinds: dict[str, str] = {}
     for kind in _kinds(space):
         groups = [group for group in space.groups if group.kind == kind]
-        sizes = sorted({group.size for group in groups})
-        each = "/".join(map(str, sizes))
+        each = "/".join(str(size) for size in sorted({group.size for group in groups}))
         spread = f"{each} in each of {len({g.layer for g in groups})} layers ({len(groups)} groups)"
         kinds[UNIT_NAMES[kind]] = str(len(groups)) if kind == "block" else spread
+    equal = Budget(per_layer="uniform")
     return {
         "model": model,
         "family": architecture.family,
         "space": space.name,
         "parameters": {"total": space.num_parameters, "prunable": space.num_prunable},
-        "bytes": {"total": dense_bytes, "stored as": str(stored_dtype(config)).removeprefix("torch.")},
+        "bytes": {
+            "total": space.num_parameters * precision.itemsize,
+            "stored as": str(precision).removeprefix("torch."),
+        },
         "units": kinds,
         "reachable": {"lowest keep of total": round(low / space.num_parameters, 4), "parameters": f"{low} to {high}"},
         "loads as": {
             "free widths": export.loads_as(config, architecture, space, Budget()),
-            "equal widths (budget.per_layer: uniform)": export.loads_as(
-                config, architecture, space, Budget(per_layer="uniform")
-            ),
+            "equal widths (budget.per_layer: uniform)": export.loads_as(config, architecture, space, equal),
         },
         "budgets": {f"keep {keep} of total": _left(config, architecture, space, keep) for keep in BUDGETS},
         "fingerprint": space.fingerprint,
@@ -59,13 +60,14 @@ def inspect(model: str, space_name: str) -> dict[str, Any]:
 
 
 def _kinds(space: PruningSpace) -> list[Kind]:
-    """The kinds of groups there are, in the model's order."""
-    present: list[Kind] = [group.kind for group in space.groups]
-    return list(dict.fromkeys(present))
+    """The kinds of groups in a space, in the model's order."""
+    return list(dict[Kind, None].fromkeys(group.kind for group in space.groups))
 
 
-def _left(config: PretrainedConfig, architecture: Architecture, space: PruningSpace, keep: float) -> Any:  # noqa: ANN401
-    """Size, widths and readers of a model of which so much is kept; a sentence where that cannot be."""
+def _left(
+    config: PretrainedConfig, architecture: Architecture, space: PruningSpace, keep: float
+) -> dict[str, Any] | str:
+    """Size, widths and exports of a model of which the share `keep` is kept, or "not reachable"."""
     try:
         even = allocate(space.ones(), space, Budget(keep=keep), "local")
     except TunePruneError:
@@ -81,7 +83,7 @@ def _left(config: PretrainedConfig, architecture: Architecture, space: PruningSp
     }
     for widths in _layouts(space):
         try:
-            able, others = takers(config, architecture, space, Budget(keep=keep, per_layer=widths))
+            able, others = targets_for(config, architecture, space, Budget(keep=keep, per_layer=widths))
         except TunePruneError as error:
             left[f"exports ({widths} widths)"] = f"none: {error}"
             continue
@@ -91,7 +93,7 @@ def _left(config: PretrainedConfig, architecture: Architecture, space: PruningSp
 
 
 def _typical(space: PruningSpace, kept: dict[str, int], kind: Kind) -> str:
-    """What is left of one kind when every layer loses the same share."""
+    """What is left of the units of one kind when every layer loses the same share."""
     groups = [group for group in space.groups if group.kind == kind]
     if kind == "block":
         return f"{sum(kept[group.name] for group in groups)} of {len(groups)} layers"
@@ -101,16 +103,16 @@ def _typical(space: PruningSpace, kept: dict[str, int], kind: Kind) -> str:
 
 
 def _layouts(space: PruningSpace) -> tuple[Literal["free", "uniform"], ...]:
-    """The choices of `per_layer` that make a difference."""
+    """The values of `per_layer` that make a difference on a space."""
     return ("free",) if space.name in ("depth", "residual") else ("free", "uniform")
 
 
-def takers(
+def targets_for(
     config: PretrainedConfig, architecture: Architecture, space: PruningSpace, budget: Budget
 ) -> tuple[list[str], dict[str, str]]:
-    """The export targets that take a model of this budget, and by name why others do not.
+    """The export targets that can hold a model of this budget, and by name why others cannot.
 
-    From one decision that meets the budget.
+    Both are found with one of the decisions that meet the budget.
     """
     shape = export.foresee(skeleton(deepcopy(config)), architecture, space, budget)
     able, others = [f"hf ({'one file of remote code' if shape.is_ragged else STOCK})"], {}

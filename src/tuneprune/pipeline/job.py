@@ -174,7 +174,10 @@ def prepare(config: RunConfig, out: Path, *, resume: bool, progress: Progress, s
         progress=progress,
     )
     if store is not None and job.accelerator.num_processes == 1:  # several must all compute a score or all reuse it
-        job.store = ScoreStore(store, score_identity(job))
+        config = job.config
+        identity = {name: job.depends_on[name] for name in ("model", "adapter", "data", "code")}
+        rows = {"batch_size": config.tune.batch_size, "max_length": config.tune.max_length}
+        job.store = ScoreStore(store, identity | {"rows": rows, "space": config.space, "seed": config.seed})
     return job
 
 
@@ -220,18 +223,6 @@ def begin(
             depends_on=stored_identity(out, config),
             lock=held.pop_all(),
         )
-
-
-def score_identity(job: RunJob) -> dict[str, Any]:
-    """What the scores of all one-shot methods depend on: the dense model, the data in its order, the space."""
-    config = job.config
-    rows = {"batch_size": config.tune.batch_size, "max_length": config.tune.max_length}
-    return {
-        **{name: job.depends_on[name] for name in ("model", "adapter", "data", "code")},
-        "rows": rows,
-        "space": config.space,
-        "seed": config.seed,
-    }
 
 
 def make_accelerator(config: RunConfig | RecoverConfig, out: Path) -> Accelerator:

@@ -1,7 +1,7 @@
-"""What a run proves and records about itself."""
+"""The proof, the record and the report of a run."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from tuneprune.pipeline.job import Job, RunJob, Scores
 from tuneprune.report import Proof, RunRecord, model_card, write_report
 from tuneprune.report.run.findings import decision_warnings, score_warnings, training_findings
 from tuneprune.structure.plan import Plan
+from tuneprune.structure.space import Group, PruningSpace
 from tuneprune.system.environment import environment
 
 PROOF_FAILED = "PROOF_FAILED"
@@ -20,7 +21,7 @@ PROOF_FAILED = "PROOF_FAILED"
 
 
 def make_proof(job: RunJob, plan: Plan, found: dict[str, Any]) -> Proof:
-    """The proof of an export: what was counted here beside what a fresh process found on disk."""
+    """The proof of an export: the counts of this process, and what a fresh process found on disk."""
     parameters = parameter_counts(job, plan)
     found["bytes_on_disk"]["dense"] = parameters["dense_total"] * job.checked.dtype.itemsize
     residue = plan.provenance.get("lora_residue")
@@ -28,19 +29,16 @@ def make_proof(job: RunJob, plan: Plan, found: dict[str, Any]) -> Proof:
 
 
 def parameter_counts(job: RunJob, plan: Plan) -> dict[str, Any]:
-    """Parameters before and after under both denominators, and those of the largest unit a decision moves at once."""
+    """Parameters before and after, of all and of the prunable ones, and those of the largest unit of a decision."""
     space = job.space
     budget = Budget.model_validate(plan.provenance.get("budget", job.costs.budget))  # a method may be stricter
     widths = plan.widths(space)
     kept = space.count(widths) + plan.added(space)
     fixed = space.num_parameters - space.num_prunable
     whole = {group.name: group.size for group in space.groups}
-    steps = {}
-    for group in space.groups:
-        units = units_per_step(group, budget.multiple_of)
-        cost = space.num_parameters - space.count(whole | {group.name: group.size - units})
-        place = (group.kind, group.name.split(".")[-1]) if budget.per_layer == "uniform" else group.name
-        steps[place] = steps.get(place, 0) + cost
+    dearest = largest_step(
+        space, budget, lambda group, units: space.num_parameters - space.count(whole | {group.name: group.size - units})
+    )
     return {
         "dense_total": space.num_parameters,
         "kept_total": kept,
@@ -50,48 +48,57 @@ def parameter_counts(job: RunJob, plan: Plan) -> dict[str, Any]:
         "share_prunable": (kept - fixed) / space.num_prunable,
         "target": budget.keep,
         "of": budget.of,
-        "largest_unit": max(steps.values()),
+        "largest_unit": dearest,
         "latency": latency_counts(job, plan, budget),
         "active_total": plan.provenance.get("active_parameters"),
         "budget_counts": plan.provenance.get("budget_counts", "total"),
     }
 
 
+def largest_step(space: PruningSpace, budget: Budget, cost: Callable[[Group, int], int]) -> int:
+    """The largest cost of the units that a decision moves at once: in one group, or alike in all layers."""
+    steps: dict[Any, int] = {}
+    for group in space.groups:
+        place = (group.kind, group.name.split(".")[-1]) if budget.per_layer == "uniform" else group.name
+        steps[place] = steps.get(place, 0) + cost(group, units_per_step(group, budget.multiple_of))
+    return max(steps.values())
+
+
 def latency_counts(job: RunJob, plan: Plan, budget: Budget) -> dict[str, Any] | None:
-    """Times before and after by the table that the budget counts, if it counts one."""
+    """Times before and after by the table, or None if the budget counts no time."""
     table = job.costs.table
     if table is None:
         return None
-    assert job.space.latency is not None
-    steps: dict[Any, int] = {}
-    for group in job.space.groups:
-        units, times = units_per_step(group, budget.multiple_of), job.space.latency.steps[group.name]
-        place = (group.kind, group.name.split(".")[-1]) if budget.per_layer == "uniform" else group.name
-        dearest = max(after - before for before, after in zip(times, times[units:], strict=False))
-        steps[place] = steps.get(place, 0) + dearest
+    space, latency = job.space, job.space.latency
+    assert latency is not None
+
+    def slowest(group: Group, units: int) -> int:
+        times = latency.steps[group.name]
+        return max(after - before for before, after in zip(times, times[units:], strict=False))
+
     return {
         "what": table.what,
-        "dense_ms": job.space.latency.dense / 1e6,
-        "kept_ms": job.space.latency.count(plan.widths(job.space)) / 1e6,
-        "largest_unit_ms": max(steps.values()) / 1e6,
+        "dense_ms": latency.dense / 1e6,
+        "kept_ms": latency.count(plan.widths(space)) / 1e6,
+        "largest_unit_ms": largest_step(space, budget, slowest) / 1e6,
     }
 
 
 def budget_record(job: RunJob) -> dict[str, Any]:
-    """The budget as a share of the model, and as it was asked for."""
+    """The budget as a share of the model, and as the run file has it."""
     asked = job.config.budget
     return job.costs.budget.model_dump(mode="json") | {"at_most": asked.at_most, "widths": asked.widths}
 
 
 def latency_record(job: RunJob, proof: Proof) -> dict[str, Any] | None:
-    """What the table said of the smaller model's latency, beside what was measured of both models."""
+    """The smaller model's share of the latency: predicted by the table, and measured on both models."""
     predicted, table = proof.parameters.latency, job.costs.table
     if predicted is None or table is None:
         return None
     place = (table.phase, table.batch_size)
     settings = [] if proof.speed is None else proof.speed.settings
     ratios = [setting.ratio for setting in settings if (setting.phase, setting.batch_size) == place]
-    inverse = {"median": "median", "low": "high", "high": "low"}  # tokens per second there, seconds here
+    inverse = {"median": "median", "low": "high", "high": "low"}  # from tokens per second to seconds
     return {
         "what": predicted.what,
         "table_share": predicted.share,
@@ -99,13 +106,8 @@ def latency_record(job: RunJob, proof: Proof) -> dict[str, Any] | None:
     }
 
 
-def make_record(
-    job: RunJob,
-    plan: Plan,
-    proof: Proof,
-    scores: tuple[Scores, Scores | None, Scores],
-) -> RunRecord:
-    """The whole run in numbers."""
+def make_record(job: RunJob, plan: Plan, proof: Proof, scores: tuple[Scores, Scores | None, Scores]) -> RunRecord:
+    """The record of a run, with the scores of the dense, the tuned dense and the pruned model."""
     config, space = job.config, job.space
     dense, tuned, pruned = scores
     widths = plan.widths(space)
@@ -197,7 +199,7 @@ def run_metrics(out: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The logged steps of one tuning, empty where there was none.
+    """The logged steps of one tuning; an empty list if there was none.
 
     Raises:
         DataError: a file, or a line of it, that cannot be read as such a log.
@@ -208,9 +210,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         lines = path.read_text(encoding="utf8").splitlines()
     steps = []
     for number, line in enumerate(lines, start=1):
-        with wrap_errors(f"{path}:{number} is no logged step", DataError):
+        with wrap_errors(f"{path}:{number} is not a logged step", DataError):
             step = json.loads(line)
             if not isinstance(step, dict) or not isinstance(step["step"], int):
-                raise DataError(f"{path}:{number} is no logged step. Take the line out to go without it.")
+                raise DataError(f"{path}:{number} is not a logged step. Delete the line to continue without it.")
             steps.append(step)
     return steps

@@ -1,4 +1,4 @@
-"""The stages of a run one at a time, on files."""
+"""Single stages of a run, on files."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from tuneprune.model.loading import (
     vocabulary,
 )
 from tuneprune.model.location import expand_name
-from tuneprune.pipeline.budget_costs import measured
+from tuneprune.pipeline.budget_costs import measure_times
 from tuneprune.pipeline.checks import check_test_tokens
 from tuneprune.pipeline.job import Scores, prepare
 from tuneprune.pipeline.output_folder import SETTINGS
@@ -49,7 +49,7 @@ from tuneprune.system.storage import write_text
 def evaluate_model(
     model: str, suites: list[str], limit: int | None, *, trust_remote_code: bool, batch_size: int | None = None
 ) -> Scores:
-    """Scores of any model folder or hub id on suites, the pruned ones of a run included.
+    """Scores of any model folder or hub id on suites, also of the pruned model of a run.
 
     Raises:
         TunePruneError: an unknown suite, missing data, or a model that does not load.
@@ -77,7 +77,7 @@ def evaluate_on_tasks(
     trust_remote_code: bool,
     batch_size: int | None = None,
 ) -> Scores:
-    """Scores of any model folder or hub id on tasks of lm-evaluation-harness, as its own command line gives them.
+    """Scores of any model folder or hub id on tasks of lm-evaluation-harness, the same as its own command line gives.
 
     Raises:
         TunePruneError: the library is not installed, an unknown task, missing data, or a model that does not load.
@@ -96,18 +96,18 @@ def evaluate_on_tasks(
 def _any_model(
     model: str, config: PretrainedConfig, dtype: torch.dtype | str, *, trust_remote_code: bool
 ) -> PreTrainedModel:
-    """A model of any kind that transformers loads, where there is a GPU on it.
+    """A model of any kind that transformers loads, on the GPU if there is one.
 
     Raises:
-        ConfigError: one that does not load, or needs code that the user does not trust.
+        ConfigError: it does not load, or it needs code that the user does not trust.
     """
     with wrap_errors(f"cannot load {model}"):
-        is_foreign = needs_own_code(config)
-    if is_foreign and not trust_remote_code:
+        has_own_code = needs_own_code(config)
+    if has_own_code and not trust_remote_code:
         raise ConfigError(f"{model} comes with its own model code: add --trust-remote-code.")
     model_folder.check_index(model, "model")
     with wrap_errors(f"cannot load {model}"):
-        if not is_foreign:
+        if not has_own_code:
             check_room(model, skeleton(config))
         options = SAFELY | {"trust_remote_code": trust_remote_code, "config": config, "dtype": dtype}
         loaded = AutoModelForCausalLM.from_pretrained(model, **options)
@@ -119,7 +119,7 @@ def measure_table(model: str, out: Path, phase: str, batch_size: int, multiple_o
     """Measure a model's layers and write the table to the file `out`.
 
     Raises:
-        TunePruneError: a model whose layers have no times, an option out of range, or no place to write.
+        TunePruneError: a model whose layers cannot be measured, an option out of range, or an unwritable file.
     """
     multiple = yaml_files.load(multiple_of, "--multiple-of")
     options = {"phase": phase, "batch_size": batch_size, "multiple_of": multiple}
@@ -127,7 +127,7 @@ def measure_table(model: str, out: Path, phase: str, batch_size: int, multiple_o
         budget = Budget.model_validate({"of": "latency"} | options)
     except ValidationError as error:
         raise ConfigError(explain(error, Budget)) from error
-    table = measured(load_config(expand_name(model)), budget)
+    table = measure_times(load_config(expand_name(model)), budget)
     write_text(out, table.model_dump_json(indent=1) + "\n")
     return table
 
@@ -135,7 +135,7 @@ def measure_table(model: str, out: Path, phase: str, batch_size: int, multiple_o
 def plan_model(config: RunConfig, out: Path, progress: Progress) -> Plan:
     """Decide by a one-shot method and write the plan to `out/plan`, without tuning or cutting anything.
 
-    A folder in which the same decision was made before, or begun, is used again: the same bytes come out.
+    A folder in which the same decision was begun or made before is used again, with the same bytes as the result.
 
     Raises:
         TunePruneError: a method that decides while it tunes, or what is wrong with the run file.
@@ -143,10 +143,10 @@ def plan_model(config: RunConfig, out: Path, progress: Progress) -> Plan:
     if not config.method.one_shot:
         one_shot = ", ".join(name for name, method in registry().items() if method.one_shot)
         raise ConfigError(
-            f"method `{config.method.title}` decides while it tunes, so it has no plan of its own: use `tuneprune run`,"
-            f" which writes one too. Methods that decide at once are {one_shot}."
+            f"method `{config.method.title}` decides while it tunes, so there is no plan without a run: use `tuneprune"
+            f" run`, which writes one too. Methods that decide at once are {one_shot}."
         )
-    config = config.model_copy(update={"compensate": Compensation()})  # it changes weights, and a plan has none
+    config = config.model_copy(update={"compensate": Compensation()})  # changes weights, which are not in a plan
     job = prepare(config, out, resume=(out / SETTINGS).exists(), progress=progress)
     with job.lock:
         return tune_and_prune(job)[1]
@@ -163,12 +163,12 @@ def compress_model(
 ) -> int:
     """Apply a stored plan to a dense model and write the smaller one; returns its number of parameters.
 
-    Weights go from file to file a few rows at a time, so memory holds neither model. Only an adapter, a plan that
-    rotates the residual stream, and weight files that cannot be read by rows take the dense model in float32.
+    Weights are copied from file to file a few rows at a time, so neither model has to fit into memory. Only adapters,
+    plans that rotate the residual stream, and weight files that cannot be read by rows need the dense model in float32.
 
     Args:
-        adapter: the LoRA adapter that was merged into the model the plan was made of.
-        max_shard_size: largest size of one weight file, as Hugging Face writes sizes.
+        adapter: the LoRA adapter that was merged into the model before the plan was made.
+        max_shard_size: maximum size of one weight file, as Hugging Face writes sizes.
 
     Raises:
         TunePruneError: no plan, a plan of another model, or a folder that cannot be written.
@@ -192,7 +192,7 @@ def compress_model(
 
 
 def _streamed(model: str, config: PretrainedConfig, space_name: str, plan: Plan) -> Streamed | None:
-    """The smaller model without its weights in memory, None where it needs them there."""
+    """The smaller model without its weights in memory, or None if it cannot be made that way."""
     empty = skeleton(config, generation=model)
     architecture = families.describe(empty)
     return stream(model, empty, architecture, spaces.build(space_name, architecture, empty), plan)
@@ -201,14 +201,14 @@ def _streamed(model: str, config: PretrainedConfig, space_name: str, plan: Plan)
 def export_model(
     source: Path, targets: list[str], out: Path | None, progress: Progress, *, proof: bool = True
 ) -> dict[str, Any]:
-    """Convert an exported folder, or the model of a finished run, and prove what comes out; results by label.
+    """Convert an exported folder, or the model of a finished run, and prove every result; the findings by label.
 
     Args:
         source: the folder of a run, or any Hugging Face folder of a known family.
-        out: takes one folder a target; by default `exports` in the run's folder.
+        out: gets one folder a target; by default `exports` in the run's folder.
 
     Raises:
-        TunePruneError: no model there, a target that cannot hold it or lacks its packages, or no folder to write to.
+        TunePruneError: no model in `source`, a target that cannot hold it or lacks packages, or no folder to write to.
     """
     source = Path(expand_name(str(source)))
     is_run = (source / "record.json").is_file()
@@ -221,7 +221,7 @@ def export_model(
     named = export.named(targets)
     if not named:
         raise ConfigError(
-            "--to: name a target besides hf, which the folder is already. `tuneprune targets` lists them."
+            "--to: name a target besides hf, which the folder already is. `tuneprune targets` lists them."
         )
     for label in named:
         export.check_replaceable(out / label, model)
@@ -241,19 +241,19 @@ def _exported_config(folder: Path) -> PretrainedConfig:
     """The config of a folder that may be ragged, but not quantised.
 
     Raises:
-        ConfigError: it cannot be read, or its weights are no floating-point numbers.
+        ConfigError: it cannot be read, or its weights are quantised.
     """
     config = read_config(str(folder))
     if quantisation(config):
         raise ConfigError(
-            f"{folder} is quantised ({quantisation(config)}), and other formats are made of unquantised weights. Name"
+            f"{folder} is quantised ({quantisation(config)}), and other formats need unquantised weights. Name"
             " the folder that it was quantised from."
         )
-    said = config.tie_word_embeddings
+    declared = config.tie_word_embeddings
     if not hasattr(config, "pruned"):
         follow_files(str(folder), config, skeleton(config))
-    if config.tie_word_embeddings != said:
-        raise ConfigError(f"{folder}: set tie_word_embeddings to false in its config.json, which the formats repeat.")
+    if config.tie_word_embeddings != declared:
+        raise ConfigError(f"{folder}: set tie_word_embeddings to false in its config.json, which the exports copy.")
     return config
 
 
@@ -262,7 +262,7 @@ def rewrite_report(folder: Path) -> Path:
 
     Raises:
         ConfigError: the folder holds no finished run.
-        DataError: its files are damaged, or say what cannot be.
+        DataError: its files are damaged or contradict each other.
     """
     if not (folder / "record.json").exists():
         raise ConfigError(f"{folder} holds no finished run (no record.json). Name the --out folder of a run.")

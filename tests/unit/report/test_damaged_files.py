@@ -41,5 +41,5 @@ def test_a_manifest_that_is_none_is_refused(text, tmp_path):
 @pytest.mark.parametrize("line", ["{", "3", "[]", "{}", '{"step": "x"}', '{"step": Infinity}', "[" * 100_000])
 def test_a_log_names_the_line_that_is_none(line, tmp_path):
     (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n')
-    with pytest.raises(DataError, match=r"metrics\.jsonl:2 is no logged step"):
+    with pytest.raises(DataError, match=r"metrics\.jsonl:2 is not a logged step"):
         read_metrics(tmp_path / "metrics.jsonl")
