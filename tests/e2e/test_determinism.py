@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import tiny_runs
 
-METHODS = ("atp", "slicegpt")
+METHODS = {"atp": tiny_runs.METHOD, "slicegpt": {"name": "slicegpt"}}
 LORA = {"tune": {"steps": 3, "lora": {"rank": 2, "dropout": 0.1}}}
 
 
@@ -36,7 +36,7 @@ def run(where, folder, run_file, *settings):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_same_seed_gives_the_same_bytes_and_another_one_does_not(tmp_path, model_folder, server, stranger, method):
-    sections = {"method": {"name": method}, "space": "residual", "reference": False, **LORA}
+    sections = {"method": METHODS[method], "space": "residual", "reference": False, **LORA}
     run_file = tiny_runs.write_run(tmp_path, model_folder, **sections)
     one = run(server, tmp_path / "one", run_file)
     assert_equal(one, run(stranger, tmp_path / "elsewhere" / "two", run_file))
@@ -49,6 +49,6 @@ def test_same_seed_gives_the_same_bytes_and_another_one_does_not(tmp_path, model
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("method", METHODS)
 def test_deterministic_run_on_a_gpu_gives_the_same_bytes(tmp_path, model_folder, server, stranger, method):
-    sections = {"method": {"name": method}, "space": "residual", "reference": False, "deterministic": True, **LORA}
+    sections = {"method": METHODS[method], "space": "residual", "reference": False, "deterministic": True, **LORA}
     run_file = tiny_runs.write_run(tmp_path, model_folder, **sections)
     assert_equal(run(server, tmp_path / "one", run_file), run(stranger, tmp_path / "two", run_file))

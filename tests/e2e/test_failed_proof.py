@@ -90,6 +90,7 @@ def test_a_wrong_cut_is_seen_although_tuning_follows_it(tmp_path, tuneprune, cap
     assert json.loads((tmp_path / "out" / "proof.json").read_text())["cut"]["max_rel_diff"] > 1e-3
 
 
+@pytest.mark.slow
 def test_a_comparison_leaves_a_failed_proof_out_and_says_so(tmp_path, tuneprune, capsys, monkeypatch, model_folder):
     run_file = tiny_runs.write_run(tmp_path, model_folder, method={"name": "magnitude"}, reference=False)
     out = tmp_path / "out"

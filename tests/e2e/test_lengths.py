@@ -59,6 +59,7 @@ def test_recovering_takes_epochs(tmp_path, model_folder, tuneprune):
     assert resolved["tune"]["steps"] == record["training"]["recover_steps"]
 
 
+@pytest.mark.slow
 def test_a_comparison_takes_epochs(tmp_path, model_folder, tuneprune):
     run_file = write_run(tmp_path, model_folder, {"epochs": 0.5}, method={"name": "random"})
     out = tmp_path / "out"

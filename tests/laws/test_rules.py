@@ -99,10 +99,11 @@ def test_inheritance_is_one_deep(parent):
         assert not child.__subclasses__(), f"{child.__name__} has subclasses"
 
 
-def test_one_method_a_file_with_its_paper_and_spaces():
+def test_one_method_a_file_with_its_description_paper_and_spaces():
     found = all_methods()
     assert len({method.__module__ for method in found}) == len({method.name for method in found}) == len(found)
     for method in found:
+        assert method.__doc__, method
         assert method.paper.startswith("https://"), method
         assert method.spaces, method
         assert set(method.spaces) <= SPACES.keys(), method

@@ -16,7 +16,7 @@ from tuneprune.system.progress import Progress
 
 
 class ConsoleProgress(Progress):
-    """Stages as lines, work inside them as a bar. Use as a context manager."""
+    """Prints stages as lines and shows the work of a stage as a bar. Use as a context manager."""
 
     def __init__(self, console: Console) -> None:
         columns = (
@@ -42,16 +42,16 @@ class ConsoleProgress(Progress):
             self.bars.stop()
 
     def stage(self, name: str) -> None:
-        """A line for the new stage."""
+        """Print a line for the new stage."""
         self._close()
         self.console.print(Text.assemble(("•", "bold"), " ", printable(name)))
 
     def detail(self, text: str) -> None:
-        """A line below the stage's."""
+        """Print a line below that of the stage."""
         self.console.print(f"  {printable(text)}", highlight=False, markup=False, soft_wrap=True)
 
     def step(self, metrics: Mapping[str, Any]) -> None:
-        """Move the bar, with the numbers a user watches."""
+        """Move the bar, with loss, kept share and speed next to it."""
         numbers = [f"loss {metrics['loss']:.3f}"]
         if "kept_share" in metrics:
             numbers.append(f"kept {metrics['kept_share']:.1%}")
@@ -65,7 +65,7 @@ class ConsoleProgress(Progress):
         self._move(task, done, total, "")
 
     def note(self, text: str) -> None:
-        """A line that stands out."""
+        """Print a line that stands out."""
         self.console.print(f"[bold yellow]![/] {escape(printable(text))}", highlight=False, soft_wrap=True)
 
     def _move(self, name: str, done: int, total: int, numbers: str) -> None:

@@ -48,7 +48,7 @@ def compare(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> Outcome:
-    """One run a method, budget and seed, each in `out/<method>-keep<share>-seed<n>`; `docs/compare.md` has the rules.
+    """One run for each method, budget and seed, in `out/<method>-keep<share>-seed<n>`; `docs/compare.md` has the rules.
 
     A run that fails does not affect the others. Resuming may name other methods, budgets and seeds: complete runs
     stay, and the tables show all of them.
@@ -113,7 +113,7 @@ def check_options(
         raise ConfigError(f"--seeds {','.join(map(str, seeds))}: name different whole numbers from 0 up.")
     if len(set(keeps)) < len(keeps) or not all(0 < keep <= 1 for keep in keeps):
         listed = ",".join(f"{keep:g}" for keep in keeps)
-        raise ConfigError(f"--keep {listed}: name different shares above 0, and 1 at most.")
+        raise ConfigError(f"--keep {listed}: name different shares above 0 and up to 1.")
     if jobs < 1 or (jobs > 1 and world_size() > 1):
         raise ConfigError(f"--jobs {jobs}: use 1 or more, and 1 where several processes were launched.")
     if config.budget.of != "total":

@@ -1,4 +1,4 @@
-"""What the dense and the pruned model cost to run: speed in turns, memory in fresh processes."""
+"""Speed of the dense and the pruned model, measured in turns, and their memory, measured in fresh processes."""
 
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ from tuneprune.structure.space import Kind
 
 BATCH_SIZES = (1, 8)
 ALIGNMENTS = (128, 64)
-"""What the widths of the aligned twin are multiples of, the first that the size allows."""
+"""The widths of the aligned twin are multiples of the first of these that its size allows."""
 KERNEL_STEP = 8
-"""Matrix kernels for 16-bit numbers want both sides of a matrix in multiples of this."""
+"""Matrix kernels for 16-bit numbers are fast if both sides of a matrix are multiples of this."""
 
 
 def measure_costs(job: RunJob, plan: Plan, small: PreTrainedModel) -> dict[str, Any]:
-    """`speed` and `memory` as the proof has them; empty where the run file does not ask for them.
+    """`speed` and `memory` as the proof has them; empty if the run file does not ask for them.
 
     Both models compute in the dense one's precision: float32 on a CPU, the stored one on a GPU.
     """
@@ -44,7 +44,7 @@ def measure_costs(job: RunJob, plan: Plan, small: PreTrainedModel) -> dict[str, 
 
 
 def measure_speed(job: RunJob, plan: Plan, dense: PreTrainedModel, small: PreTrainedModel) -> dict[str, Any]:
-    """Speed of both and, beside a ragged model, of stock models of its size, all in the same rounds."""
+    """Speed of both models and, for a ragged one, of stock models of its size, all in the same rounds."""
     twins = twins_of(job, plan, dense, small)
     needed = sum(twin.parameters for twin, _ in twins.values()) * small.dtype.itemsize
     missing = None
@@ -69,13 +69,13 @@ def measure_speed(job: RunJob, plan: Plan, dense: PreTrainedModel, small: PreTra
 
 
 def batch_sizes(job: RunJob) -> tuple[int, ...]:
-    """Rows at a time in which every run is measured; a budget of time adds its own."""
+    """Batch sizes that every run is measured at; a latency budget adds its own."""
     table = job.costs.table
     return BATCH_SIZES if table is None or table.batch_size in BATCH_SIZES else (*BATCH_SIZES, table.batch_size)
 
 
 def twins_of(job: RunJob, plan: Plan, dense: PreTrainedModel, small: PreTrainedModel) -> dict[str, tuple[Twin, int]]:
-    """Stock models of the size of a ragged one, with what their widths are multiples of; none for a stock model."""
+    """Stock models of the size of a ragged one, and what their widths are multiples of; empty for a stock one."""
     if not Shape.of(small.config).is_ragged:
         return {}
     even = job.space if job.space.name in ("width", "experts") else spaces.build("width", job.architecture, dense)
@@ -105,7 +105,7 @@ def kept_shares(job: RunJob, plan: Plan) -> dict[Kind, float]:
 def measure_memory(job: RunJob, small: PreTrainedModel, speed: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """Memory of both models, each in a fresh process of its own.
 
-    A model that does not run there is left out with the reason: at this point a whole run would be lost with it.
+    If a model does not run there, the reason is recorded instead, as an error at this point would lose the whole run.
     """
     base = Path(job.config.model.base)
     models = {
@@ -119,10 +119,10 @@ def measure_memory(job: RunJob, small: PreTrainedModel, speed: dict[str, Any], d
         try:
             found[name] = export.memory_use(model, batch_sizes=BATCH_SIZES, **options)
         except TunePruneError as error:
-            found["problem"] = str(error).replace(model, f"the {name} folder")  # a card travels
+            found["problem"] = str(error).replace(model, f"the {name} folder")  # cards must not contain paths
     return found | lengths
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be had without making others give theirs back."""
+    """Free bytes on a device."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available

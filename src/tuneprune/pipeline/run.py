@@ -36,12 +36,12 @@ def run(
     reference: ScoreRecord | None = None,
     store: Path | None = None,
 ) -> RunRecord:
-    """One run from base model and data to a smaller, proven model; `docs/files.md` says what it leaves in `out`.
+    """One run from base model and data to a smaller, proven model; `docs/files.md` lists the files in `out`.
 
     Args:
         out: a new folder, or with `resume` that of the same run.
-        reference: scores of the dense model and of the dense model tuned alike that are known already.
-        store: a folder that runs of other budgets share, for unit scores that depend on the dense model alone.
+        reference: scores of the dense model and of the dense model tuned alike, as far as they are known.
+        store: a folder shared with runs of other budgets, for unit scores that depend on the dense model alone.
 
     Raises:
         TunePruneError: something the user can fix; before any long work wherever possible.
@@ -82,7 +82,7 @@ def finished(out: Path) -> RunRecord:
 
 
 def reference_scores(job: RunJob, known: ScoreRecord | None) -> tuple[Scores, Scores | None]:
-    """Scores of the dense model, and of the dense model tuned alike: what relative performance is relative to."""
+    """Scores of the dense model, and of the dense model tuned alike, which relative performance refers to."""
     known = known or ScoreRecord()
     if known.dense and (known.dense_tuned or not job.config.reference):
         return known.dense, known.dense_tuned
@@ -98,15 +98,15 @@ def reference_scores(job: RunJob, known: ScoreRecord | None) -> tuple[Scores, Sc
 def tune_merged(
     job: Job, stage: str, model: PreTrainedModel, architecture: Architecture, options: TuneConfig, folder: Path
 ) -> None:
-    """Tune a model that keeps its shape: afterwards LoRA is merged, and the weights are rounded as the files will be.
+    """Tune a model without pruning, merge LoRA, and round the weights to the precision of the files.
 
     Args:
-        architecture: the model's own, whose parts may be named otherwise than those of the base model.
+        architecture: the model's own, whose linears may have other names than those of the base model.
     """
     inject_lora(model, architecture, options.lora, job.config.seed, named_in=job.architecture)
     tuner = job.tuner(model, options, folder)
     search = Search()
-    search.phase = "recover" if stage == "recover" else search.phase
+    search.phase = "recover" if stage == "recover" else Search.phase
     job.results[stage] = tuner.run(search, fingerprint=job.fingerprint(stage), resume=job.resume)
     job.findings[stage] = tuner.findings()
     merge_lora(model, architecture)
@@ -138,12 +138,11 @@ def tune_and_prune(job: RunJob) -> tuple[PreTrainedModel, Plan]:
         plan.save(job.out / "plan")
     compensate(job, model, plan, tuner)
     job.findings["decide" if config.method.one_shot else "tune"] = tuner.findings()
-    model = rewrite(model, job.architecture, job.space, plan)
-    return model, plan
+    return rewrite(model, job.architecture, job.space, plan), plan
 
 
 def subject_of(job: RunJob, model: PreTrainedModel, tuner: Tuner) -> Subject:
-    """The model as a method sees it; scores are only kept of one-shot methods, which decide on the dense model."""
+    """The model as a method sees it; only scores of one-shot methods are stored, as those decide on the dense model."""
     store = job.store if job.config.method.one_shot else None
     calibration = tuner.next_calibration if store is None else store.counted(tuner.next_calibration)
     steps, seed = job.config.tune.steps, job.config.seed
@@ -151,7 +150,7 @@ def subject_of(job: RunJob, model: PreTrainedModel, tuner: Tuner) -> Subject:
 
 
 def compensate(job: RunJob, model: PreTrainedModel, plan: Plan, tuner: Tuner) -> None:
-    """Let kept columns of the merged model take over from those that the plan removes, where the run file says so."""
+    """Let kept columns of the merged model compensate for those that the plan removes, if the run file asks for it."""
     options = job.config.compensate
     if options.name == "none":
         return
@@ -165,11 +164,11 @@ def compensate(job: RunJob, model: PreTrainedModel, plan: Plan, tuner: Tuner) ->
 def round_weights(
     model: PreTrainedModel, dtype: torch.dtype, rescaled: Mapping[str, Part] | None = None
 ) -> PreTrainedModel:
-    """The model computing in its own precision with weights that `dtype` can hold, as the stored ones will be.
+    """Round the weights to values that `dtype` can hold; the model still computes in its own precision.
 
     Args:
-        rescaled: by name the weights that the cut multiplies by a factor: what is stored is the product, so that is
-            rounded, and the weight here becomes the one that gives it.
+        rescaled: by name the weights that the cut multiplies by a factor. The product is what is stored, so the
+            product is rounded, and the weight is set to the value that results in it.
 
     Raises:
         NonFinite: a weight too large for `dtype`.
@@ -189,10 +188,10 @@ def round_weights(
 
 
 def masked_probe(job: RunJob, model: PreTrainedModel, plan: Plan) -> tuple[export.Probe, dict[str, Any]]:
-    """Logits of the merged and rewritten model under the plan's masks: what the files on disk have to reproduce.
+    """Logits of the merged and rewritten model under the plan's masks, which the files on disk have to reproduce.
 
-    The model's weights are rounded to the precision of the files. What that changes is `rounding` in the second value,
-    where it changes anything.
+    The model's weights are rounded to the precision of the files. If that changes them, the second value says by how
+    much the logits change, as `rounding`.
     """
     dtype = job.checked.dtype
     with simulated(model, job.space, plan, dtype):
@@ -205,19 +204,19 @@ def masked_probe(job: RunJob, model: PreTrainedModel, plan: Plan) -> tuple[expor
 
 
 def recover(job: RunJob, small: PreTrainedModel, probe: export.Probe) -> tuple[PreTrainedModel, export.Probe]:
-    """The smaller model after its second tuning, where the run has one; the proof is then about the tuned weights."""
+    """The smaller model after its second tuning, if the run has one, and the logits that its files must reproduce."""
     options = job.config.recover or (job.config.tune if job.config.method.one_shot else None)
     if options is None:
         return small, probe
     job.progress.stage("recover")
-    architecture = families.describe_config(small.config)  # it may have apart what the base model packs together
+    architecture = families.describe_config(small.config)  # may have separate linears where the base model packs them
     folder = job.out if job.config.method.one_shot else job.out / "recover"
     tune_merged(job, "recover", small, architecture, options, folder)
     return small, job.take_probe(small)
 
 
 def export_and_prove(job: Job, model: PreTrainedModel, probe: export.Probe) -> dict[str, Any]:
-    """Write the model to `out/model` and the other exports, and compare what fresh processes find in them."""
+    """Write the model to `out/model` and the other exports, and compare them in fresh processes with `probe`."""
     job.progress.stage("export and prove")
     folder, exports = job.out / "model", job.out / "exports"
     loader = export.write(cast_weights(model, job.checked.dtype), job.checked.tokenizer, folder)

@@ -163,10 +163,6 @@ def test_magnitude_keeps_the_largest(tmp_path):
     assert masks[group.name][10:30].all()
 
 
-def test_every_method_is_described():
-    assert all(method.__doc__ for method in methods.registry().values())
-
-
 def test_a_preset_is_its_method_under_another_name_and_set_otherwise():
     assert methods.presets()["atp-paper"] is methods.registry()["atp"]
     paper = methods.build({"name": "atp-paper", "temperature": 0.2})

@@ -3,11 +3,13 @@
 import pytest
 import yaml
 from helpers import tiny_runs
+from helpers.report_samples import record
 
 from tuneprune.config import RunConfig
 from tuneprune.errors import ConfigError, RunsFailed
 from tuneprune.methods.magnitude import Magnitude
-from tuneprune.pipeline.comparison_runs import entries, entry, plan_runs
+from tuneprune.pipeline.comparison_runs import add_to_manifest, entries, entry, finished, plan_runs
+from tuneprune.pipeline.record import PROOF_FAILED
 from tuneprune.pipeline.workers import _ended
 
 
@@ -68,6 +70,18 @@ def test_without_reference_the_dense_model_is_scored_once(config):
     runs = plan_runs(plain, entries(["random"], plain), (0.6,), (0, 4))
     assert [planned.name for planned in runs] == ["reference-seed0", "random-keep0.6-seed0", "random-keep0.6-seed4"]
     assert runs[-1].needs == ("reference-seed0",)
+
+
+def test_a_model_whose_proof_failed_is_not_compared(tmp_path, config):
+    runs = plan_runs(config, entries(["random"], config), (0.6,), (0,))
+    add_to_manifest(runs, tmp_path)
+    (tmp_path / runs[-1].name / "model").mkdir(parents=True)
+    record().save(runs[-1].result(tmp_path))
+    assert runs[-1].is_complete(tmp_path)
+    assert finished(tmp_path).keys() == {runs[-1].name}
+    (tmp_path / runs[-1].name / "model" / PROOF_FAILED).touch()
+    assert not runs[-1].is_complete(tmp_path)
+    assert finished(tmp_path) == {}
 
 
 def test_failures_are_one_sentence_each():
