@@ -12,25 +12,15 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from tuneprune.cli import listing
-from tuneprune.cli.display import (
-    Commands,
-    check_interpreter,
-    expand,
-    print_error,
-    print_sections,
-    show_comparison,
-    show_recovered,
-    show_results,
-    terminal_progress,
-)
+from tuneprune.cli import display, listing
+from tuneprune.cli.display import expand
 from tuneprune.cli.listing import AsJson
-from tuneprune.system.processes import PeerLost, has_peers, watch_peers
+from tuneprune.system.processes import PeerLost, has_peers
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is one sentence, not a traceback
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(cls=display.Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(listing.app)
 RunFile = Annotated[Path, typer.Argument(callback=expand, metavar="RUN.yaml", help="the run file")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="override: key.path=value (repeatable)")]
@@ -66,9 +56,9 @@ def run(
 
     config = load_run_file(run_file, overrides or ())
     folder = out or Path("out") / run_file.stem
-    with terminal_progress() as progress:
+    with display.terminal_progress() as progress:
         record = run_job(config, folder, resume=resume, progress=progress)
-    show_results(record, folder)
+    display.show_results(record, folder)
 
 
 @app.command()
@@ -96,7 +86,7 @@ def compare(
         "--keep", keep, lambda part: float(str(read_share(part))), "shares separated by commas, such as 0.8,0.6,0.5"
     )
     chosen = _numbers("--seeds", seeds, int, "whole numbers separated by commas, such as 0,1,2")
-    with terminal_progress() as progress:
+    with display.terminal_progress() as progress:
         outcome = compare_methods(
             config,
             methods.split(","),
@@ -108,7 +98,7 @@ def compare(
             resume=resume,
             progress=progress,
         )
-    show_comparison(outcome, folder)
+    display.show_comparison(outcome, folder)
 
 
 @app.command()
@@ -124,9 +114,9 @@ def recover(
     from tuneprune.pipeline.recover import recover as recover_model
 
     config = load_recover_file(model, run_file, overrides or ())
-    with terminal_progress() as progress:
+    with display.terminal_progress() as progress:
         record = recover_model(config, out, resume=resume, progress=progress)
-    show_recovered(record, out)
+    display.show_recovered(record, out)
 
 
 @app.command()
@@ -135,7 +125,7 @@ def validate(run_file: RunFile, overrides: Set = None) -> None:
     from tuneprune.config import load_run_file
     from tuneprune.pipeline.validation import preview
 
-    print_sections(preview(load_run_file(run_file, overrides or ())))
+    display.print_sections(preview(load_run_file(run_file, overrides or ())))
 
 
 @app.command()
@@ -151,7 +141,7 @@ def inspect(
     if as_json:
         typer.echo(json.dumps(report, indent=1))
     else:
-        print_sections(report)
+        display.print_sections(report)
 
 
 @app.command()
@@ -164,9 +154,8 @@ def latency(
 ) -> None:
     """Measure how long a model's layers of different widths take on this machine, for latency budgets."""
     from tuneprune.pipeline.stages import measure_table
-    from tuneprune.system.signals import stop_unwritten
 
-    with terminal_progress(stop_unwritten):
+    with display.terminal_progress(leave_nothing):
         table = measure_table(model, out, phase, batch_size, multiple_of)
     typer.echo(f"{table.what} in {out}")
 
@@ -184,12 +173,11 @@ def evaluate(
     """Evaluate a model on suites, or on tasks of lm-evaluation-harness, and print its scores as JSON."""
     from tuneprune.errors import ConfigError
     from tuneprune.pipeline.stages import evaluate_model, evaluate_on_tasks
-    from tuneprune.system.signals import stop_at_once
 
     if (suite is None) == (tasks is None):
         raise ConfigError("evaluate: give either --suite (`tuneprune suites` lists them) or --tasks.")
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "batch_size": batch_size}
-    with terminal_progress(stop_at_once):
+    with display.terminal_progress(leave):
         if tasks is None:
             scores = evaluate_model(model, (suite or "").split(","), limit, **options)
         else:
@@ -202,11 +190,10 @@ def plan(run_file: RunFile, out: Out = None, overrides: Set = None) -> None:
     """Decide by a one-shot method and write the plan, without tuning or cutting anything."""
     from tuneprune.config import load_run_file
     from tuneprune.pipeline.stages import plan_model
-    from tuneprune.system.signals import stop_partly_done
 
     config = load_run_file(run_file, overrides or ())
     folder = out or Path("out") / run_file.stem
-    with terminal_progress(stop_partly_done) as progress:
+    with display.terminal_progress(leave_finished) as progress:
         decided = plan_model(config, folder, progress)
     typer.echo(f"{len(decided.edits)} edits in {folder / 'plan'}")
 
@@ -221,9 +208,8 @@ def compress(
 ) -> None:
     """Apply a plan to a dense model and write the smaller one, in little memory."""
     from tuneprune.pipeline.stages import compress_model
-    from tuneprune.system.signals import stop_unwritten
 
-    with terminal_progress(stop_unwritten) as progress:
+    with display.terminal_progress(leave_nothing) as progress:
         num_parameters = compress_model(model, plan, out, adapter, max_shard_size=max_shard_size, progress=progress)
     typer.echo(f"{num_parameters:,} parameters in {out}")
 
@@ -237,9 +223,8 @@ def export(
 ) -> None:
     """Convert a finished model for other runtimes, and prove that its outputs are the same there."""
     from tuneprune.pipeline.stages import export_model
-    from tuneprune.system.signals import stop_partly_done
 
-    with terminal_progress(stop_partly_done) as progress:
+    with display.terminal_progress(leave_finished) as progress:
         found = export_model(model, to.split(","), out, progress, proof=proof)
     typer.echo(json.dumps(found, indent=1))
 
@@ -255,11 +240,11 @@ def report(folder: Annotated[Path, typer.Argument(callback=expand, help="the fol
 def main() -> None:
     """Run the command line; exit with 2 for a user's mistake, 3 for a failed proof, 75 for a stop after saving."""
     from tuneprune.errors import TunePruneError
-    from tuneprune.system.signals import EXIT_RESUMABLE, Stopped, on_signals, restore_default_handlers, stop_at_once
+    from tuneprune.system.signals import EXIT_RESUMABLE, Stopped, on_signals, restore_default_handlers
 
     try:
-        check_interpreter()
-        with on_signals(stop_at_once), watch_peers():
+        display.check_interpreter()
+        with on_signals(leave), together():
             app()
     except PeerLost as lost:
         _leave(str(lost), EXIT_USER, in_any_process=lost.rank == 0)
@@ -279,7 +264,7 @@ def main() -> None:
 def _leave(message: str, status: int, *, in_any_process: bool = False) -> NoReturn:
     """Print why and exit; one of several processes exits at once, as clean-up can hang without the others."""
     with suppress(OSError):  # the terminal may be gone
-        print_error(message, in_any_process=in_any_process)
+        display.print_error(message, in_any_process=in_any_process)
         sys.stdout.flush()
     if has_peers():
         os._exit(status)

@@ -110,31 +110,23 @@ def plan_runs(
     """Every method at every budget with every seed, one budget after the other, references first.
 
     Budgets are the outermost loop, so that the scores of one method and seed exist when its next budget asks for them.
+    A reference is the dense model tuned alike, once a seed; the first one also scores the dense model itself, and is
+    the only one if the run file has no `reference`.
     """
-    references = reference_runs(config, seeds)
-    by_seed = {reference.config.seed: reference for reference in references}
-    found = list(references)
+    found: list[ComparisonRun] = []
+    needs: dict[int, tuple[str, ...]] = {}
+    for seed in seeds if config.reference else seeds[:1]:
+        name, earlier = f"reference-seed{seed}", tuple(reference.name for reference in found[:1])
+        found.append(ComparisonRun(name, config.model_copy(update={"seed": seed}), None, earlier))
+        needs[seed] = (*earlier, name)
     for keep in keeps:
         for seed in seeds:
-            reference = by_seed.get(seed, references[0])
             for one in chosen:
                 budget = config.budget.model_copy(update={"keep": keep})
                 changes = {"method": one.method, "space": one.space, "budget": budget, "seed": seed}
                 name = f"{_slug(one.label)}-keep{keep:g}-seed{seed}"
-                needs = tuple(dict.fromkeys((references[0].name, reference.name)))
-                found.append(ComparisonRun(name, config.model_copy(update=changes), one.label, needs))
-    return found
-
-
-def reference_runs(config: RunConfig, seeds: Sequence[int]) -> list[ComparisonRun]:
-    """The dense model tuned alike, once a seed; without `reference`, one run that scores the dense model only.
-
-    The dense model itself is scored by the first.
-    """
-    found: list[ComparisonRun] = []
-    for seed in seeds if config.reference else seeds[:1]:
-        needs = (found[0].name,) if found else ()
-        found.append(ComparisonRun(f"reference-seed{seed}", config.model_copy(update={"seed": seed}), None, needs))
+                references = needs.get(seed, needs[seeds[0]])
+                found.append(ComparisonRun(name, config.model_copy(update=changes), one.label, references))
     return found
 
 

@@ -16,21 +16,8 @@ from tuneprune.config import Compensation, RunConfig, explain
 from tuneprune.errors import ConfigError, DataError, wrap_errors
 from tuneprune.evaluate import EvaluateConfig
 from tuneprune.methods import registry
+from tuneprune.model import loading
 from tuneprune.model.corrections import follow_files
-from tuneprune.model.loading import (
-    SAFELY,
-    check_folder,
-    check_room,
-    load_config,
-    load_model,
-    load_tokenizer,
-    needs_own_code,
-    quantisation,
-    read_config,
-    skeleton,
-    stored_dtype,
-    vocabulary,
-)
 from tuneprune.model.location import expand_name
 from tuneprune.pipeline.budget_costs import measure_times
 from tuneprune.pipeline.checks import check_test_tokens
@@ -60,10 +47,10 @@ def evaluate_model(
     except ValidationError as error:
         raise ConfigError(explain(error, EvaluateConfig)) from error
     model = expand_name(model)
-    hf_config = read_config(model, any_family=True, trust_remote_code=trust_remote_code)
-    tokenizer = load_tokenizer(model, hf_config)
+    hf_config = loading.read_config(model, any_family=True, trust_remote_code=trust_remote_code)
+    tokenizer = loading.load_tokenizer(model, hf_config)
     tasks = evaluate.load_tasks(config, tokenizer)
-    check_test_tokens(tokenizer, tasks, vocabulary(hf_config))
+    check_test_tokens(tokenizer, tasks, loading.vocabulary(hf_config))
     loaded = _any_model(model, hf_config, torch.float32, trust_remote_code=trust_remote_code)
     return evaluate.evaluate(loaded, tokenizer, tasks, batch_size=config.batch_size, max_length=config.max_length)
 
@@ -86,9 +73,9 @@ def evaluate_on_tasks(
         if number is not None and number < 1:
             raise ConfigError(f"{option} {number}: give at least 1.")
     model = expand_name(model)
-    hf_config = read_config(model, any_family=True, trust_remote_code=trust_remote_code)
+    hf_config = loading.read_config(model, any_family=True, trust_remote_code=trust_remote_code)
     known = evaluate.find_tasks(tasks, task_path)
-    tokenizer = load_tokenizer(model, hf_config)
+    tokenizer = loading.load_tokenizer(model, hf_config)
     loaded = _any_model(model, hf_config, "auto", trust_remote_code=trust_remote_code)
     return evaluate.evaluate_tasks(loaded, tokenizer, tasks, known, limit=limit, batch_size=batch_size or 16)
 
@@ -102,14 +89,14 @@ def _any_model(
         ConfigError: it does not load, or it needs code that the user does not trust.
     """
     with wrap_errors(f"cannot load {model}"):
-        has_own_code = needs_own_code(config)
+        has_own_code = loading.needs_own_code(config)
     if has_own_code and not trust_remote_code:
         raise ConfigError(f"{model} comes with its own model code: add --trust-remote-code.")
     model_folder.check_index(model, "model")
     with wrap_errors(f"cannot load {model}"):
         if not has_own_code:
-            check_room(model, skeleton(config))
-        options = SAFELY | {"trust_remote_code": trust_remote_code, "config": config, "dtype": dtype}
+            loading.check_room(model, loading.skeleton(config))
+        options = loading.SAFELY | {"trust_remote_code": trust_remote_code, "config": config, "dtype": dtype}
         loaded = AutoModelForCausalLM.from_pretrained(model, **options)
     device: Any = "cuda" if torch.cuda.is_available() else "cpu"
     return loaded.to(device).eval()
@@ -127,7 +114,7 @@ def measure_table(model: str, out: Path, phase: str, batch_size: int, multiple_o
         budget = Budget.model_validate({"of": "latency"} | options)
     except ValidationError as error:
         raise ConfigError(explain(error, Budget)) from error
-    table = measure_times(load_config(expand_name(model)), budget)
+    table = measure_times(loading.load_config(expand_name(model)), budget)
     write_text(out, table.model_dump_json(indent=1) + "\n")
     return table
 
@@ -176,24 +163,24 @@ def compress_model(
     export.check_size(max_shard_size)
     model, adapter = expand_name(model), None if adapter is None else expand_name(adapter)
     export.check_replaceable(out, model, adapter, plan_folder)
-    plan, config = Plan.load(plan_folder), load_config(model, adapter)
-    tokenizer = load_tokenizer(model, config, adapter)
-    name = plan.provenance.get("space", "width")
+    plan, config = Plan.load(plan_folder), loading.load_config(model, adapter)
+    tokenizer = loading.load_tokenizer(model, config, adapter)
+    name = str(plan.provenance.get("space", "width"))
     streamed = _streamed(model, config, name, plan) if adapter is None else None
     if streamed is not None:
         export.write(streamed, tokenizer, out, max_shard_size=max_shard_size, progress=progress)
         return sum(parameter.numel() for parameter in streamed.model.parameters())
-    dense = load_model(model, adapter, torch.device("cpu"))
+    dense = loading.load_model(model, adapter, torch.device("cpu"))
     architecture = families.describe(dense)
     small = compress(dense, architecture, spaces.build(name, architecture, dense), plan)
-    small.to(stored_dtype(config))  # pyright: ignore[reportArgumentType]  (transformers hides its self)
+    small.to(loading.stored_dtype(config))  # pyright: ignore[reportArgumentType]  (transformers hides its self)
     export.write(small, tokenizer, out, max_shard_size=max_shard_size)
     return sum(parameter.numel() for parameter in small.parameters())
 
 
 def _streamed(model: str, config: PretrainedConfig, space_name: str, plan: Plan) -> Streamed | None:
     """The smaller model without its weights in memory, or None if it cannot be made that way."""
-    empty = skeleton(config, generation=model)
+    empty = loading.skeleton(config, generation=model)
     architecture = families.describe(empty)
     return stream(model, empty, architecture, spaces.build(space_name, architecture, empty), plan)
 
@@ -217,7 +204,7 @@ def export_model(
     if not is_run and out is None:
         raise ConfigError(f"{source} is not the folder of a run: name a folder for the exports with --out.")
     model, out = (source / "model" if is_run else source), out or source / "exports"
-    check_folder(str(model), "model", "config.json")
+    loading.check_folder(str(model), "model", "config.json")
     named = export.named(targets)
     if not named:
         raise ConfigError(
@@ -243,15 +230,15 @@ def _exported_config(folder: Path) -> PretrainedConfig:
     Raises:
         ConfigError: it cannot be read, or its weights are quantised.
     """
-    config = read_config(str(folder))
-    if quantisation(config):
+    config = loading.read_config(str(folder))
+    if loading.quantisation(config):
         raise ConfigError(
-            f"{folder} is quantised ({quantisation(config)}), and other formats need unquantised weights. Name"
+            f"{folder} is quantised ({loading.quantisation(config)}), and other formats need unquantised weights. Name"
             " the folder that it was quantised from."
         )
     declared = config.tie_word_embeddings
     if not hasattr(config, "pruned"):
-        follow_files(str(folder), config, skeleton(config))
+        follow_files(str(folder), config, loading.skeleton(config))
     if config.tie_word_embeddings != declared:
         raise ConfigError(f"{folder}: set tie_word_embeddings to false in its config.json, which the exports copy.")
     return config

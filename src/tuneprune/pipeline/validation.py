@@ -12,19 +12,9 @@ from tuneprune.compress.shape import Shape
 from tuneprune.config import RecoverConfig, RunConfig
 from tuneprune.data import Data, load
 from tuneprune.model.loading import load_any_config, load_config, load_tokenizer, skeleton, stored_dtype
+from tuneprune.pipeline import checks
 from tuneprune.pipeline.budget_costs import Costs, check_reach, costs_of, size_text
-from tuneprune.pipeline.checks import (
-    Settings,
-    check_answers,
-    check_compensation,
-    check_counted,
-    check_lengths,
-    check_targets,
-    check_tokens,
-    check_trackers,
-    in_steps,
-    lengths_in_words,
-)
+from tuneprune.pipeline.checks import Settings, in_steps, lengths_in_words
 from tuneprune.structure import spaces
 from tuneprune.structure.architecture import Architecture
 
@@ -60,8 +50,8 @@ def check(config: RunConfig, table: Path | None = None) -> Checked[RunConfig]:
     """
     base, adapter = config.model.base, config.model.adapter
     hf_config = load_config(base, adapter)
-    check_lengths(config, hf_config.max_position_embeddings)
-    check_trackers(config.tune.trackers)
+    checks.check_lengths(config, hf_config.max_position_embeddings)
+    checks.check_trackers(config.tune.trackers)
     architecture, costs = check_shape(config, hf_config, table)
     return _check_data(config, hf_config, architecture, load_tokenizer(base, hf_config, adapter), costs)
 
@@ -73,11 +63,11 @@ def check_recovery(config: RecoverConfig) -> Checked[RecoverConfig]:
         TunePruneError: what is wrong with the run file, the model or the data.
     """
     hf_config = load_any_config(config.model)
-    check_lengths(config, hf_config.max_position_embeddings)
-    check_trackers(config.tune.trackers)
+    checks.check_lengths(config, hf_config.max_position_embeddings)
+    checks.check_trackers(config.tune.trackers)
     export.check(config.export, lambda: Shape.of(hf_config))
     architecture = families.describe_config(hf_config)
-    check_targets(config, architecture)
+    checks.check_targets(config, architecture)
     return _check_data(config, hf_config, architecture, load_tokenizer(config.model, hf_config), None)
 
 
@@ -92,9 +82,9 @@ def check_shape(
     architecture = families.describe_config(hf_config)
     space = spaces.build(config.space, architecture, skeleton(hf_config))
     config.method.check_family(architecture)
-    check_targets(config, architecture)
-    check_compensation(config, space)
-    check_counted(config)
+    checks.check_targets(config, architecture)
+    checks.check_compensation(config, space)
+    checks.check_counted(config)
     costs = costs_of(config.budget, hf_config, space, table)
     space, budget = costs.space, costs.budget
     check_reach(costs, config.method, hf_config)
@@ -112,10 +102,10 @@ def _check_data(
 ) -> Checked[Settings]:
     """Read the test items and the data, and check that the tokenizer and the model fit them."""
     tasks = evaluate.load_tasks(config.evaluate, tokenizer, config.data.system_role)
-    check_answers(tasks, min(config.evaluate.max_length, hf_config.max_position_embeddings))
+    checks.check_answers(tasks, min(config.evaluate.max_length, hf_config.max_position_embeddings))
     test = [example for task in tasks for example in task.examples]
     data = load(config.data, tokenizer, config.tune.max_length, test, sum(task.num_blank for task in tasks))
-    check_tokens(tokenizer, data, tasks, hf_config.vocab_size)
+    checks.check_tokens(tokenizer, data, tasks, hf_config.vocab_size)
     return Checked(in_steps(config, data), hf_config, architecture, tokenizer, data, tasks, costs)
 
 

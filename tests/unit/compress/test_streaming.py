@@ -61,7 +61,7 @@ def forbid_loading(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("the dense model was loaded")
 
-    monkeypatch.setattr(stages, "load_model", refuse)
+    monkeypatch.setattr(stages.loading, "load_model", refuse)
 
 
 def streamed(folder, plan, out, monkeypatch, shard=ONE):
