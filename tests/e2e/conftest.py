@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module", autouse=True)
 def _warm_proofs(warm_processes):
-    """An import takes longer than the rest of a proof; unit/export/test_proof.py has really fresh processes."""
+    """Reuse processes, as imports take most of the time of a proof; unit/export/test_proof.py uses fresh ones."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(fresh_process, "run_child", warm_processes.run)
         yield
@@ -78,7 +78,7 @@ class Server:
 
 @contextmanager
 def serving(**environment):
-    """A server of its own, with further environment variables."""
+    """Start a server with further environment variables."""
     server = Server(**environment)
     with server.process:
         yield server
@@ -94,7 +94,7 @@ def server():
 
 @pytest.fixture(scope="module")
 def stranger():
-    """A server whose processes hash text in another order."""
+    """A server whose processes use another hash seed."""
     with serving(PYTHONHASHSEED="2") as server:
         yield server
 

@@ -1,4 +1,4 @@
-"""Runs command lines in forked children, so that tests can start and kill many without paying an import each.
+"""Runs command lines in forked children, so that tests can start and kill many without an import for each.
 
 Reads one JSON request a line: {"argv": [...], "env": {...}, "log": path} starts a child and answers its pid;
 {"wait": pid} answers its exit status (negative: the signal that ended it). Every process of a run leaves the masks and
@@ -15,17 +15,17 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401  (import once, before the forks)
 
 from tuneprune.cli import commands
-from tuneprune.export.probes import fresh_process, run_reload
+from tuneprune.export.probes import fresh_process
 from tuneprune.pipeline import run
 
 torch.set_num_threads(1)
 
 
 def reload_here(program, arguments, environment):
-    """The reloading of a folder in this process; other programs in processes of their own, as they are."""
-    if program is not run_reload:
-        return run_child(program, arguments, environment)
-    run_reload.main(*arguments)
+    """Reload a folder in this process; run other programs in processes of their own, unchanged."""
+    if program is not reload_probe:
+        return run_tied(program, arguments, environment)
+    reload_probe.main(*arguments)
     return SimpleNamespace(returncode=0)
 
 
@@ -69,12 +69,12 @@ def main():
             try:
                 status = child(request)
             except BaseException:
-                traceback.print_exc()  # as Python itself would, had it not been forked
+                traceback.print_exc()  # as Python does in a process that was not forked
             finally:
                 sys.stdout.flush()
                 os._exit(status)
         answer(pid)
 
 
-if __name__ == "__main__":  # a comparison's processes import this file as theirs, and so prove like the child
+if __name__ == "__main__":  # a comparison's processes import this file as their main module
     main()

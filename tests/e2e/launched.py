@@ -11,7 +11,7 @@ def free_port():
 
 
 def environment(rank, port):
-    """What `accelerate launch` and torchrun tell a process; that there is no GPU, tuneprune finds out."""
+    """The variables that `accelerate launch` and torchrun set."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -23,7 +23,7 @@ def environment(rank, port):
 
 
 class Two:
-    """Two processes that were started with the same arguments, or the second one with `others`."""
+    """Two processes started with the same arguments, or the second one with `others`."""
 
     def __init__(self, server, folder, *arguments, others=None):
         folder.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ class Two:
         ]
 
     def until(self, path):
-        """Wait for a file of theirs."""
+        """Wait until a file exists."""
         deadline = time.monotonic() + 60
         while not path.exists():
             assert time.monotonic() < deadline, f"{path} did not appear: {self.said()}"
@@ -43,7 +43,7 @@ class Two:
         return self
 
     def end(self):
-        """Their exit statuses."""
+        """The exit statuses of both."""
         return [self.server.wait(pid) for pid in self.pids]
 
     def said(self):

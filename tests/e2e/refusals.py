@@ -1,4 +1,4 @@
-"""Bad inputs, and what a refusal looks like."""
+"""Bad inputs, and the form of their error messages."""
 
 import json
 import re
@@ -15,18 +15,18 @@ ADVICE = re.compile(
     r"|train|unpack|use|write)\b|pip install|Did you mean",
     re.IGNORECASE,
 )
-"""A word that says what to do, or what is possible."""
+"""Words that say what to do, or what is possible."""
 
 
 class Case:
-    """A run file that was fine, and its folder."""
+    """A valid run file and its folder."""
 
     def __init__(self, folder, model):
         self.folder = folder
         self.content = tiny_runs.run_content(folder, model)
 
     def model(self, **changes):
-        """A model folder of its own, with other values in its config."""
+        """A copy of the model folder with other values in its config."""
         copy = self.folder / "model"
         shutil.copytree(self.content["model"], copy)
         config = json.loads((copy / "config.json").read_text()) | changes
@@ -49,7 +49,7 @@ def as_it_was(_):
 
 @dataclass(frozen=True)
 class Row:
-    """One bad input: what is wrong with the files of a run, the command that meets it, and what has to be said.
+    """One bad input: what is wrong with the files of a run, the command that reads it, and parts of the expected error.
 
     A command may name `{run}`, `{model}`, `{out}` and `{folder}`, where the run file and its data are.
     """
@@ -58,7 +58,7 @@ class Row:
     change: Callable[[Case], object] = as_it_was
     command: str = "run {run} --out {out}"
     replaced: Mapping[str, object] | None = None
-    """What stands for something of the program, by its dotted name."""
+    """Replacements of parts of the program, by dotted name."""
 
 
 def set_to(path, value):
@@ -73,12 +73,12 @@ def set_to(path, value):
 
 
 def merged(**content):
-    """Other sections in place of those of the run file."""
+    """Replace sections of the run file."""
     return lambda case: case.content.update(content)
 
 
 def of_family(variant, space, method):
-    """Another family's model, in a space that it does not offer."""
+    """Use a model of another family, on a space that it does not support."""
 
     def change(case):
         model = tiny_runs.save_model(case.folder / "model", variant)
@@ -88,7 +88,7 @@ def of_family(variant, space, method):
 
 
 def holding(name, content):
-    """A file beside the run file, such as `out/thesis.doc`."""
+    """A file in the folder of the run file, such as `out/thesis.doc`."""
 
     def change(case):
         path = case.folder / name
@@ -99,15 +99,15 @@ def holding(name, content):
 
 
 def copied(folder):
-    """A copy of the run's model in a folder beside the run file, which the run file does not name."""
+    """A copy of the run's model in the folder of the run file, which the run file does not name."""
     return lambda case: shutil.copytree(case.content["model"], case.folder / folder)
 
 
 def exported(folder, **changes):
-    """Such a copy, listed as an export of tuneprune, then `changes`.
+    """Such a copy that is marked as an export of tuneprune, with `changes` afterwards.
 
     Args:
-        changes: content by file name, for files that are written after the list.
+        changes: contents of files, by name, that are written after `export.json`.
     """
 
     def change(case):
@@ -121,12 +121,12 @@ def exported(folder, **changes):
 
 
 def own_model(case):
-    """A copy of the run's model as `model` beside the run file, which the run file names."""
+    """A copy of the run's model as `model` in the folder of the run file, which the run file names."""
     case.model()
 
 
 def linked(name, to):
-    """A link beside the run file, to another place there."""
+    """A link in the folder of the run file, to another place in it."""
     return lambda case: (case.folder / name).symlink_to(case.folder / to)
 
 
@@ -139,7 +139,7 @@ def all_of(*changes):
 
 
 def assert_refused(capsys, status, fragments):
-    """One line on stderr that begins as our errors do and has the fragments; gives it."""
+    """Check that stderr is a single error message with the fragments, and return it."""
     printed = capsys.readouterr()
     messages = [line for line in printed.err.splitlines() if not line.startswith("• ")]
     assert status == 2, printed.err

@@ -1,4 +1,4 @@
-"""Inputs that look like bad ones and are fine."""
+"""Inputs that look wrong but are valid."""
 
 import pytest
 import yaml
@@ -6,7 +6,7 @@ from helpers import tiny_runs
 
 
 def test_a_base_that_was_quantised_once(tmp_path, model_folder, tuneprune):
-    """What transformers dequantised and saved is a base like any other."""
+    """A model that transformers dequantised and saved is a valid base."""
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 

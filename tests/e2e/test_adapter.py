@@ -1,4 +1,4 @@
-"""A base with a user's LoRA adapter: pruned as the merged model that it is, and named in what comes out."""
+"""A base with a user's LoRA adapter: the merged model is pruned, and the result names both."""
 
 import json
 
@@ -13,8 +13,8 @@ from tuneprune import families
 from tuneprune.model.loading import load_model
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing"),  # peft asks by the old name
-    pytest.mark.filterwarnings("ignore:.*tie"),  # peft says that it unties embeddings
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing"),  # peft uses the old name
+    pytest.mark.filterwarnings("ignore:.*tie"),  # peft warns that it unties embeddings
 ]
 CASES = {
     "rank pattern": ("llama", {"rank_pattern": {r".*o_proj": 2}}, "random"),
@@ -46,7 +46,7 @@ def test_run(tmp_path, tuneprune, capsys, name):
 
 
 def test_plan_and_compress_take_the_merged_model(tmp_path, tuneprune, capsys):
-    """Keeping everything gives back the merged model; without the adapter, the base."""
+    """Keeping everything results in the merged model; without the adapter, in the base."""
     base, adapter = tiny_runs.save_model(tmp_path / "base"), tmp_path / "adapter"
     expected = tiny_runs.make_adapter(adapter)
     run_file = tiny_runs.write_run(tmp_path, base, model={"base": str(base), "adapter": str(adapter)})

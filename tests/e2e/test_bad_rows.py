@@ -1,4 +1,4 @@
-"""One bad record is in the rows of one process only; all leave its batch out alike, as one process alone does."""
+"""A bad record that only one process sees: all processes leave its batch out, as a single process does."""
 
 import json
 
@@ -11,16 +11,16 @@ from helpers.precision import TUNED
 from safetensors.torch import load_file, save_file
 
 LETTER = "z"
-"""No word of the made-up sentences has it."""
+"""A letter that no word of the generated sentences contains."""
 LIKE_ONE = "both as one process alone"
 ALIKE = "both alike"
 UNLIKE_ONE = ("tomoe", "llm_pruner mix")
-"""What draws noise for every token of a process's rows, or leaves out the rows beside a bad one as well."""
+"""Methods that draw noise for every token of a process's rows, or leave out the rows next to a bad one as well."""
 
 
 @pytest.fixture(scope="module")
 def broken_folder(tmp_path_factory):
-    """A model of finite weights that overflows on one letter: Granite doubles what the embedding gives."""
+    """A model of finite weights that overflows on one letter: Granite doubles the embeddings."""
     folder = tiny_runs.save_model(tmp_path_factory.mktemp("broken") / "m", "granite", max_position_embeddings=128)
     weights = load_file(folder / "model.safetensors")
     weights["model.embed_tokens.weight"][tiny_runs.letter_tokenizer().convert_tokens_to_ids(LETTER)] = 3e38
@@ -29,7 +29,7 @@ def broken_folder(tmp_path_factory):
 
 
 def write_run(folder, model, **sections):
-    """A run that sees all records within its steps, one bad one of each kind among them."""
+    """A run that sees all records within its steps, including a bad one of each kind."""
     run_file = tiny_runs.write_run(folder, model, reference=False, **sections)
     bad = f"{LETTER} {LETTER}"
     tiny_runs.write_texts(folder / "train.jsonl", [*tiny_runs.sentences(1, 13, length=5), bad])
@@ -38,7 +38,7 @@ def write_run(folder, model, **sections):
 
 
 def found(out):
-    """What the log and the record say of bad numbers; processes have their records in an order of their own."""
+    """Bad numbers in the log and the record, sorted, as the order of records depends on the processes."""
     training = json.loads((out / "record.json").read_text())["training"]
     lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
     events = [(line["step"], bad["what"], sorted(bad["batch"])) for line in lines for bad in line.get("bad", [])]
@@ -60,7 +60,7 @@ def title(method):
 
 
 def outcome(folder, model, server, method, space):
-    """What became of a run with bad records that only one of its two processes sees, and of the same run by one."""
+    """Compare a run with bad records that only one of its two processes sees with the same run by one process."""
     run_file = write_run(folder, model, method=method, space=space, budget={"keep": 0.7})
     ended = server.run("run", run_file, "--out", folder / "one", log=folder / "log")
     two = Two(server, folder, "run", run_file, "--out", folder / "two")

@@ -18,7 +18,7 @@ BUDGETS = {
 
 
 def write_run(folder, model, budget, **sections):
-    """A run file with this budget and no other."""
+    """A run file with this budget."""
     run_file = tiny_runs.write_run(folder, model, reference=False, **sections)
     content = yaml.safe_load(run_file.read_text()) | {"budget": budget}
     run_file.write_text(yaml.safe_dump(content))
@@ -33,7 +33,7 @@ def write_table(path, **changes):
 
 @pytest.fixture
 def results(tmp_path, tuneprune):
-    """Run with a budget; gives proof and record."""
+    """Run with a budget; returns proof and record."""
 
     def call(run_file, *options, out="out"):
         assert tuneprune("run", run_file, "--out", tmp_path / out, *options) == 0
@@ -92,7 +92,7 @@ def test_whole_layers_by_time(tmp_path, tuneprune, results):
 
 
 def test_times_are_measured_where_no_table_is_named_and_stay_with_the_run(tmp_path, model_folder, tuneprune, results):
-    # all of it: how little a toy can take is as noisy as the machine
+    # keep all of it, as measured times of a toy are noisy
     budget = {"of": "latency", "keep": 1.0, "batch_size": 2}
     run_file = write_run(tmp_path, model_folder, budget, speed=True)
     proof, record = results(run_file)

@@ -166,7 +166,7 @@ def test_trackers(tmp_path, model_folder, server):
     assert b"kept_share" in b"".join(path.read_bytes() for path in events)
 
 
-def test_diverged_run_says_so_and_can_be_looked_at(tmp_path, model_folder, server):
+def test_diverged_run_is_reported_and_keeps_its_log(tmp_path, model_folder, server):
     tune = {"learning_rate": 1e30, "max_skipped": 2, "steps": 20}
     run_file = tiny_runs.write_run(tmp_path, model_folder, tune=tune, reference=False)
     log = tmp_path / "log"

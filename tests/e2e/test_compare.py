@@ -1,4 +1,4 @@
-"""A comparison in miniature: complete, the same in parallel, after a stop and after a failure."""
+"""A small comparison: complete, the same in parallel, after a stop and after a failure."""
 
 import json
 import os
@@ -27,14 +27,14 @@ def arguments(run_file, out, *more, methods=METHODS, keep="0.8,0.6", seeds="0,1"
 
 @pytest.fixture(scope="module")
 def serial(run_file, server):
-    """The folder of a comparison that nothing disturbed."""
+    """The folder of a comparison that was not interrupted."""
     out, log = run_file.parent / "serial", run_file.parent / "log"
     assert server.run(*arguments(run_file, out), log=log) == 0, log.read_text()
     return out
 
 
 def results(out, keep=""):
-    """What every run, or every one of a budget, decided and scored, as bytes and text."""
+    """The plans, weights and scores of every run, or of every run of a budget."""
     found = {}
     for path in sorted(out.glob(f"*{keep}*/record.json")):
         record = RunRecord.load(path)
@@ -43,7 +43,7 @@ def results(out, keep=""):
     return found
 
 
-def test_every_cell_at_its_budget_with_the_same_steps(serial):
+def test_every_run_has_its_budget_and_the_same_steps(serial):
     comparison = ComparisonRecord.load(serial / "comparison.json")
     assert {cell.name for cell in comparison.cells} == CELLS
     assert comparison.keeps == [0.8, 0.6]
@@ -72,8 +72,8 @@ def test_references_are_shared(serial):
         assert not (path.parent / "reference").exists()
 
 
-def test_scores_of_one_budget_serve_the_other(serial):
-    assert len(list((serial / "scores").glob("magnitude-*.safetensors"))) == 2  # one a seed
+def test_scores_of_one_budget_are_reused_for_the_other(serial):
+    assert len(list((serial / "scores").glob("magnitude-*.safetensors"))) == 2  # one for each seed
     reused = [RunRecord.load(path).time["reused_s"] > 0 for path in sorted(serial.glob("magnitude-*/record.json"))]
     assert reused == [True, True, False, False]  # keep 0.6 comes second
 
@@ -96,7 +96,7 @@ def test_parallel_is_serial(serial, run_file, server):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)])
-def test_stopped_comparison_goes_on_with_more(serial, run_file, server, tmp_path, number, status):
+def test_stopped_comparison_continues_with_more(serial, run_file, server, tmp_path, number, status):
     out, log = tmp_path / "out", tmp_path / "log"
     few = arguments(run_file, out, keep="0.6", seeds="0")
     assert server.run_until(out / "magnitude-keep0.6-seed0" / "plan", number, *few, log=log) == status
@@ -105,7 +105,7 @@ def test_stopped_comparison_goes_on_with_more(serial, run_file, server, tmp_path
     assert results(out) == results(serial, "keep0.6")
 
 
-def test_failed_cell_leaves_the_others_alone(serial, run_file, server, tmp_path):
+def test_failed_run_does_not_affect_the_others(serial, run_file, server, tmp_path):
     out, log = tmp_path / "out", tmp_path / "log"
     small = {"keep": "0.6", "seeds": "0"}
     assert server.run(*arguments(run_file, out, methods="magnitude", **small), log=log) == 0, log.read_text()
@@ -136,7 +136,7 @@ def test_other_base_is_refused_and_finished_work_is_not_repeated(serial, run_fil
     assert server.run(*again, "--resume", log=log) == 0
     assert {path: os.stat(path).st_mtime_ns for path in serial.glob("*/record.json")} == before
     assert ComparisonRecord.load(serial / "comparison.json").against == "random:space=disp"
-    assert server.run(*arguments(run_file, serial, "--resume"), log=log) == 0  # as the other tests want it
+    assert server.run(*arguments(run_file, serial, "--resume"), log=log) == 0  # as the other tests expect it
 
 
 def test_without_reference_nothing_is_relative(run_file, server, tmp_path):

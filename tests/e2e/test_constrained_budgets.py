@@ -28,7 +28,7 @@ CASES = [*EVERY, ("atp sampled", "width"), ("short contiguous", "depth"), ("flap
 
 
 def decided(folder, name, space, budget, **options):
-    """The masks of a method's plan, and those that were in force at every step."""
+    """The masks of a method's plan, and those of every step."""
     method = methods.build(SMALL.get(name, {"name": name}))
     made = setting(folder, space_name=space, lora=not method.one_shot, steps=4, **options)
     budget = budget.on(made.space)
@@ -141,13 +141,13 @@ def test_protected_layers_are_recorded(tmp_path, model_folder, tuneprune):
         ({"widths": {"mlp_channel": 32}, "keep": 0.5}, {}, "leave `keep` out"),
     ],
 )
-def test_what_cannot_be_is_refused_before_any_work(budget, sections, said, tmp_path, model_folder, tuneprune, capsys):
+def test_impossible_budgets_are_refused_at_once(budget, sections, said, tmp_path, model_folder, tuneprune, capsys):
     assert tuneprune("run", run_file(tmp_path, model_folder, budget, **sections), "--out", tmp_path / "out") == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_neighbours_that_have_to_go_need_room_between_protected_layers(tmp_path):
+def test_neighbours_to_remove_need_room_between_protected_layers(tmp_path):
     with pytest.raises(ConfigError, match="neighbouring layers have to go, but no run of them is free"):
         decided(tmp_path, "short contiguous", "depth", Budget(keep=0.6, protect=[1, 3]))
 

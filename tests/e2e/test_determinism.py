@@ -1,4 +1,4 @@
-"""One seed gives one result, whatever hashes, folders and neighbours do; another seed gives another.
+"""The same seed gives the same result, whatever the hash seed and the folder; another seed gives another result.
 
 `benchmarks/determinism.py` does the same with every method, on a larger model.
 """
@@ -13,12 +13,12 @@ METHODS = {"atp": tiny_runs.METHOD, "slicegpt": {"name": "slicegpt"}}
 LORA = {"tune": {"steps": 3, "lora": {"rank": 2, "dropout": 0.1}}}
 
 
-def promised(cell):
-    """Every file whose bytes one seed decides, and the scores."""
-    folders = (cell / "plan", cell / "model")
+def reproducible(run_folder):
+    """Every file whose bytes depend only on the seed, and the scores."""
+    folders = (run_folder / "plan", run_folder / "model")
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and path.name != "README.md"]
-    found = {str(path.relative_to(cell)): path.read_bytes() for path in files}
-    return found | {"scores": json.loads((cell / "record.json").read_text())["scores"]}
+    found = {str(path.relative_to(run_folder)): path.read_bytes() for path in files}
+    return found | {"scores": json.loads((run_folder / "record.json").read_text())["scores"]}
 
 
 def assert_equal(one, other):
@@ -27,11 +27,11 @@ def assert_equal(one, other):
 
 
 def run(where, folder, run_file, *settings):
-    """The promised files of a run."""
+    """The reproducible files of a run."""
     log = folder.with_suffix(".txt")
     log.parent.mkdir(exist_ok=True)
     assert where.run("run", run_file, *settings, "--out", folder, log=log) == 0, log.read_text()
-    return promised(folder)
+    return reproducible(folder)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,4 +1,4 @@
-"""What a shell, a cluster or a container leaves around a run."""
+"""Environments that a shell, a cluster or a container sets up."""
 
 import os
 import stat
@@ -12,14 +12,14 @@ from helpers import tiny_runs
 LAUNCHED = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577"}
 REFUSED = {
     "a world without ranks": ({"WORLD_SIZE": "2"}, ["WORLD_SIZE=2", "RANK", "torchrun"]),
-    "a world that is no number": ({"WORLD_SIZE": "many"}, ["WORLD_SIZE=many"]),
+    "a world that is not a number": ({"WORLD_SIZE": "many"}, ["WORLD_SIZE=many"]),
     "deepspeed of another job": ({"ACCELERATE_USE_DEEPSPEED": "true"}, ["ACCELERATE_USE_DEEPSPEED", "Unset"]),
     "fsdp of another job": ({"ACCELERATE_USE_FSDP": "true"}, ["ACCELERATE_USE_FSDP", "Unset"]),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_another_job_left_is_refused(name, tmp_path, tuneprune, capsys, monkeypatch, model_folder):
+def test_environment_of_another_job_is_refused(name, tmp_path, tuneprune, capsys, monkeypatch, model_folder):
     variables, said = REFUSED[name]
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
@@ -42,7 +42,7 @@ def command(*arguments, **environment):
 
 
 @pytest.mark.slow
-def test_who_is_awaited_is_said(tmp_path, model_folder):
+def test_missing_processes_are_reported(tmp_path, model_folder):
     run_file = tiny_runs.write_run(tmp_path, model_folder)
     process = command("run", run_file, "--out", tmp_path / "out", **LAUNCHED)
     try:

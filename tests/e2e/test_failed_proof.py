@@ -1,4 +1,4 @@
-"""A proof that fails is an error: said on the terminal, with an exit status of its own and a mark in the folder."""
+"""A failed proof is an error with its own exit status, and its model is marked as not usable."""
 
 import json
 
@@ -21,7 +21,7 @@ FAULTS = {
 
 @pytest.fixture
 def faulty(monkeypatch):
-    """Lets the fresh process find something else than it does."""
+    """Change what the fresh process finds."""
     prove = export.prove
 
     def falsify(change):
@@ -36,7 +36,7 @@ def faulty(monkeypatch):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_every_check_of_the_proof_gates(tmp_path, tuneprune, capsys, faulty, model_folder, fault):
+def test_every_check_of_the_proof_can_fail_the_run(tmp_path, tuneprune, capsys, faulty, model_folder, fault):
     change, named = FAULTS[fault]
     faulty(change)
     run_file = tiny_runs.write_run(tmp_path, model_folder, reference=False)
@@ -45,7 +45,7 @@ def test_every_check_of_the_proof_gates(tmp_path, tuneprune, capsys, faulty, mod
     assert tuneprune("run", run_file, "--out", out) == 3
     assert_said(capsys, out, named)
     assert named in (out / "model" / "PROOF_FAILED").read_text().lower()
-    assert "FAILED" in (out / "model" / "README.md").read_text().split("## ")[0]  # before anything else is read
+    assert "FAILED" in (out / "model" / "README.md").read_text().split("## ")[0]  # at the top
     assert "FAILED" in (out / "report.html").read_text()
     assert not RunRecord.load(out / "record.json").proof.is_ok
 
@@ -60,7 +60,7 @@ def assert_said(capsys, out, named):
     assert str(out / "model") in last
 
 
-def test_a_good_proof_leaves_no_mark(uninterrupted):
+def test_a_passed_proof_leaves_no_mark(uninterrupted):
     assert not (uninterrupted / "whole" / "model" / "PROOF_FAILED").exists()
 
 
@@ -91,7 +91,7 @@ def test_a_wrong_cut_is_seen_although_tuning_follows_it(tmp_path, tuneprune, cap
 
 
 @pytest.mark.slow
-def test_a_comparison_leaves_a_failed_proof_out_and_says_so(tmp_path, tuneprune, capsys, monkeypatch, model_folder):
+def test_a_comparison_leaves_out_and_reports_a_failed_proof(tmp_path, tuneprune, capsys, monkeypatch, model_folder):
     run_file = tiny_runs.write_run(tmp_path, model_folder, method={"name": "magnitude"}, reference=False)
     out = tmp_path / "out"
     names = ("--methods", "magnitude,random")

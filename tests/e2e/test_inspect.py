@@ -1,4 +1,4 @@
-"""`tuneprune inspect`: what budgets would leave of a model."""
+"""`tuneprune inspect`: what common budgets would leave of a model."""
 
 import json
 

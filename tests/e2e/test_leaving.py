@@ -1,4 +1,4 @@
-"""Processes of one run leave together: stopped, failed or lost, none waits for one that has gone."""
+"""When one process of a run is stopped, fails or is killed, the others exit too instead of waiting for it."""
 
 import os
 import signal
@@ -19,14 +19,14 @@ def run_file(tmp_path_factory, model_folder):
 
 @pytest.fixture(scope="module")
 def whole(run_file, server):
-    """What two processes leave that nothing disturbed."""
+    """The folder of a run of two processes that was not interrupted."""
     two = Two(server, run_file.parent / "logs", "run", run_file, "--out", run_file.parent / "whole")
     assert two.end() == [0, 0], two.said()
     return run_file.parent / "whole"
 
 
-@pytest.mark.parametrize("moment", ["checkpoints/step-000002", "plan/plan.json"])  # the second one waits in the latter
-def test_stopped_together_and_resumed_to_the_same_bytes(whole, run_file, server, tmp_path, moment):
+@pytest.mark.parametrize("moment", ["checkpoints/step-000002", "plan/plan.json"])  # at the latter, one process waits
+def test_stopped_and_resumed_processes_give_the_same_bytes(whole, run_file, server, tmp_path, moment):
     arguments = ("run", run_file, "--out", tmp_path / "out")
     two = Two(server, tmp_path / "first", *arguments).until(tmp_path / "out" / moment)
     os.kill(two.pids[1], signal.SIGTERM)
@@ -40,7 +40,7 @@ def test_stopped_together_and_resumed_to_the_same_bytes(whole, run_file, server,
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_other_process_ends_where_one_is_killed(run_file, server, tmp_path, lost):
+def test_other_process_ends_when_one_is_killed(run_file, server, tmp_path, lost):
     two = Two(server, tmp_path, "run", run_file, "--set", "tune.steps=4000", "--out", tmp_path / "out")
     two.until(tmp_path / "out" / "metrics.jsonl")
     os.kill(two.pids[lost], signal.SIGKILL)
@@ -53,7 +53,7 @@ def test_other_process_ends_where_one_is_killed(run_file, server, tmp_path, lost
     assert "Traceback" not in two.said()[1 - lost]
 
 
-def test_mistake_on_one_machine_ends_all(run_file, server, tmp_path):
+def test_error_in_one_process_ends_all(run_file, server, tmp_path):
     arguments = ["run", run_file, "--out", tmp_path / "out"]
     others = [*arguments, "--set", "data.train=[{path: /only/here.jsonl}]"]
     two = Two(server, tmp_path, *arguments, others=others)

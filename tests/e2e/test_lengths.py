@@ -1,4 +1,4 @@
-"""How long a tuning lasts: steps, or epochs of the rows that the data fill."""
+"""The length of a tuning in steps, or in epochs of packed rows."""
 
 import json
 import math
@@ -23,7 +23,7 @@ def write_run(folder, model, tune, **sections):
 
 
 @pytest.mark.parametrize("epochs", [0.01, 1, 2.5])
-def test_epochs_are_steps_before_anything_asks_for_them(epochs, tmp_path, model_folder, tuneprune, capsys):
+def test_epochs_are_resolved_to_steps_by_the_checks(epochs, tmp_path, model_folder, tuneprune, capsys):
     run_file = write_run(tmp_path, model_folder, {"epochs": epochs})
     checked = check(load_run_file(run_file))
     rows = rows_per_epoch(checked.data)

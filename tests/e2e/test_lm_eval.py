@@ -1,4 +1,4 @@
-"""`tuneprune evaluate --tasks`: what lm-evaluation-harness says of an export by its own command line, to the digit."""
+"""`tuneprune evaluate --tasks` gives exactly the scores of the command line of lm-evaluation-harness."""
 
 import json
 import os
@@ -76,7 +76,7 @@ def exported(folder, tuneprune, capsys, space):
 
 
 def own_command_line(model, task_folder, scratch, *options):
-    """What `lm_eval` itself finds, in a process without tuneprune."""
+    """The scores of `lm_eval` itself, in a process without tuneprune."""
     (scratch / "tuneprune.py").write_text("raise ImportError('not here')")
     arguments = f"pretrained={model},trust_remote_code=True"
     command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", arguments, "--tasks", NAMES]

@@ -1,4 +1,4 @@
-"""Models as people have them: what is odd about their folders is corrected and said, and the result is sound."""
+"""Model folders with common flaws: they are corrected with a warning, and the result is valid."""
 
 import json
 
@@ -125,7 +125,7 @@ def test_paths_with_home_and_variables(tmp_path, tuneprune, capsys, monkeypatch)
     assert logits(AutoModelForCausalLM.from_pretrained(base)).isfinite().all()
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")  # peft asks by the old name
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")  # peft uses the old name
 def test_the_folder_of_an_adapter_in_a_run_file(tmp_path, tuneprune, capsys):
     base, adapter, out = tiny_runs.save_model(tmp_path / "base"), tmp_path / "adapter", tmp_path / "out"
     tiny_runs.make_adapter(adapter)

@@ -1,4 +1,4 @@
-"""Several processes decide and tune like one at the same global batch; a run that talks to its neighbours is quiet."""
+"""Several processes decide and tune like one process with the same global batch."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The README, taken at its word: its blocks are read from the file and run in miniature."""
+"""The commands and run files of the README, read from it and run on a small model."""
 
 import importlib.util
 import os
@@ -83,7 +83,7 @@ def test_commands_work_in_their_order(model, tmp_path, monkeypatch):
     Path("RUN.yaml").write_text(yaml.safe_dump(yaml.safe_load(block("run")) | small))
     for line in (line for mark in ("commands", "exports", "stages") for line in shell_lines(block(mark))):
         if line.startswith("tuneprune export") and not all(map(find_spec, ("gguf", "llama_cpp", "onnx", "onnxscript"))):
-            continue  # its runtimes are an extra; what it does is tested in tests/exports
+            continue  # its runtimes are an extra; tests/exports has its tests
         program, *arguments = shlex.split(line.replace(MODEL, str(model)))
         if program == "source":
             assert arguments == [".venv/bin/activate"]

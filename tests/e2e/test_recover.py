@@ -1,4 +1,4 @@
-"""`tuneprune recover`: a smaller model, stock or ragged, is tuned on in its shape, proven and evaluated again."""
+"""`tuneprune recover`: a pruned model, stock or ragged, is tuned without changing its shape, proven and evaluated."""
 
 import json
 import signal
@@ -22,7 +22,7 @@ CASES = {
 
 
 def smaller(folder, tuneprune, variant, space, per_layer):
-    """A dense model, and what `compress` makes of it by a random plan."""
+    """A model that `compress` made of a dense one with a random plan."""
     base = tiny_runs.save_model(folder / "base", variant, **layers_for(space), max_position_embeddings=128)
     sections = {"space": space, "method": {"name": "random"}, "budget": {"keep": 0.8, "per_layer": per_layer}}
     run_file = tiny_runs.write_run(folder / "planned", base, **sections)
@@ -34,7 +34,7 @@ def smaller(folder, tuneprune, variant, space, per_layer):
 
 
 def run_file_of(folder, **tune):
-    """A run file that says nothing of pruning."""
+    """A run file without the sections about pruning."""
     path = tiny_runs.write_run(folder, folder / "nowhere", tune={"steps": 12, **tune})
     content = yaml.safe_load(path.read_text())
     kept = {key: value for key, value in content.items() if key in ("data", "tune", "evaluate")}
@@ -79,8 +79,8 @@ def test_recover(tmp_path, tuneprune, capsys, name):
     assert not any(word in card for word in ("masked", "Budget", "pruned model"))
 
 
-def test_its_numbers_are_those_of_evaluate(tmp_path, tuneprune, capsys):
-    """Scores before are of the model as it is, in whatever shape."""
+def test_scores_before_are_those_of_evaluate(tmp_path, tuneprune, capsys):
+    """The scores before the tuning are those that `evaluate` gives."""
     small = smaller(tmp_path, tuneprune, "llama", "disp", "free")
     run_file = run_file_of(tmp_path)
     content = yaml.safe_load(run_file.read_text())
@@ -95,8 +95,8 @@ def test_its_numbers_are_those_of_evaluate(tmp_path, tuneprune, capsys):
             assert metrics == pytest.approx(found[task], rel=1e-5), (side, task)
 
 
-def test_the_run_file_of_the_pruning_serves_too(tmp_path, tuneprune):
-    """What it says about pruning is passed over, and its `recover` section says how to tune."""
+def test_the_run_file_of_the_pruning_run_works_too(tmp_path, tuneprune):
+    """The sections about pruning are ignored, and the `recover` section sets the tuning."""
     small = smaller(tmp_path, tuneprune, "llama", "width", "free")
     run_file = tiny_runs.write_run(tmp_path, tmp_path / "nowhere", recover={"steps": 3})
     assert tuneprune("recover", small, run_file, "--out", tmp_path / "out", "--set", "tune.lora.rank=3") == 0

@@ -1,4 +1,4 @@
-"""A run that was stopped anywhere and resumed ends with the same bytes as one that was not."""
+"""A run that was stopped at any point and resumed gives the same bytes as one that was not stopped."""
 
 import json
 import os
@@ -80,7 +80,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_used(uninterrupted, serv
     assert_same(uninterrupted / "whole", out)
 
 
-def test_nothing_but_damaged_checkpoints_is_no_new_beginning(uninterrupted, server, tmp_path):
+def test_only_damaged_checkpoints_are_an_error(uninterrupted, server, tmp_path):
     out, log = tmp_path / "out", tmp_path / "log"
     arguments = ("run", uninterrupted / "run.yaml", "--out", out)
     server.run_until(out / "checkpoints/step-000002", signal.SIGKILL, *arguments, log=log)
@@ -94,7 +94,7 @@ def test_nothing_but_damaged_checkpoints_is_no_new_beginning(uninterrupted, serv
 
 @pytest.fixture
 def begun(server, tmp_path, model_folder):
-    """Calls a command that is killed as soon as its folder is its own."""
+    """Start a command and kill it as soon as it has written its folder's config.yaml."""
 
     def begin(*command):
         folder = shutil.copytree(model_folder, tmp_path / "model")
@@ -114,7 +114,7 @@ def refusal(tuneprune, capsys, *arguments):
 
 
 def change(path, *keys, value):
-    """An entry of a JSON file."""
+    """Change an entry of a JSON file."""
     content = json.loads(path.read_text())
     inner = content
     for key in keys[:-1]:
@@ -126,7 +126,7 @@ def change(path, *keys, value):
 @pytest.mark.parametrize(
     "command", [("run",), ("recover",), ("compare", "--methods", "magnitude")], ids=lambda command: command[0]
 )
-def test_what_a_run_depends_on_may_not_change(begun, tuneprune, tmp_path, capsys, command):
+def test_what_a_run_depends_on_must_not_change(begun, tuneprune, tmp_path, capsys, command):
     arguments, out = begun(*command), tmp_path / "out"
     identity, before = out / "identity.json", (out / "identity.json").read_text()
     test, weights = tmp_path / "test.jsonl", tmp_path / "model" / "model.safetensors"
@@ -157,7 +157,7 @@ def test_what_a_run_depends_on_may_not_change(begun, tuneprune, tmp_path, capsys
     assert not list(out.rglob("checkpoints"))
 
 
-def test_other_environment_is_announced(begun, server, tmp_path):
+def test_other_environment_is_noted(begun, server, tmp_path):
     arguments, log = begun("run"), tmp_path / "log"
     change(tmp_path / "out" / "identity.json", "around", "torch", value="1.0")
     assert server.run(*arguments, log=log) == 0, log.read_text()
@@ -185,7 +185,7 @@ def wait_for(path):
         time.sleep(0.001)
 
 
-def test_folder_claimed_halfway_is_claimed_again(begun, server, tmp_path):
+def test_folder_of_a_run_killed_at_its_start_is_used_again(begun, server, tmp_path):
     arguments, out = begun("run"), tmp_path / "out"
     shutil.move(out / "config.yaml", out / ".config.yaml.999999999.partial")  # killed just before the rename
     assert server.run(*arguments[:-1], log=tmp_path / "log") == 0, (tmp_path / "log").read_text()

@@ -1,4 +1,4 @@
-"""Bases of 16 bits: what a cut rescales is rounded before it is proven, and the report says what rounding costs."""
+"""Bases of 16 bits: rescaled weights are rounded before the proof, and the report shows the effect of rounding."""
 
 import json
 
@@ -35,7 +35,7 @@ def test_a_base_of_16_bits_is_proven(tmp_path, tuneprune, variant, space, method
     proof = json.loads((out / "proof.json").read_text())
     assert proof["logits"]["max_rel_diff"] < 1e-5
     assert proof["cut"]["max_rel_diff"] < 1e-5
-    assert 1e-5 < proof["rounding"]["max_rel_diff"] < 0.1  # what storing in bfloat16 costs
+    assert 1e-5 < proof["rounding"]["max_rel_diff"] < 0.1  # the effect of storing in bfloat16
     assert "bfloat16" in (out / "report.html").read_text()
 
 

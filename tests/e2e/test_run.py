@@ -1,4 +1,4 @@
-"""`tuneprune run`: everything that the contract promises is there, and true."""
+"""`tuneprune run`: every documented file and number is present and correct."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Untrusted model folders and adapters: none of their code runs unless the user says so, and no pickle is read."""
+"""Untrusted model folders and adapters: their code runs only if the user allows it, and no pickle is read."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ from tuneprune.structure.plan import Plan
 OWN_CLASS = "modeling_pruned.PrunedLlamaForCausalLM"
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`"),  # peft's
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # a limit that struck inside of gc
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # a limit reached inside of gc
 ]
 
 
@@ -41,7 +41,7 @@ def hostile(tmp_path, model_folder, mark):
 
 @pytest.fixture
 def hostile_ragged(tmp_path, model_folder, mark):
-    """A ragged folder of our own whose code was changed afterwards."""
+    """A ragged folder that tuneprune wrote, with changed code."""
     model = load_model(str(model_folder), None, torch.device("cpu"))
     architecture = families.describe(model)
     space = spaces.build("width", architecture, model)
@@ -56,7 +56,7 @@ def hostile_ragged(tmp_path, model_folder, mark):
 
 @pytest.fixture
 def no_waiting(monkeypatch):
-    """Proofs reload in this process: interpreters of their own take seconds."""
+    """Let proofs reload in this process, as fresh interpreters take seconds."""
 
     def reload_here(_, arguments, __):
         run_reload.main(*arguments)
@@ -76,7 +76,7 @@ def test_no_command_runs_code_of_a_model_folder(hostile, mark, tmp_path, tunepru
     assert tuneprune("evaluate", hostile, *suites) == 0
     assert tuneprune("recover", hostile, run_file, "--out", tmp_path / "recovered") == 0
     assert not mark.exists()
-    for folder in ("out/model", "small", "recovered/model"):  # nor does a result ask others to run it
+    for folder in ("out/model", "small", "recovered/model"):  # nor do the results refer to it
         written = tmp_path / folder
         config = json.loads((written / "config.json").read_text())
         assert set(config.get("auto_map", {}).values()) <= {"modeling_pruned.PrunedLlamaModel", OWN_CLASS}
@@ -90,13 +90,13 @@ def test_a_changed_modelling_file_of_a_ragged_folder_does_not_run(
     run_file = tiny_runs.write_run(tmp_path, hostile_ragged, tune={"steps": 1})
     assert tuneprune("recover", hostile_ragged, run_file, "--out", tmp_path / "recovered") == 0
     assert "write_text" not in (tmp_path / "recovered" / "model" / "modeling_pruned.py").read_text()
-    export.take_reference(hostile_ragged)  # what every other export begins with
+    export.take_reference(hostile_ragged)  # the first step of every other export
     assert tuneprune("evaluate", hostile_ragged, "--suite", "clinic", "--limit", 1) == 2
     assert not mark.exists()
 
 
 def test_quantising_names_its_own_code_and_no_other(hostile_ragged, tmp_path, monkeypatch):
-    """Its process trusts the folder that it is given, so that folder must not lead anywhere else."""
+    """The process trusts the folder that it is given, so the folder must not refer to any other code."""
     staged = {}
 
     def look(_, stage, arguments):
@@ -176,9 +176,7 @@ FOLDERS = {
 
 @pytest.mark.parametrize("name", FOLDERS)
 @pytest.mark.parametrize("command", ["inspect", "evaluate"])
-def test_a_folder_that_is_not_what_it_passes_for_is_refused(
-    command, name, tmp_path, model_folder, mark, tuneprune, capsys
-):
+def test_a_disguised_folder_is_refused(command, name, tmp_path, model_folder, mark, tuneprune, capsys):
     make, fragments = FOLDERS[name]
     folder = tmp_path / "model"
     shutil.copytree(model_folder, folder)
@@ -191,7 +189,7 @@ def test_a_folder_that_is_not_what_it_passes_for_is_refused(
 
 @pytest.mark.parametrize("kept", [False, True])
 def test_adapters_that_are_pickles_are_refused(kept, tmp_path, model_folder, mark, tuneprune, capsys):
-    """Also where some other safetensors file lies beside the pickle that peft would read."""
+    """Even if there is another safetensors file next to the pickle that peft would read."""
     adapter = tmp_path / "adapter"
     tiny_runs.make_adapter(adapter)
     (adapter / "adapter_model.safetensors").rename(adapter / "other.safetensors")
@@ -228,7 +226,7 @@ def test_settings_of_adapters_cost_neither_time_nor_memory(
     }
     run_file.write_text(yaml.safe_dump(content))
     status = tuneprune("validate", run_file)
-    if "auto_mapping" in settings:  # which names a library to import: nothing here does
+    if "auto_mapping" in settings:  # which would name a library to import
         assert status == 0
     else:
         assert_refused(capsys, status, [fragment])

@@ -1,4 +1,4 @@
-"""Model folders as an attacker would make them: each tries to leave a mark outside of itself."""
+"""Malicious model folders: each tries to create a file outside of itself."""
 
 import json
 import pickle
@@ -30,7 +30,7 @@ def generate(model, *args, **options):
 
 
 class Payload:
-    """What leaves a mark when it is unpickled."""
+    """An object that creates the file `mark` when it is unpickled."""
 
     def __init__(self, mark):
         self.mark = mark
@@ -40,7 +40,7 @@ class Payload:
 
 
 def hostile_model(folder: Path, model: Path, mark: Path, **config) -> Path:
-    """A copy of a model whose config, tokenizer and generation settings all name code beside them."""
+    """A copy of a model whose config, tokenizer and generation settings all name code in the folder."""
     shutil.copytree(model, folder)
     code = CODE.format(mark=str(mark))
     for name in ("modeling_evil.py", "modeling_pruned.py", "configuration_evil.py", "tokenization_evil.py"):

@@ -1,4 +1,4 @@
-"""Data that is not there, not readable, broken, or shared between training and test."""
+"""Data that is missing, unreadable, broken, or shared between training and test."""
 
 import gzip
 import json
@@ -17,7 +17,7 @@ def training(text):
 
 
 def data_file(name, content):
-    """A data file in place of the training data."""
+    """Replace the training data with a data file."""
 
     def change(case):
         holding(name, content)(case)
@@ -27,12 +27,12 @@ def data_file(name, content):
 
 
 def source(**options):
-    """Options of the training source."""
+    """Set options of the training source."""
     return lambda case: case.content["data"]["train"][0].update(options)
 
 
 def task(content, **options):
-    """A data file in place of the test data."""
+    """Replace the test data with a data file."""
 
     def change(case):
         holding("test.jsonl", content)(case)

@@ -11,7 +11,7 @@ WITH_PACKAGES, WITHOUT_PACKAGES = (
 
 
 def exported(**changes):
-    """The model's folder with another config."""
+    """Change the config of the model's folder."""
 
     def change(case):
         case.model(**changes)

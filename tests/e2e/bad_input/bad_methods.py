@@ -1,4 +1,4 @@
-"""Budgets, spaces and methods that do not go together, or not with the model."""
+"""Budgets, spaces and methods that cannot be combined with each other or with the model."""
 
 from e2e.refusals import Row, all_of, holding, merged, of_family, set_to
 from helpers import tiny_runs

@@ -1,4 +1,4 @@
-"""Models and tokenizers that are not there, incomplete, or of a kind that cannot be pruned."""
+"""Models and tokenizers that are missing, incomplete, or of a kind that cannot be pruned."""
 
 from e2e.refusals import Row, all_of, holding, set_to
 from safetensors.torch import load_file, save_file
@@ -16,7 +16,7 @@ def without(*patterns):
 
 
 def holds(name, content):
-    """Another file in the model's folder."""
+    """Replace a file in the model's folder."""
 
     def change(case):
         (case.model() / name).write_bytes(content)
@@ -32,7 +32,7 @@ def incomplete(case):
 
 
 def few_tokens(case):
-    """A model of fewer embeddings than its tokenizer has tokens."""
+    """A model with fewer embeddings than its tokenizer has tokens."""
     weights = case.model(vocab_size=20) / "model.safetensors"
     ends = ("embed_tokens.weight", "lm_head.weight")
     tensors = {name: t[:20].clone() if name.endswith(ends) else t for name, t in load_file(weights).items()}

@@ -17,7 +17,7 @@ def plan(space="width", *edits):
 
 
 def plan_of(*edits):
-    """A plan of these edits in the space of the run's own model."""
+    """A plan with these edits for the run's own model."""
 
     def change(case):
         config = load_config(case.content["model"])

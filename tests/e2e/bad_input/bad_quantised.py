@@ -62,7 +62,7 @@ def declares(settings):
 
 
 def stores(name, dtype):
-    """Weights of another type under a config that does not speak of it."""
+    """Weights of another type than the config declares."""
 
     def change(case):
         model = case.model()

@@ -8,7 +8,7 @@ def without(key):
 
 
 def text(says, content):
-    """A run file of this text."""
+    """A run file with this text."""
     return Row(says, holding("own.yaml", content), "run {folder}/own.yaml --out {out}")
 
 

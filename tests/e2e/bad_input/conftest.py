@@ -1,4 +1,4 @@
-"""The answers that are written into docs/bad-input.md instead of being compared with it."""
+"""Collects answers for docs/bad-input.md, if they are to be written instead of compared."""
 
 import pytest
 from e2e.bad_input import messages
@@ -6,7 +6,7 @@ from e2e.bad_input import messages
 
 @pytest.fixture(scope="session")
 def answers(request):
-    """Collects all answers for the table, with `--write-messages`; None where they are compared with it."""
+    """All answers for the table with `--write-messages`, else None."""
     if not request.config.getoption("--write-messages"):
         yield None
         return

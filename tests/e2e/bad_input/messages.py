@@ -1,7 +1,7 @@
-"""The table of docs/bad-input.md: what every bad input is answered, and whether somebody read that and found it true.
+"""The table of docs/bad-input.md: the answer to every bad input, and whether a person has read it and found it correct.
 
 An answer that changes has to be read again. `python -m pytest tests/e2e/bad_input --write-messages` writes new answers
-into the table without a verdict; whoever has read one writes `yes` into its last column, and the test passes.
+into the table without a verdict; once you have read one, write `yes` into its last column, and the test passes.
 """
 
 import re
@@ -21,7 +21,7 @@ def read():
 
 
 def write(answers):
-    """The table with these answers, by name; a verdict stays where the answer is what was read."""
+    """Write the table with these answers, by name; a verdict stays if its answer has not changed."""
     known = read()
     rows = []
     for name, answer in sorted(answers.items()):
@@ -33,7 +33,7 @@ def write(answers):
 
 
 def without_places(sentence, folder, model):
-    """The answer as anybody gets it: without the folders of the test, and of the Python that ran it."""
+    """The answer without the folders of the test."""
     for place, name in ((str(model), "MODEL"), (str(folder / "in" / "out"), "OUT"), (str(folder / "in"), "FOLDER")):
         sentence = sentence.replace(place, name)
     return " ".join(sentence.replace(str(folder), "FOLDER").removeprefix("tuneprune: ").split())

@@ -1,6 +1,6 @@
 """Every bad input of every command: exit 2, one sentence with a way out, no traceback, nothing written.
 
-The inputs stand in the tables of the modules beside this one.
+The inputs are in the tables of the other modules of this folder.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""What `tuneprune compare` makes of the names it is given, before anything runs."""
+"""How `tuneprune compare` reads the methods it is given, and which runs it plans."""
 
 import pytest
 import yaml

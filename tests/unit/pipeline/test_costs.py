@@ -1,4 +1,4 @@
-"""Speed beside twins and memory, as a run measures them."""
+"""Speed compared with twins, and memory, as a run measures them."""
 
 from types import SimpleNamespace
 
@@ -31,7 +31,7 @@ def measured(tmp_path, *, uniform=False, space="width", **sections):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Speed by few repeats, and no fresh processes."""
+    """Measure speed with few repeats, and memory without fresh processes."""
     compare = costs.evaluate.compare_speed
     few = {"prompt_tokens": 4, "new_tokens": 2, "repeats": 2}
     monkeypatch.setattr(costs.evaluate, "compare_speed", lambda *models, **given: compare(*models, **given, **few))
@@ -39,7 +39,7 @@ def quick(monkeypatch):
 
 
 @pytest.mark.parametrize("space", ["width", "head_dim", "disp"])
-def test_a_ragged_model_is_measured_beside_stock_ones_of_its_size(tmp_path, quick, space):
+def test_a_ragged_model_is_compared_with_stock_ones_of_its_size(tmp_path, quick, space):
     job, plan, small = measured(tmp_path, space=space, speed=True)
     found = costs.measure_costs(job, plan, small)
     size = sum(parameter.numel() for parameter in small.parameters())

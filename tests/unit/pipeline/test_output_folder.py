@@ -25,7 +25,7 @@ def take(out, config):
         pass
 
 
-def test_what_a_killed_run_left_half_written_goes(tmp_path):
+def test_half_written_files_of_a_killed_run_are_deleted(tmp_path):
     config, out = RunConfig.model_validate(run_content(tmp_path / "data", tmp_path / "model")), tmp_path / "out"
     out.mkdir()
     (out / f".config.yaml.{dead_process()}.partial").write_text("model:")
@@ -37,7 +37,7 @@ def test_what_a_killed_run_left_half_written_goes(tmp_path):
     assert not any((out / "plan").iterdir())
 
 
-def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
+def test_a_folder_of_something_else_is_not_changed(tmp_path):
     config, out = RunConfig.model_validate(run_content(tmp_path / "data", tmp_path / "model")), tmp_path / "out"
     left = out / f".thesis.tex.{dead_process()}.partial"
     out.mkdir()
@@ -102,7 +102,7 @@ def test_differences_are_named_with_both_values(old, new, said):
     assert output_folder.refused_changes(new, new) == []
 
 
-def test_environment_is_announced_and_not_refused():
+def test_changes_of_the_environment_are_listed_and_not_refused():
     old, new = {"around": {"threads": 1, "cpu": "x"}}, {"around": {"threads": 4, "cpu": "x"}}
     assert output_folder.refused_changes(old, new) == []
     assert output_folder.environment_changes(old, new) == ["threads: was 1, is 4"]
