@@ -23,9 +23,9 @@ torch.set_num_threads(1)
 
 def reload_here(program, arguments, environment):
     """Reload a folder in this process; run other programs in processes of their own, unchanged."""
-    if program is not reload_probe:
-        return run_tied(program, arguments, environment)
-    reload_probe.main(*arguments)
+    if program is not run_reload:
+        return run_child(program, arguments, environment)
+    run_reload.main(*arguments)
     return SimpleNamespace(returncode=0)
 
 

@@ -155,7 +155,7 @@ def latency(
     """Measure how long a model's layers of different widths take on this machine, for latency budgets."""
     from tuneprune.pipeline.stages import measure_table
 
-    with display.terminal_progress(leave_nothing):
+    with display.terminal_progress(stop_unwritten):
         table = measure_table(model, out, phase, batch_size, multiple_of)
     typer.echo(f"{table.what} in {out}")
 
@@ -177,7 +177,7 @@ def evaluate(
     if (suite is None) == (tasks is None):
         raise ConfigError("evaluate: give either --suite (`tuneprune suites` lists them) or --tasks.")
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "batch_size": batch_size}
-    with display.terminal_progress(leave):
+    with display.terminal_progress(stop_at_once):
         if tasks is None:
             scores = evaluate_model(model, (suite or "").split(","), limit, **options)
         else:
@@ -193,7 +193,7 @@ def plan(run_file: RunFile, out: Out = None, overrides: Set = None) -> None:
 
     config = load_run_file(run_file, overrides or ())
     folder = out or Path("out") / run_file.stem
-    with display.terminal_progress(leave_finished) as progress:
+    with display.terminal_progress(stop_partly_done) as progress:
         decided = plan_model(config, folder, progress)
     typer.echo(f"{len(decided.edits)} edits in {folder / 'plan'}")
 
@@ -209,7 +209,7 @@ def compress(
     """Apply a plan to a dense model and write the smaller one, in little memory."""
     from tuneprune.pipeline.stages import compress_model
 
-    with display.terminal_progress(leave_nothing) as progress:
+    with display.terminal_progress(stop_unwritten) as progress:
         num_parameters = compress_model(model, plan, out, adapter, max_shard_size=max_shard_size, progress=progress)
     typer.echo(f"{num_parameters:,} parameters in {out}")
 
@@ -224,7 +224,7 @@ def export(
     """Convert a finished model for other runtimes, and prove that its outputs are the same there."""
     from tuneprune.pipeline.stages import export_model
 
-    with display.terminal_progress(leave_finished) as progress:
+    with display.terminal_progress(stop_partly_done) as progress:
         found = export_model(model, to.split(","), out, progress, proof=proof)
     typer.echo(json.dumps(found, indent=1))
 
@@ -244,7 +244,7 @@ def main() -> None:
 
     try:
         display.check_interpreter()
-        with on_signals(leave), together():
+        with on_signals(stop_at_once), watch_peers():
             app()
     except PeerLost as lost:
         _leave(str(lost), EXIT_USER, in_any_process=lost.rank == 0)
