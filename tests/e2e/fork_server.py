@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401  (import once, before the forks)
 
 from tuneprune.cli import commands
-from tuneprune.export.probes import fresh_process
+from tuneprune.export.probes import fresh_process, run_reload
 from tuneprune.pipeline import run
 
 torch.set_num_threads(1)

@@ -15,7 +15,17 @@ import typer
 from tuneprune.cli import display, listing
 from tuneprune.cli.display import expand
 from tuneprune.cli.listing import AsJson
-from tuneprune.system.processes import PeerLost, has_peers
+from tuneprune.errors import ConfigError, TunePruneError
+from tuneprune.system.processes import PeerLost, has_peers, watch_peers
+from tuneprune.system.signals import (
+    EXIT_RESUMABLE,
+    Stopped,
+    on_signals,
+    restore_default_handlers,
+    stop_at_once,
+    stop_partly_done,
+    stop_unwritten,
+)
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is one sentence, not a traceback
@@ -54,8 +64,7 @@ def run(
     from tuneprune.config import load_run_file
     from tuneprune.pipeline.run import run as run_job
 
-    config = load_run_file(run_file, overrides or ())
-    folder = out or Path("out") / run_file.stem
+    config, folder = load_run_file(run_file, overrides or ()), out or Path("out") / run_file.stem
     with display.terminal_progress() as progress:
         record = run_job(config, folder, resume=resume, progress=progress)
     display.show_results(record, folder)
@@ -80,8 +89,7 @@ def compare(
     from tuneprune.config import load_run_file
     from tuneprune.pipeline.compare import compare as compare_methods
 
-    config = load_run_file(run_file, overrides or ())
-    folder = out or Path("out") / run_file.stem
+    config, folder = load_run_file(run_file, overrides or ()), out or Path("out") / run_file.stem
     keeps = _numbers(
         "--keep", keep, lambda part: float(str(read_share(part))), "shares separated by commas, such as 0.8,0.6,0.5"
     )
@@ -171,7 +179,6 @@ def evaluate(
     trust_remote_code: Annotated[bool, typer.Option(help="run the folder's own model code")] = False,
 ) -> None:
     """Evaluate a model on suites, or on tasks of lm-evaluation-harness, and print its scores as JSON."""
-    from tuneprune.errors import ConfigError
     from tuneprune.pipeline.stages import evaluate_model, evaluate_on_tasks
 
     if (suite is None) == (tasks is None):
@@ -191,8 +198,7 @@ def plan(run_file: RunFile, out: Out = None, overrides: Set = None) -> None:
     from tuneprune.config import load_run_file
     from tuneprune.pipeline.stages import plan_model
 
-    config = load_run_file(run_file, overrides or ())
-    folder = out or Path("out") / run_file.stem
+    config, folder = load_run_file(run_file, overrides or ()), out or Path("out") / run_file.stem
     with display.terminal_progress(stop_partly_done) as progress:
         decided = plan_model(config, folder, progress)
     typer.echo(f"{len(decided.edits)} edits in {folder / 'plan'}")
@@ -239,9 +245,6 @@ def report(folder: Annotated[Path, typer.Argument(callback=expand, help="the fol
 
 def main() -> None:
     """Run the command line; exit with 2 for a user's mistake, 3 for a failed proof, 75 for a stop after saving."""
-    from tuneprune.errors import TunePruneError
-    from tuneprune.system.signals import EXIT_RESUMABLE, Stopped, on_signals, restore_default_handlers
-
     try:
         display.check_interpreter()
         with on_signals(stop_at_once), watch_peers():
@@ -273,8 +276,6 @@ def _leave(message: str, status: int, *, in_any_process: bool = False) -> NoRetu
 
 def _numbers(option: str, text: str | None, kind: Callable[[str], Any], form: str) -> list[Any]:
     """Comma-separated numbers; an empty list if the option was not given."""
-    from tuneprune.errors import ConfigError
-
     try:
         return [kind(part) for part in text.split(",")] if text else []
     except ValueError:

@@ -9,17 +9,8 @@ from accelerate import Accelerator
 
 from tuneprune.config import RunConfig
 from tuneprune.errors import ConfigError
-from tuneprune.pipeline.comparison_runs import (
-    ComparisonRun,
-    Entry,
-    add_to_manifest,
-    check_runs,
-    entries,
-    finished,
-    perform,
-    plan_runs,
-    references,
-)
+from tuneprune.pipeline import comparison_runs
+from tuneprune.pipeline.comparison_runs import ComparisonRun, Entry
 from tuneprune.pipeline.job import make_accelerator
 from tuneprune.pipeline.output_folder import identify, open_folder
 from tuneprune.pipeline.workers import Pool
@@ -65,14 +56,14 @@ def compare(
         Stopped: a signal ended it after the states of all runs were saved; call again with `resume`.
     """
     progress = progress or Progress()
-    chosen = entries(methods, config)
+    chosen = comparison_runs.entries(methods, config)
     keeps, seeds = tuple(keeps) or (config.budget.keep,), tuple(seeds) or (config.seed,)
     against = check_options(config, chosen, keeps, seeds, against, jobs)
     for one in chosen:
         if one.space != config.space:
             progress.stage(f"{one.label} prunes space `{one.space}`, not the run file's `{config.space}`")
-    runs = plan_runs(config, chosen, keeps, seeds)
-    checked = check_runs(runs, config, out)
+    runs = comparison_runs.plan_runs(config, chosen, keeps, seeds)
+    checked = comparison_runs.check_runs(runs, config, out)
     check_launcher()
     accelerator = make_accelerator(config, out) if world_size() > 1 else None
     is_writer = accelerator is None or accelerator.is_main_process
@@ -80,17 +71,17 @@ def compare(
         if is_writer:
             identity = identify(checked.data, checked.tasks, config.model.base, config.model.adapter, accelerator)
             held.enter_context(open_folder(out, config, identity, resume=resume, note=progress.note))
-            add_to_manifest(runs, out)
+            comparison_runs.add_to_manifest(runs, out)
         if accelerator is None:
             progress.detail(checked.data.words())
             failed = Pool(runs, out, jobs, progress).work()
         else:
             perform_together(runs, accelerator, out, progress)
             failed = {}
-        records = finished(out)
+        records = comparison_runs.finished(out)
         if not records:
             return Outcome(None, failed)
-        comparison = ComparisonRecord.of(records, references(out), against, failed)
+        comparison = ComparisonRecord.of(records, comparison_runs.references(out), against, failed)
         if is_writer:
             write_comparison(comparison, config.to_yaml(), out)
     return Outcome(comparison, failed)
@@ -146,4 +137,4 @@ def perform_together(runs: Sequence[ComparisonRun], accelerator: Accelerator, ou
     wait_for_all(accelerator)  # no process may complete a run before all have looked for it
     for planned in remaining:
         progress.stage(f"== {planned.name}")
-        perform(planned, out, progress)
+        comparison_runs.perform(planned, out, progress)

@@ -84,12 +84,6 @@ def latency_counts(job: RunJob, plan: Plan, budget: Budget) -> dict[str, Any] | 
     }
 
 
-def budget_record(job: RunJob) -> dict[str, Any]:
-    """The budget as a share of the model, and as the run file has it."""
-    asked = job.config.budget
-    return job.costs.budget.model_dump(mode="json") | {"at_most": asked.at_most, "widths": asked.widths}
-
-
 def latency_record(job: RunJob, proof: Proof) -> dict[str, Any] | None:
     """The smaller model's share of the latency: predicted by the table, and measured on both models."""
     predicted, table = proof.parameters.latency, job.costs.table
@@ -110,7 +104,7 @@ def make_record(job: RunJob, plan: Plan, proof: Proof, scores: tuple[Scores, Sco
     """The record of a run, with the scores of the dense, the tuned dense and the pruned model."""
     config, space = job.config, job.space
     dense, tuned, pruned = scores
-    widths = plan.widths(space)
+    asked, widths = config.budget, plan.widths(space)
     sizes = {group.name: (widths[group.name], group.size) for group in space.groups}
     residue: Any = plan.provenance.get("lora_residue")
     found = decision_warnings(sizes, residue)
@@ -120,7 +114,7 @@ def make_record(job: RunJob, plan: Plan, proof: Proof, scores: tuple[Scores, Sco
     content = common | {
         "method": {"name": config.method.title, **config.method.model_dump(mode="json")},
         "space": config.space,
-        "budget": budget_record(job),
+        "budget": job.costs.budget.model_dump(mode="json") | {"at_most": asked.at_most, "widths": asked.widths},
         "parameters": proof.parameters.model_dump(),
         "scores": {"dense": dense, "dense_tuned": tuned, "pruned": pruned},
         "relative_performance": evaluate.relative_performance(pruned, tuned, job.checked.tasks) if tuned else None,

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from tuneprune import evaluate, export, families
 from tuneprune.budget import Budget
 from tuneprune.budget.latency_table import LatencyTable
-from tuneprune.compress import Streamed, compress, stream
+from tuneprune.compress import compress, stream
 from tuneprune.compress.shape import Shape
 from tuneprune.config import Compensation, RunConfig, explain
 from tuneprune.errors import ConfigError, DataError, wrap_errors
@@ -166,23 +166,19 @@ def compress_model(
     plan, config = Plan.load(plan_folder), loading.load_config(model, adapter)
     tokenizer = loading.load_tokenizer(model, config, adapter)
     name = str(plan.provenance.get("space", "width"))
-    streamed = _streamed(model, config, name, plan) if adapter is None else None
-    if streamed is not None:
-        export.write(streamed, tokenizer, out, max_shard_size=max_shard_size, progress=progress)
-        return sum(parameter.numel() for parameter in streamed.model.parameters())
+    if adapter is None:
+        empty = loading.skeleton(config, generation=model)
+        architecture = families.describe(empty)
+        streamed = stream(model, empty, architecture, spaces.build(name, architecture, empty), plan)
+        if streamed is not None:  # it can be written row by row
+            export.write(streamed, tokenizer, out, max_shard_size=max_shard_size, progress=progress)
+            return sum(parameter.numel() for parameter in streamed.model.parameters())
     dense = loading.load_model(model, adapter, torch.device("cpu"))
     architecture = families.describe(dense)
     small = compress(dense, architecture, spaces.build(name, architecture, dense), plan)
     small.to(loading.stored_dtype(config))  # pyright: ignore[reportArgumentType]  (transformers hides its self)
     export.write(small, tokenizer, out, max_shard_size=max_shard_size)
     return sum(parameter.numel() for parameter in small.parameters())
-
-
-def _streamed(model: str, config: PretrainedConfig, space_name: str, plan: Plan) -> Streamed | None:
-    """The smaller model without its weights in memory, or None if it cannot be made that way."""
-    empty = loading.skeleton(config, generation=model)
-    architecture = families.describe(empty)
-    return stream(model, empty, architecture, spaces.build(space_name, architecture, empty), plan)
 
 
 def export_model(
