@@ -204,7 +204,7 @@ def export_model(
     named = export.named(targets)
     if not named:
         raise ConfigError(
-            "--to: name a target besides hf, which the folder already is. `tuneprune targets` lists them."
+            "--to: name a target besides hf, which the folder is already. `tuneprune targets` lists them."
         )
     for label in named:
         export.check_replaceable(out / label, model)
