@@ -15,14 +15,13 @@ from tuneprune.data.loading import Data, Part, load
 from tuneprune.data.overlap import OverlapReport, overlaps
 from tuneprune.data.prompts import TASKS, Kind
 from tuneprune.data.sources import DataConfig, SourceConfig, known_sources, read_source
-from tuneprune.data.stream import Batch, Stream
+from tuneprune.data.stream import Stream
 from tuneprune.data.suites import METRICS, SUITES, TaskSpec, load_task
 
 __all__ = [
     "METRICS",
     "SUITES",
     "TASKS",
-    "Batch",
     "Data",
     "DataConfig",
     "Encoded",

@@ -11,8 +11,6 @@ from tuneprune.calibration.statistics import IGNORED
 from tuneprune.data.encoding import Encoded
 from tuneprune.errors import ConfigError, DataError
 
-Batch = dict[str, Tensor]
-
 
 class Stream:
     """Endless batches of packed rows; its position is two numbers, so a resumed stream continues exactly.
@@ -72,7 +70,7 @@ class Stream:
         """Rows in the present epoch."""
         return len(self._rows)
 
-    def next(self) -> Batch:
+    def next(self) -> dict[str, Tensor]:
         """This process's rows of the next global batch: rows rank, rank + world_size, ..."""
         rows = []
         while len(rows) < self._batch_size:
