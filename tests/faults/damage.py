@@ -1,4 +1,4 @@
-"""Damage to the files of checkpoints: whatever it is, it is noticed, and never becomes a result."""
+"""Damage to the files of checkpoints: it is always noticed, and never used for a result."""
 
 import json
 import shutil
@@ -11,9 +11,9 @@ from faults.kills import last_words
 from faults.server import KILLED
 
 LOADED = 77
-"""Exit status of a run that was only to load its state."""
+"""Exit status of a run that only loads its state."""
 STEPS = (2, 4)
-"""Checkpoints of the runs that are damaged, which were killed before their sixth and last step."""
+"""Steps of the checkpoints to damage; the runs were killed before their sixth and last step."""
 METHODS = ("atp without compensation", "loraprune", "hesso-cric", "apt", "disp_llm", "tomoe", "flap")
 GOOD = {"older one taken", "started anew", "newest is whole", "refused"}
 WHICH = ("newest",) * 7 + ("both",) * 2 + ("older",)
@@ -21,7 +21,7 @@ WHICH = ("newest",) * 7 + ("both",) * 2 + ("older",)
 
 @dataclass
 class Case:
-    """One damage, and what became of it."""
+    """One damage and its outcome."""
 
     method: str
     which: str
@@ -32,10 +32,10 @@ class Case:
 
 
 @dataclass
-class Wreck:
-    """A run that was killed after two checkpoints, and what it should come to.
+class KilledRun:
+    """A run that was killed after two checkpoints, and the files that it should end with.
 
-    `states` holds the step of every state that resuming may start from, by its digest.
+    `states` has the step of every state that resuming may start from, by its digest.
     """
 
     method: str
@@ -46,8 +46,8 @@ class Wreck:
     others: Path
 
 
-def wreck(method, server, folder):
-    """Kill a run when both checkpoints are saved; a run with another seed lends its files."""
+def killed_run(method, server, folder):
+    """Kill a run after both checkpoints; another one with another seed gives files to exchange."""
     run_file = scenarios.write_run(
         folder, scenarios.RUNS[method] | {"reference": False, "recover": None, "export": ["hf"]}
     )
@@ -65,11 +65,11 @@ def wreck(method, server, folder):
         found = load((*command, rest, "--resume"), server, folder)
         states[found["digest"]] = found["step"]
     assert sorted(states.values()) == [0, *STEPS], "undamaged checkpoints load"
-    return Wreck(method, command, out, contents(folder / "whole"), states, folder / "others")
+    return KilledRun(method, command, out, contents(folder / "whole"), states, folder / "others")
 
 
 def load(command, server, folder):
-    """What a resumed run starts from, its status where it does not come so far."""
+    """The state that a resumed run starts from, or its status where it does not get there."""
     found, log = folder / "loaded.json", folder / "log"
     found.unlink(missing_ok=True)
     status = server.run(command, log, loaded=found)
@@ -82,12 +82,12 @@ def restore(source, target):
 
 
 def checkpoint(out, step):
-    """The folder of a checkpoint; one-shot methods tune where the others do."""
+    """The folder of a checkpoint, the same for all methods."""
     return out / "checkpoints" / f"step-{step:06d}"
 
 
-def hurt(path, wrecked, step, draw):
-    """Damage a file; what was done, None where it would have been the same file."""
+def damage_file(path, killed, step, draw):
+    """Damage a file; returns what was done, None where that would not change the file."""
     before, name = path.read_bytes(), path.relative_to(path.parents[1])
     kind = draw.choice(
         ("truncated", "bit flipped", "deleted", "emptied", "zeroed", "longer", "other step", "other run")
@@ -111,7 +111,7 @@ def hurt(path, wrecked, step, draw):
         other = (
             (path.parents[2], next(one for one in STEPS if one != step))
             if kind == "other step"
-            else (wrecked.others, step)
+            else (killed.others, step)
         )
         after = (checkpoint(*other) / path.name).read_bytes()
     if bytes(after) == before:
@@ -120,72 +120,71 @@ def hurt(path, wrecked, step, draw):
     return f"{name} {kind}"
 
 
-def damaged(wrecked, server, draw, folder, *, to_the_end):
-    """One drawn damage, and what resuming makes of it."""
+def damaged(killed, server, draw, folder, *, to_the_end):
+    """Draw a damage and resume the run; returns the case with its outcome."""
     folder.mkdir(parents=True, exist_ok=True)
-    case, out = Case(wrecked.method, draw.choice(WHICH), to_the_end=to_the_end), folder / "out"
-    restore(wrecked.out, out)
+    case, out = Case(killed.method, draw.choice(WHICH), to_the_end=to_the_end), folder / "out"
+    restore(killed.out, out)
     steps = {"newest": STEPS[-1:], "older": STEPS[:1], "both": STEPS}[case.which]
     for step in steps:
         files = sorted(path for path in checkpoint(out, step).rglob("*") if path.is_file())
         done = None
         while done is None:
-            done = hurt(draw.choice(files), wrecked, step, draw)
+            done = damage_file(draw.choice(files), killed, step, draw)
         case.damages.append(done)
-    command, log = (*wrecked.command, out, "--resume"), folder / "log"
+    command, log = (*killed.command, out, "--resume"), folder / "log"
     log.unlink(missing_ok=True)
     if to_the_end:
         status = server.run(command, log)
-        unequal = difference(wrecked.whole, contents(out)) if status == 0 else None
+        unequal = difference(killed.whole, contents(out)) if status == 0 else None
         case.outcome = ended(status, unequal, case, steps, log)
     else:
-        case.outcome = started(load(command, server, folder), wrecked, steps, log)
+        case.outcome = started(load(command, server, folder), killed, steps, log)
     case.said = last_words(log).replace(str(out), "OUT") if case.outcome == "refused" else ""
     return case
 
 
 def ended(status, unequal, case, steps, log):
-    """What became of a run that went on to its end."""
+    """The outcome of a run that was resumed to its end."""
     if status != 0:
         return refused(status, log)
     if unequal is not None:
         return f"WRONG: {unequal}"
-    return "newest is whole" if case.which == "older" else said(steps, log)
+    return "newest is whole" if case.which == "older" else reported(steps, log)
 
 
-def started(found, wrecked, steps, log):
-    """What became of a run that was only to load its state."""
+def started(found, killed, steps, log):
+    """The outcome of a run that only loaded its state."""
     if "status" in found:
         return refused(found["status"], log)
-    step = wrecked.states.get(found["digest"])
+    step = killed.states.get(found["digest"])
     if step is None:
         return f"WRONG: starts from a state that was never saved, at step {found['step']}"
     if step in steps:
-        return f"WRONG: step {step} is damaged, and taken as if it were not"
-    return "newest is whole" if STEPS[-1] not in steps else said(steps, log)
+        return f"WRONG: step {step} is damaged, and is used as if it were not"
+    return "newest is whole" if STEPS[-1] not in steps else reported(steps, log)
 
 
-def said(steps, log):
-    """Whether the user was told which checkpoints are damaged, and which one was taken instead."""
+def reported(steps, log):
+    """Check that the log names the damaged checkpoints and the one that is used instead."""
     instead = max((step for step in STEPS if step not in steps), default=None)
     named = [step for step in (*steps, instead) if step is not None and f"step-{step:06d}" not in log.read_text()]
     if named:
-        return f"SILENT: nothing is said of {', '.join(f'step-{step:06d}' for step in named)}"
+        return f"SILENT: the log does not name {', '.join(f'step-{step:06d}' for step in named)}"
     return "older one taken" if instead is not None else "started anew"
 
 
 def refused(status, log):
-    """A clear error is a good end; anything else is none."""
+    """The outcome of a run that failed: good with a clear error only."""
     text = log.read_text()
     if status == 2 and "tuneprune: " in text and "Traceback" not in text:
         return "refused"
     return f"CRASH: exits with {status}: {last_words(log)}"
 
 
-def campaign(wrecks, server, draw, folder, number, *, ends):
-    """`number` damages in turns, `ends` of them followed to the end."""
+def campaign(runs, server, draw, folder, number, *, ends):
+    """`number` damages in turns, `ends` of which are resumed to the end of the run."""
     chosen = set(draw.sample(range(number), ends))
     return [
-        damaged(wrecks[index % len(wrecks)], server, draw, folder, to_the_end=index in chosen)
-        for index in range(number)
+        damaged(runs[index % len(runs)], server, draw, folder, to_the_end=index in chosen) for index in range(number)
     ]

@@ -1,9 +1,9 @@
-"""The fork server of the end-to-end tests, whose children can be told to die at one of their file operations.
+"""The fork server of the end-to-end tests, with children that can be killed at one of their file operations.
 
-`TUNEPRUNE_FAULT` names what a child does: {"under": folder, "trace": file} notes every operation under the folder as a
-line of JSON; {"under", "process", "event": number, "how": "before" | "after" | "torn"} kills the process with that name
-(`MainProcess`, or a cell of a comparison) at the operation with that number. Torn is what a kill leaves in the middle:
-half of a file, or of its first write. `TUNEPRUNE_LOADED` names a file for what was loaded: see `leave_when_loaded`.
+`TUNEPRUNE_FAULT` says what a child does. {"under": folder, "trace": file} writes a line of JSON for every operation
+under the folder. {"under", "process", "event": number, "how": "before" | "after" | "torn"} kills the process with that
+name (`MainProcess`, or a cell of a comparison) at the operation with that number; "torn" kills it in the middle, which
+leaves half of a file, or of its first write. `TUNEPRUNE_LOADED` names a file for the loaded state: `exit_when_loaded`.
 """
 
 import builtins
@@ -30,14 +30,14 @@ def die():
 
 
 class Faults:
-    """Counts the operations on files under a folder, and acts at one of them."""
+    """Counts the file operations under a folder, and kills the process at one of them."""
 
     def __init__(self, under, process="MainProcess", trace=None, event=None, how=None):
         self.under, self.process, self.trace, self.event, self.how = under, process, trace, event, how
         self.count = 0
 
     def aimed(self, kind, path):
-        """How to die at this operation, None where to go on."""
+        """How to die at this operation; None to continue."""
         name = multiprocessing.current_process().name
         if not str(path).startswith(self.under) or (self.trace is None and name != self.process):
             return None
@@ -50,7 +50,7 @@ class Faults:
         return self.how if self.count == self.event else None
 
     def wrap(self, module, name, kind, path_of, tear=None):
-        """Let `module.name` be an operation; without `tear` it is one that happens at once."""
+        """Count `module.name` as an operation; without `tear` it cannot be torn."""
         original = getattr(module, name)
 
         def operation(*arguments, **options):
@@ -94,7 +94,7 @@ class Faults:
 
 
 class Torn:
-    """A stream that takes half of what is first written to it."""
+    """A stream that takes half of the first write, then kills the process."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -157,8 +157,8 @@ def add(found, value):
         found.update(repr(value).encode())
 
 
-def leave_when_loaded(path):
-    """End at the first step, with a digest of the state that it would start from."""
+def exit_when_loaded(path):
+    """End before the first step, with a digest of the state that it would start from."""
 
     def found(tuner, search):
         Path(path).write_text(json.dumps({"step": tuner.result.steps, "digest": digest(tuner, search)}))
@@ -168,7 +168,7 @@ def leave_when_loaded(path):
 
 
 def die_before_step(number):
-    """Die when so many steps are done and saved."""
+    """Die when `number` steps are done and saved."""
     take = Tuner._step
 
     def step(tuner, search):
@@ -185,7 +185,7 @@ def arm():
     if "TUNEPRUNE_STEP" in os.environ:
         die_before_step(int(os.environ["TUNEPRUNE_STEP"]))
     if "TUNEPRUNE_LOADED" in os.environ:
-        leave_when_loaded(os.environ["TUNEPRUNE_LOADED"])
+        exit_when_loaded(os.environ["TUNEPRUNE_LOADED"])
 
 
 def child(request):
@@ -194,7 +194,7 @@ def child(request):
     return start(request)
 
 
-run.masked_probe = fork_server.take_probe  # nothing more in the folder than a user finds there
+run.masked_probe = fork_server.take_probe  # no further files in the folder than a user would find
 start, fork_server.child = fork_server.child, child
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder, such that two runs that should be the same can be compared byte by byte."""
+"""The content of an output folder, in a form in which two runs that should be equal can be compared."""
 
 import json
 
@@ -8,22 +8,22 @@ TIMED = {"created", "time", "memory", "speed", "environment", "decide_s", "train
 """Keys of records whose values are times or depend on them."""
 CLOCKED = {"tokens_per_s", "memory_bytes"}
 BY_NAME = ("logs/", "report.html", "table.md", "quality.svg", "README.md")
-"""Files that show times, or hold them: only their presence is compared."""
+"""Files with times in them: only their presence is compared."""
 
 
 def contents(folder):
-    """Every file by name, as what has to be equal: its bytes, or its JSON without times."""
+    """What has to be equal, by the name of every file: its bytes, or its JSON without times."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        is_state = "checkpoints/" in name and "/." not in name  # which of them are kept is not promised
+        is_state = "checkpoints/" in name and "/." not in name  # it is not promised which ones are kept
         if path.is_file() and not is_state and path.name != ".lock":
             found[name] = content(path, name)
     return found
 
 
-def beside(folder):
-    """What was left beside a folder that is written aside."""
+def leftovers(folder):
+    """Hidden files and folders next to `folder` from writing it."""
     return {path.name: None for path in folder.parent.glob(f".{folder.name}.*")}
 
 
@@ -36,7 +36,7 @@ def content(path, name):
     if any(part in name for part in BY_NAME) and not name.startswith("model/"):
         return None
     if name.startswith("scores/"):
-        return {key: value.tolist() for key, value in load_file(path).items()}  # beside them stands what they took
+        return {key: value.tolist() for key, value in load_file(path).items()}  # next to them are times
     return path.read_bytes()
 
 
@@ -49,7 +49,7 @@ def without_times(value):
 
 
 def difference(expected, found):
-    """One sentence on how two contents differ, None where they do not."""
+    """One sentence on how two contents differ; None if they are equal."""
     missing, more = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     changed = [name for name in sorted(expected.keys() & found.keys()) if expected[name] != found[name]]
     kinds = (("lacks", missing), ("has", more), ("differs in", changed))
@@ -57,7 +57,7 @@ def difference(expected, found):
 
 
 def phase(command, folder):
-    """How far a command had come, from the files that it left."""
+    """The phase that a command had reached, from the files that it left."""
     if command in ("compress", "export"):
         partial = [*folder.parent.glob(f".{folder.name}.partial"), *folder.glob(".*.partial")]
         return "write" if partial else "done" if folder.exists() else "begin"
@@ -68,14 +68,14 @@ def phase(command, folder):
 
 
 def scored(folder, *names):
-    """Whether these scores are known."""
+    """Whether one of these scores is known."""
     path = folder / "scores.json"
     known = json.loads(path.read_text(encoding="utf8")) if path.exists() else {}
     return any(name in known for name in names)
 
 
 def logged(folder, name):
-    """Whether a step of this phase was logged whole."""
+    """Whether a step of this phase was logged."""
     log = folder / "metrics.jsonl"
     return log.exists() and f'"phase": "{name}"' in log.read_text(encoding="utf8")
 
@@ -95,4 +95,4 @@ PHASES = (
     ("evaluate", lambda out: (out / "config.yaml").exists()),
     ("begin", lambda _: True),
 )
-"""How far a run may have come, the last one first, and what shows that it had."""
+"""The phases of a run, last one first, and how to tell that it was reached."""

@@ -1,4 +1,4 @@
-"""Kills at drawn instants: by the clock, and at the file operations that an undisturbed command line was seen to do."""
+"""Kills at random moments: by the clock, and at the file operations that an undisturbed run of the command does."""
 
 import json
 import re
@@ -7,13 +7,13 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from faults.folders import beside, contents, difference, phase
+from faults.folders import contents, difference, leftovers, phase
 from faults.server import KILLED
 
 BY_TIME = 0.4
 """Share of kills by the clock."""
 AGAIN = (0, 0, 0, 1, 2)
-"""How often a resumed one is killed again."""
+"""How often a resumed command is killed again."""
 HOW = {"open": ("before", "after", "torn"), "fsync": ("before", "torn", "after"), "save_file": ("torn", "after")}
 
 
@@ -28,7 +28,7 @@ class Row:
 
 
 def observe(scenario, server, folder):
-    """Run it undisturbed, twice: what it leaves, which file operations it does, and how long it takes."""
+    """Run the command undisturbed, twice: note its result, its file operations and its time."""
     folder.mkdir(parents=True, exist_ok=True)
     scenario.whole, trace = folder / "whole", folder / "trace"
     fault = {"under": f"{folder.resolve()}/", "trace": str(trace)}
@@ -41,12 +41,12 @@ def observe(scenario, server, folder):
     scenario.seconds = time.perf_counter() - started
     assert status == 0, (folder / "log2").read_text()
     unequal = difference(scenario.expected, left_by(scenario, folder / "twin", folder / "log2"))
-    assert unequal is None, f"not even without a kill are two of {scenario.name} the same: {unequal}"
+    assert unequal is None, f"two runs of {scenario.name} differ even without a kill: {unequal}"
     return scenario
 
 
 def left_by(scenario, out, log):
-    """What a command leaves, or shows."""
+    """The files that a command writes, or the answer that it prints."""
     if not scenario.shows:
         return contents(out)
     text = log.read_text()
@@ -54,7 +54,7 @@ def left_by(scenario, out, log):
 
 
 def aim(scenario, draw, out):
-    """An instant: a share of the time that the undisturbed one took, or one of its file operations."""
+    """Draw a moment: a share of the time of the undisturbed run, or one of its file operations."""
     if draw.random() < BY_TIME or not scenario.events:
         return {"at": "time", "share": round(draw.random(), 3)}, None
     process = draw.choice(scenario.processes)
@@ -67,12 +67,12 @@ def aim(scenario, draw, out):
 
 
 def without_process(path):
-    """A path in the folder of the run, and without the number of the process that writes it."""
+    """A path relative to the folder of the run, without the number of the process that writes it."""
     return re.sub(r"\.\d+\.partial", ".partial", path.partition("/")[2] or path)
 
 
 def interrupt(scenario, server, draw, folder):
-    """Kill it once or more, let it finish, and compare what it leaves."""
+    """Kill the command once or more, let it finish, and compare its files."""
     row, out = Row(scenario.name, scenario.method), folder / "out"
     folder.mkdir(parents=True)
     for attempt in range(1 + draw.choice(AGAIN)):
@@ -91,7 +91,7 @@ def interrupt(scenario, server, draw, folder):
     if status != 0:
         row.outcome = f"exits with {status}: {last_words(log)}"
     else:
-        row.outcome = difference(scenario.expected, left_by(scenario, out, log) | beside(out)) or "equal"
+        row.outcome = difference(scenario.expected, left_by(scenario, out, log) | leftovers(out)) or "equal"
     return row
 
 
@@ -100,7 +100,7 @@ def called(scenario, out, *, again):
 
 
 def died(status, fault, log):
-    """Whether the process that was aimed at was killed: of a comparison it may be the one of a cell."""
+    """Whether the chosen process was killed; in a comparison it may be the process of a cell."""
     of_cell = fault is not None and fault["process"] != "MainProcess"
     return status == KILLED or (of_cell and status == 2 and "SIGKILL" in log.read_text())
 
@@ -111,7 +111,7 @@ def last_words(log):
 
 
 def campaign(scenarios, server, draw, folder: Path, number):
-    """`number` interruptions in turns; folders of those that ended equal are deleted."""
+    """`number` interruptions in turns; folders of equal results are deleted."""
     rows = []
     for index in range(number):
         place = folder / f"case{index}"

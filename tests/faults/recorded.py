@@ -1,4 +1,4 @@
-"""Where a campaign notes what it found: lines of JSON, of which `benchmarks/faults.py` makes the record."""
+"""The results of campaigns as lines of JSON, from which `benchmarks/faults.py` makes the record."""
 
 import json
 import os
@@ -9,12 +9,12 @@ RECORD = "TUNEPRUNE_FAULTS"
 
 
 def record(campaign, what, seed, rows, *, good, counted="cases"):
-    """Note `rows`, each with an `outcome`; returns those whose outcome is not among the `good` ones.
+    """Write down `rows`, each with an `outcome`; returns those whose outcome is not a `good` one.
 
     Args:
         campaign: its name; several lines of one name make one row of the table in docs/reliability.md.
         what: what was done, in a few words for that table.
-        counted: what one row is.
+        counted: the plural name of a row.
     """
     rows = [asdict(row) if is_dataclass(row) else dict(row) for row in rows]
     line = {

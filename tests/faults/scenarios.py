@@ -1,4 +1,4 @@
-"""What is killed: command lines in miniature, each with a folder that an undisturbed one left."""
+"""Miniature command lines to kill, each with the folder that an undisturbed run of it writes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ RUNS = {
     "flap": {"method": {"name": "flap", "batches": 2}},
     "slicegpt": {"method": {"name": "slicegpt", "batches": 2}, "space": "residual"},
 }
-"""Run files by name; the first one goes through every phase."""
+"""Run files by name; the first one passes through every phase."""
 ONE_SHOT = {"method": {"name": "magnitude"}}
 
 
@@ -36,8 +36,8 @@ ONE_SHOT = {"method": {"name": "magnitude"}}
 class Scenario:
     """A command line that writes to one folder.
 
-    `again` is added when it is called again; `is_atomic`: its folder is whole or not there at any time; `shows`: its
-    answer is all that it leaves.
+    `again` is added when it is called again; `is_atomic`: its folder is whole or absent at any time; `shows`: its only
+    result is the answer that it prints.
     """
 
     name: str
@@ -73,12 +73,12 @@ def run(name, folder):
 
 
 EXPORTS = "deci,gguf" if find_spec("gguf") else "deci"
-"""Several targets where that needs nothing which is not installed."""
+"""Several targets, if their packages are installed."""
 COMMANDS = ("recover", "compress", "export", "plan", "evaluate", "compare")
 
 
 def command(name, folder, server):
-    """One of the other commands, where it needs one on what a run left."""
+    """One of the other commands, on the result of a run where it needs one."""
     run_file, out = write_run(folder / "run", RUNS["atp"]), folder / "finished"
     assert server.run(("run", run_file, "--out", out), folder / "log") == 0, (folder / "log").read_text()
     base, model, plan = run_file.parent / "base", out / "model", out / "plan"

@@ -1,4 +1,4 @@
-"""Command lines in processes that die where a campaign says."""
+"""Command lines in processes that die where a campaign tells them to."""
 
 import json
 import os
@@ -32,7 +32,7 @@ class Server:
         return int(self.process.stdout.readline())
 
     def run(self, arguments, log, *, after=None, fault=None, **told):
-        """The exit status of a command line, killed `after` so many seconds, or as `fault` says.
+        """The exit status of a command line, killed `after` this many seconds, or as `fault` says.
 
         Further keywords are what `fault_server.py` reads from the environment: `step`, `loaded`.
         """
@@ -41,7 +41,7 @@ class Server:
         pid = self.ask(argv=[*map(str, arguments)], log=str(log), env=env)
         if after is not None:
             time.sleep(after)
-            os.kill(pid, signal.SIGKILL)  # it is nobody else's number: the server has not waited for it yet
+            os.kill(pid, signal.SIGKILL)  # the number is still in use: the server has not waited for the process yet
         return self.ask(wait=pid)
 
     def close(self):

@@ -25,12 +25,12 @@ WHAT = (
 )
 NUMBERS = {"NaN": float("nan"), "Inf": float("inf"), "-Inf": float("-inf")}
 TUNED = {"early": 0, "middle": 2, "late": 5, "last": STEPS - 1}
-"""Tuning steps, counted from 0: no method is past its first decision, most still decide, few do, none does."""
+"""Tuning steps, counted from 0: before any first decision; most methods still decide; few do; none does."""
 pytestmark = pytest.mark.campaign
 
 
 def noted(tmp_path, name, cases):
-    """Rows of injections: `cases` gives for each its kind, the step, and the injection with its arguments."""
+    """Run injections and record them; each case has a kind, a step, and an injection with its arguments."""
     rows = []
     for kind, step, injection, *arguments in cases:
         for title, number in NUMBERS.items():

@@ -8,7 +8,7 @@ from faults.recorded import record
 
 SEED = 0
 KILLS, DAMAGES, ENDS = 7, 30, 6
-"""Cases for each method or command, and damaged runs that go on to their end."""
+"""Cases per method or command, and damaged runs that are resumed to their end."""
 KILL = "kill -9"
 DAMAGE = "damaged checkpoints"
 pytestmark = pytest.mark.campaign
@@ -40,7 +40,7 @@ def test_killed_commands(fault_server, tmp_path, name):
 
 @pytest.mark.parametrize("name", damage.METHODS)
 def test_damaged_checkpoints(fault_server, tmp_path, name):
-    wrecked = damage.wreck(name, fault_server, tmp_path / "wreck")
-    cases = damage.campaign([wrecked], fault_server, drawn(name), tmp_path / "cases", DAMAGES, ends=ENDS)
-    what = "files of checkpoints cut, flipped, zeroed, emptied, deleted or exchanged: never taken without a word"
+    killed = damage.killed_run(name, fault_server, tmp_path / "killed")
+    cases = damage.campaign([killed], fault_server, drawn(name), tmp_path / "cases", DAMAGES, ends=ENDS)
+    what = "files of checkpoints cut, flipped, zeroed, emptied, deleted or exchanged: never used silently"
     assert not record(DAMAGE, what, SEED, cases, good=damage.GOOD)

@@ -1,4 +1,4 @@
-"""A dozen of the damages of `make faults`."""
+"""A dozen of the damaged checkpoints of `make faults`."""
 
 import random
 
@@ -10,7 +10,7 @@ SEED, NUMBER, ENDS = 5, 12, 1
 
 @pytest.mark.slow
 def test_damaged_checkpoints_are_noticed(fault_server, tmp_path):
-    wrecked = damage.wreck("atp without compensation", fault_server, tmp_path / "wreck")
+    killed = damage.killed_run("atp without compensation", fault_server, tmp_path / "killed")
     draw = random.Random(SEED)
-    cases = damage.campaign([wrecked], fault_server, draw, tmp_path / "cases", NUMBER, ends=ENDS)
+    cases = damage.campaign([killed], fault_server, draw, tmp_path / "cases", NUMBER, ends=ENDS)
     assert {case.outcome for case in cases} <= damage.GOOD, [case for case in cases if case.outcome not in damage.GOOD]

@@ -12,7 +12,7 @@ SEED = 5
 def test_killed_and_resumed_equals_undisturbed(fault_server, tmp_path):
     run = kills.observe(scenarios.run("atp", tmp_path / "atp"), fault_server, tmp_path / "atp")
     rows = kills.campaign([run], fault_server, random.Random(SEED), tmp_path / "cases", 6)
-    assert sum(len(row.kills) for row in rows) >= 4, "a campaign that kills nothing shows nothing"
+    assert sum(len(row.kills) for row in rows) >= 4, "a campaign without kills shows nothing"
     assert {row.outcome for row in rows} == {"equal"}, [row for row in rows if row.outcome != "equal"]
 
 

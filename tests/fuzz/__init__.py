@@ -1,1 +1,1 @@
-"""Valid files, changed or damaged, and what reads them."""
+"""Valid files, changed or damaged, and the commands that read them."""

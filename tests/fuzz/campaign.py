@@ -1,4 +1,4 @@
-"""One target fuzzed: every case ends well or is refused in one sentence, soon, and in little memory."""
+"""Fuzz a target: every case succeeds or is refused in one sentence, quickly and in little memory."""
 
 import io
 import os
@@ -14,32 +14,32 @@ from fuzz.targets import Target, attempt
 from tuneprune.cli import commands
 
 PATIENCE_S = 20
-"""Seconds of the processor for a case, which takes one or less."""
+"""Processor seconds for a case, which usually takes one or less."""
 MEMORY = 2**30
-"""Bytes that the peak of this process may rise by in a campaign."""
+"""Bytes by which the peak memory of this process may rise in a campaign."""
 
 
 AT_THE_END = "is a file. Name a folder."
-"""What some commands are made to end with, when the changed file has been read and what follows would take long."""
+"""The error that ends some commands on purpose once the changed file was read, to save the rest of the work."""
 
 
 class Hang(BaseException):
-    """A case that does not come to its end: no `except Exception` catches it."""
+    """A case that hangs; not an Exception, so that `except Exception` does not catch it."""
 
 
 def command_line(monkeypatch):
-    """The command line in this process; gives exit status and what it said to stderr."""
+    """The command line in this process; returns exit status and stderr."""
 
     def call(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr("sys.argv", ["tuneprune", *arguments])
-        said = io.StringIO()
-        with redirect_stderr(said), redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        printed = io.StringIO()
+        with redirect_stderr(printed), redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 commands.main()
             except SystemExit as leave:
-                return int(leave.code or 0), said.getvalue()
-        return 0, said.getvalue()
+                return int(leave.code or 0), printed.getvalue()
+        return 0, printed.getvalue()
 
     return call
 
@@ -49,7 +49,7 @@ def patience():
     def give_up(*_):
         raise Hang
 
-    before = signal.signal(signal.SIGPROF, give_up)  # the processor's seconds: the machine may be busy
+    before = signal.signal(signal.SIGPROF, give_up)  # processor time, as the machine may be busy
     signal.setitimer(signal.ITIMER_PROF, PATIENCE_S)
     try:
         yield
@@ -59,14 +59,14 @@ def patience():
 
 
 def run(target: Target, folder: Path, call, examples: int, number: int, counts: dict[str, int]) -> None:
-    """Count in `counts` how many cases were accepted and refused; `number` is the seed of their choice.
+    """Count accepted and refused cases in `counts`; `number` is the seed for choosing them.
 
     Raises:
-        AssertionError, Exception: a file that is refused unchanged, or the smallest case that was neither, or took too
-            long or too much memory.
+        AssertionError, Exception: the unchanged file is refused, or the smallest case that is neither accepted nor
+            refused, or takes too long or too much memory.
     """
-    status, said = attempt(target, folder, (folder / target.file).read_bytes(), call)
-    assert status == 0 or AT_THE_END in said, f"refused as it was: {said}"
+    status, printed = attempt(target, folder, (folder / target.file).read_bytes(), call)
+    assert status == 0 or AT_THE_END in printed, f"refused unchanged: {printed}"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     phases = (Phase.explicit, Phase.generate, Phase.shrink)
 
@@ -82,19 +82,19 @@ def run(target: Target, folder: Path, call, examples: int, number: int, counts: 
     @given(target.content)
     def case(content):
         with patience():
-            status, said = attempt(target, folder, content, call)
-        lines = [line for line in said.splitlines() if line.startswith("tuneprune: ")]
-        assert status in (0, 2), (status, said)
-        assert len(lines) == (status == 2), said
-        assert "Traceback" not in said
+            status, printed = attempt(target, folder, content, call)
+        lines = [line for line in printed.splitlines() if line.startswith("tuneprune: ")]
+        assert status in (0, 2), (status, printed)
+        assert len(lines) == (status == 2), printed
+        assert "Traceback" not in printed
         used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - peak
         assert used < MEMORY, f"{used / 2**30:.1f} GiB more memory"
-        outcome = "refused" if status and AT_THE_END not in said else "accepted"
+        outcome = "refused" if status and AT_THE_END not in printed else "accepted"
         counts[outcome] = counts.get(outcome, 0) + 1
 
     case()
 
 
 def examples(default: int) -> int:
-    """How many cases a target gets: few in CI, as many as TUNEPRUNE_FUZZ_EXAMPLES says elsewhere."""
+    """Number of cases of a target: few by default, or TUNEPRUNE_FUZZ_EXAMPLES."""
     return int(os.environ.get("TUNEPRUNE_FUZZ_EXAMPLES", default))

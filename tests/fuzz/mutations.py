@@ -1,4 +1,4 @@
-"""Documents that were valid, changed in a few places: what a stranger, a disk or an editor may hand back."""
+"""Valid documents, changed in a few places, as by an attacker, a bad disk or an editor."""
 
 import json
 import struct
@@ -19,7 +19,7 @@ VALUES = st.one_of(
 
 
 def places(document, here=()):
-    """The path of every value in a document, its own included."""
+    """The path of every value in a document, including the document itself."""
     yield here
     if isinstance(document, dict):
         for key, value in document.items():
@@ -80,7 +80,7 @@ def mutated(draw, document, most=2):
 
 @st.composite
 def damaged(draw, content: bytes):
-    """The bytes after one damage that knows nothing of what they mean."""
+    """The bytes after one damage, without regard to their meaning."""
     place = draw(st.integers(0, max(0, len(content) - 1)))
     kind = draw(st.sampled_from(["cut", "flip", "insert", "repeat", "zero", "empty"]))
     if kind == "cut":
@@ -100,7 +100,7 @@ def json_bytes(document) -> bytes:
 
 @st.composite
 def json_file(draw, document):
-    """A JSON file of a document that was changed, or damaged."""
+    """A JSON file of a changed document, or a damaged one."""
     if draw(st.integers(0, 4)) == 0:
         return draw(damaged(json_bytes(document)))
     return json_bytes(draw(mutated(document)))
@@ -108,7 +108,7 @@ def json_file(draw, document):
 
 @st.composite
 def tensor_file(draw, content: bytes):
-    """A safetensors file whose header was changed, or whose bytes were damaged."""
+    """A safetensors file with a changed header or damaged bytes."""
     if draw(st.integers(0, 4)) == 0:
         return draw(damaged(content))
     size = struct.unpack("<Q", content[:8])[0]

@@ -1,4 +1,4 @@
-"""What is fuzzed: a file that is changed, and the command that reads it."""
+"""Fuzz targets: a file to change, and the command that reads it."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ from tuneprune.structure.plan import Plan
 
 @dataclass(frozen=True)
 class Target:
-    """One file of a folder that is fine else, and the command line that reads it, with `{}` for the folder."""
+    """A file in an otherwise valid folder, and the command line that reads it, with `{}` for the folder."""
 
     file: str
     content: st.SearchStrategy[bytes]
@@ -34,20 +34,20 @@ class Target:
 
 @st.composite
 def yaml_file(draw, document):
-    """A YAML file of a document that was changed, or damaged."""
+    """A YAML file of a changed document, or a damaged one."""
     text = yaml.safe_dump(document).encode()
     if draw(st.integers(0, 4)) == 0:
         return draw(damaged(text))
     changed = draw(mutated(document))
     try:
         return yaml.safe_dump(changed, allow_unicode=True).encode("utf8", "surrogatepass")
-    except RecursionError:  # of the writer, which nests deeper than json's
+    except RecursionError:  # of the YAML writer, which needs a deeper stack than JSON's
         return json_bytes(changed)
 
 
 @st.composite
 def lines_file(draw, documents):
-    """JSON lines, one of them changed."""
+    """JSON lines, one of which is changed."""
     lines = [json.dumps(document).encode() for document in documents]
     index = draw(st.integers(0, len(lines) - 1))
     lines[index] = draw(json_file(documents[index]))
@@ -55,7 +55,7 @@ def lines_file(draw, documents):
 
 
 def prepared(folder: Path) -> dict[str, Target]:
-    """The targets by name, with all that they need in `folder`."""
+    """The targets by name; everything that they need is written to `folder`."""
     model = tiny_runs.save_model(folder / "model", max_position_embeddings=128)
     loaded = load_model(str(model), None, torch.device("cpu"))
     architecture = families.describe(loaded)
@@ -109,13 +109,8 @@ def of_models(folder: Path) -> dict[str, Target]:
     """Files of model folders and adapters."""
     found = {}
     inspect, evaluate = ("inspect", "{}/model"), ("evaluate", "{}/model", "--suite", "clinic", "--limit", "1")
-    recover = (
-        "recover",
-        "{}/ragged",
-        "{}/run.yaml",
-        "--out",
-        "{}/run.yaml",
-    )  # refused once all is read: saves the rest
+    # refused as soon as everything is read, which saves the tuning
+    recover = ("recover", "{}/ragged", "{}/run.yaml", "--out", "{}/run.yaml")
     compressing = ("compress", "{}/model", "--plan", "{}/plan", "--out", "{}/out")
     for name, file, command in (
         ("config.json, inspect", "model/config.json", inspect),
@@ -147,8 +142,14 @@ def of_files(folder: Path) -> dict[str, Target]:
     def document(name):
         return json.loads((folder / name).read_text())
 
-    run = yaml.safe_load(load_run_file(folder / "run.yaml").to_yaml())  # every key that there is
-    recover = ("recover", "{}/ragged", "{}/run.yaml", "--out", "{}/latency.json")  # refused when all has been read
+    run = yaml.safe_load(load_run_file(folder / "run.yaml").to_yaml())  # every existing key
+    recover = (
+        "recover",
+        "{}/ragged",
+        "{}/run.yaml",
+        "--out",
+        "{}/latency.json",
+    )  # refused once all is read
     return {
         "run file, validate": Target("run.yaml", yaml_file(run), ("validate", "{}/run.yaml")),
         "run file, recover": Target("run.yaml", yaml_file(run), recover),
@@ -162,7 +163,7 @@ def of_files(folder: Path) -> dict[str, Target]:
 
 
 def attempt(target: Target, folder: Path, content: bytes, call: Callable[..., int]) -> int:
-    """The exit status of the command with the file so changed; the file is as it was afterwards."""
+    """The exit status of the command with this content of the file, which is restored afterwards."""
     path = folder / target.file
     before = path.read_bytes()
     path.write_bytes(content)

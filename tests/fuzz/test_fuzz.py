@@ -1,4 +1,4 @@
-"""Files that strangers may have written: each is read, or refused in one sentence."""
+"""Files from untrusted sources: each is read, or refused in one sentence."""
 
 import pytest
 

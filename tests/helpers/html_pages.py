@@ -1,4 +1,4 @@
-"""An HTML page as its tags, every one of which is closed."""
+"""Parses an HTML page and checks that every tag is closed."""
 
 from html.parser import HTMLParser
 

@@ -1,7 +1,7 @@
-"""How exactly tests compare numbers: a mode that keeps models in float64, and tolerances with their reasons.
+"""Precision of comparisons in tests: a mode that keeps models in float64, and tolerances with their reasons.
 
-Rounding is not the same on every CPU: AVX2, AVX-512 and other vector units add in different orders, and fuse a product
-and a sum or do not. So a tolerance is chosen by the precision in which the compared numbers were computed.
+Rounding differs between CPUs: AVX2, AVX-512 and other vector units add in different orders, and may fuse a product and
+a sum. So a tolerance is chosen by the precision in which the compared numbers were computed.
 """
 
 import torch
@@ -15,22 +15,22 @@ def within(bound: float) -> dict[str, float]:
 
 
 EXACT = within(1e-10)
-"""Float64 throughout: 450,000 times its epsilon; two layers of a tiny model were seen to differ by 500 times."""
+"""Float64 throughout: 450,000 times its epsilon; measured differences of two layers of a tiny model are 500 times."""
 
 FLOAT32 = 1e-5
-"""A formula in float32 with some tens of operations, for `pytest.approx`: 84 times its epsilon; 8 times were seen."""
+"""A formula in float32 with some tens of operations, for `pytest.approx`: 84 times its epsilon; measured: 8 times."""
 TUNED = within(1e-4)
-"""Weights in float32 after some steps of Adam at rate 0.01, their gradients summed in two orders; 8e-6 were seen.
+"""Weights in float32 after some steps of Adam at rate 0.01, with gradients summed in two orders; measured: 8e-6.
 
 Adam divides a gradient by its own size, so the rounding of a small one moves a weight by a part of the rate."""
 FLOAT32_LOGITS = 3e-5
-"""Logits of a tiny model in float32, over the largest one: 250 times its epsilon; 18 times were seen."""
+"""Logits of a tiny model in float32, over the largest one: 250 times its epsilon; measured: 18 times."""
 
 
 class FullPrecision(TorchFunctionMode):
-    """Float64 stays float64 where Hugging Face's norms, routers and eager attention go to float32 and back.
+    """Float64 stays float64 where Hugging Face's norms, routers and eager attention convert to float32 and back.
 
-    RoPE stays in float32, which the dense and the smaller model compute alike: it names the device as well.
+    RoPE stays in float32, which is the same in the dense and the smaller model: its conversion names the device too.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):

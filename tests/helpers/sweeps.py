@@ -1,4 +1,4 @@
-"""Sweeps over many cases, of which some belong to the quick suite."""
+"""Parametrisation over many cases, of which only some belong to the quick suite."""
 
 from collections.abc import Callable, Iterable
 
@@ -6,7 +6,7 @@ import pytest
 
 
 def quick_where(is_quick: Callable[..., bool], cases: Iterable) -> list:
-    """All cases, those slow for which `is_quick` says no; it is called with the parts of a case."""
+    """All cases; those are marked slow for which `is_quick`, called with the parts of a case, is false."""
     found = []
     for case in cases:
         parts = case if isinstance(case, tuple) else (case,)

@@ -116,7 +116,10 @@ VARIANTS = {
         {"num_key_value_heads": 4, "rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
     ),
 }
-EXPERTS = {"num_experts_per_tok": 2, "experts_implementation": "eager"}  # others know no double precision
+EXPERTS = {
+    "num_experts_per_tok": 2,
+    "experts_implementation": "eager",
+}  # the others have no float64
 MIXTURES = {
     "mixtral": (MixtralConfig, MixtralForCausalLM, EXPERTS | {"num_local_experts": 8}),
     "qwen3_moe": (
@@ -126,7 +129,7 @@ MIXTURES = {
     ),
 }
 DENSE = list(VARIANTS)
-"""Families with an MLP in every block; the others have experts."""
+"""Families with an MLP in every block; the rest has experts."""
 VARIANTS |= MIXTURES
 REFUSED = {
     ("phi", "head_dim"),
@@ -134,10 +137,10 @@ REFUSED = {
     *((variant, "residual") for variant in ("starcoder2", "phi", "gpt_neox")),
     *((variant, space) for variant in MIXTURES for space in ("width", "head_dim", "disp", "residual", "depth")),
 }
-"""What a family cannot do in a space; a law checks that it says so."""
+"""Families that do not support a space; a law checks that they are refused."""
 SPACES = ("width", "head_dim", "disp", "residual", "depth")
 NO_NARROW_HEADS = {"gpt_neox"}
-"""Families whose stock class has one head size for every head count, so that fewer heads need the shipped file."""
+"""Families whose stock class derives the head size from the head count, so fewer heads need the shipped file."""
 NO_NARROW_STREAM = {"gemma2", "gemma3"}
 """Families whose stock class derives something else from the width of the residual stream."""
 UNGATED = {"starcoder2", "phi", "gpt_neox", *MIXTURES}
@@ -147,7 +150,7 @@ CASES += [(variant, "experts") for variant in MIXTURES]
 
 
 def layers_for(space_name: str) -> dict:
-    """Whole layers are few units: four leave a budget more than one choice."""
+    """Options for the number of layers: with whole layers as units, four give a budget more than one choice."""
     return {"num_hidden_layers": 4} if space_name == "depth" else {}
 
 
@@ -155,7 +158,7 @@ def tiny_model(variant: str, *, seed: int = 0, dtype: torch.dtype = torch.float6
     config_class, model_class, settings = VARIANTS[variant]
     torch.manual_seed(seed)
     settings = COMMON | settings
-    for name in {"layer_types", "no_rope_layers"} & settings.keys():  # as many as there are layers
+    for name in {"layer_types", "no_rope_layers"} & settings.keys():  # one value per layer
         settings[name] = settings[name] * (changes.get("num_hidden_layers", 2) // 2)
     model = cast_exactly(model_class(config_class(**settings | changes)), dtype).eval()
     for name, parameter in model.named_parameters():
@@ -164,12 +167,12 @@ def tiny_model(variant: str, *, seed: int = 0, dtype: torch.dtype = torch.float6
         elif name.endswith("bias"):
             parameter.data.normal_()
         else:
-            parameter.data.mul_(5)  # default init is nearly linear; larger weights make softmax and SiLU bend
+            parameter.data.mul_(5)  # larger weights than by default, so that softmax and SiLU are not nearly linear
     return model
 
 
 def cast_exactly(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """The model in `dtype`, with Gemma's scale of embeddings as exact as loading in that precision makes it."""
+    """The model in `dtype`, with Gemma's scale of embeddings rounded as by loading in that precision."""
     model.to(dtype)
     for module in model.modules():
         if hasattr(module, "scalar_embed_scale"):
@@ -189,7 +192,7 @@ def logits(model: PreTrainedModel, **inputs) -> torch.Tensor:
 def random_masks(space, *, seed: int = 1, uniform: bool = False) -> dict[str, torch.Tensor]:
     """Half of every group on average, at least one unit; equal counts over layers where `uniform`.
 
-    Of whole layers, one goes.
+    Of whole layers, one is removed.
     """
     generator = torch.Generator().manual_seed(seed)
     masks = {}
@@ -205,7 +208,7 @@ def random_masks(space, *, seed: int = 1, uniform: bool = False) -> dict[str, to
 
 
 def routed_plan(space, architecture, *, top_k: int = 1, num_experts: int = 4, seed: int = 0) -> Plan:
-    """Random experts of the MLP channels that random masks keep, and random routers."""
+    """Random experts from the MLP channels that random masks keep, and random routers."""
     draw = torch.Generator().manual_seed(seed)
     plan = Plan.from_masks(random_masks(space), space)
     edits = []

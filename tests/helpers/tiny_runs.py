@@ -35,7 +35,7 @@ def save_model(folder: Path, variant: str = "llama", **changes) -> Path:
 
 
 def make_adapter(folder: Path, variant: str = "llama", changes: dict | None = None, **options) -> torch.Tensor:
-    """An adapter as somebody else's training leaves it, for such a model; gives what the adapted model says."""
+    """Save an adapter as another training tool writes it, for such a model; returns the adapted model's logits."""
     model = tiny_model(variant, dtype=torch.float32, **changes or {})
     options = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | options
     options["modules_to_save"] = [NAMES.get(variant, {}).get(n, n) for n in options.get("modules_to_save", ())] or None
@@ -50,7 +50,7 @@ def make_adapter(folder: Path, variant: str = "llama", changes: dict | None = No
 
 
 def letter_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level, as the families' own: one token a letter, and 64 tokens at most."""
+    """Byte-level, like the families' own: one token per letter, and at most 64 tokens."""
     vocabulary = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", *"abcdefghijklmnopqrstuvwxyzĠ"])}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -59,7 +59,7 @@ def letter_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def sentences(seed: int, count: int, length: int = 8) -> list[str]:
-    """Made-up sentences with some order in them: every word is followed by one of two others."""
+    """Made-up sentences with some regularity: every word is followed by one of two others."""
     draw = random.Random(seed)
     texts = []
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""Tokenizers of one token a byte, which put in front of a text what a test says."""
+"""Tokenizers with one token per byte, which put given tokens before every text."""
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -11,7 +11,7 @@ def in_front(*ids):
 
 
 def byte_level_tokenizer(*front, **names):
-    """One token a byte; ids can be counted by hand. `front`: the ids that it puts before every text."""
+    """One token per byte, so that ids can be counted by hand; puts the ids `front` before every text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))

@@ -1,4 +1,4 @@
-"""Made-up times: nothing here is measured."""
+"""Made-up latency tables."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Chat templates that do what those of well-known models do, each in a few lines of its own."""
+"""Short chat templates that behave like those of well-known models."""
 
 CHATML = (
     "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>\n{% endfor %}"
@@ -11,11 +11,11 @@ NO_SYSTEM = (  # Gemma's
     "<s>{{ m.role }}\n{{ m.content | trim }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
 )
-DROPS_OTHER_ROLES = (  # a system text, or the turn of a tool, is gone and nothing says so
+DROPS_OTHER_ROLES = (  # silently drops a system text, or the turn of a tool
     "{% for m in messages %}{% if m.role in ('user', 'assistant') %}<s>{{ m.role }}\n{{ m.content }}</s>\n{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<s>assistant\n{% endif %}"
 )
-SYSTEM_ONLY = (  # Qwen's: roles that it does not know are gone, the system role is known
+SYSTEM_ONLY = (  # Qwen's: drops unknown roles, knows the system role
     "{% for m in messages %}{% if m.role in ('system', 'user', 'assistant') %}<s>{{ m.role }}\n{{ m.content }}</s>\n"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}<s>assistant\n{% endif %}"
 )
@@ -29,7 +29,7 @@ TOOLS = (  # Qwen's and Llama's: arguments are objects
 ARGUMENTS_AS_TEXT = TOOLS.replace("c.function.arguments | tojson", "'' + c.function.arguments")  # DeepSeek's
 ARGUMENTS_PRINTED = TOOLS.replace("c.function.arguments | tojson", "c.function.arguments")
 FIRST_CALL_ONLY = TOOLS.replace("m.tool_calls or []", "(m.tool_calls or [])[:1]")
-THINKING = (  # Qwen3's: the thinking of the answer stays, that of earlier ones goes
+THINKING = (  # Qwen3's: keeps the thinking of the answer, drops that of earlier ones
     "{% set last = namespace(at=0) %}{% for m in messages %}{% if m.role == 'user' %}{% set last.at = loop.index0 %}"
     "{% endif %}{% endfor %}{% for m in messages %}<s>{{ m.role }}\n{% if m.role == 'assistant' %}"
     "{% set parts = m.content.split('</think>') %}{% if loop.index0 > last.at %}<think>\n"
@@ -38,11 +38,11 @@ THINKING = (  # Qwen3's: the thinking of the answer stays, that of earlier ones 
     "{% if add_generation_prompt %}<s>assistant\n"
     "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
-THINKING_CUT = (  # DeepSeek-R1's: the thinking of the answer is gone as well
+THINKING_CUT = (  # DeepSeek-R1's: drops the thinking of the answer too
     "{% for m in messages %}<s>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant\n<think>\n{% endif %}"
 )
-SYSTEM_IN_LAST_TURN = (  # Mistral's: the system text is in the last turn, where that is the user's
+SYSTEM_IN_LAST_TURN = (  # Mistral's: puts the system text in the last turn if that is the user's
     "<s>{% for m in messages %}{% if m.role == 'user' %}[INST] "
     "{% if loop.last and messages[0].role == 'system' %}{{ messages[0].content }}\n\n{% endif %}{{ m.content }}[/INST]"
     "{% elif m.role == 'assistant' %} {{ m.content }}</s>{% endif %}{% endfor %}"

@@ -1,4 +1,4 @@
-"""A tokenizer of 60 words, made on the spot; every other word is <unk>."""
+"""Tokenizers built on the spot: one of 60 words, where every other word is <unk>, and two that know every text."""
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -19,7 +19,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer of 300 tokens, which knows every text; some families accept no other kind."""
+    """A byte-level tokenizer of 300 tokens, which knows every text; some families accept only this kind."""
     pieces = ["th", "the", "Ġthe", "an", "and", "Ġand", "in", "er", "re", "on", "at", "en", "nd", "st", "es", "ti"]
     merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("a", "n"), ("an", "d"), ("Ġ", "and"), ("i", "n"), ("e", "r")]
     merges += [("r", "e"), ("o", "n"), ("a", "t"), ("e", "n"), ("n", "d"), ("s", "t"), ("e", "s"), ("t", "i")]
@@ -35,7 +35,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def piece_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer like SentencePiece's, of 300 tokens: merged pieces of text, and bytes for all that is none."""
+    """A tokenizer like SentencePiece's, of 300 tokens: merged pieces of text, and bytes for everything else."""
     letters = "▁abcdefghilmnoprstuvwy"
     merges = [("▁", "t"), ("h", "e"), ("▁", "a"), ("▁t", "he"), ("n", "d"), ("i", "n"), ("▁a", "nd"), ("e", "r")]
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]

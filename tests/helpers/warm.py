@@ -1,4 +1,4 @@
-"""Proofs in forked children of one process, for tests that are not about the fresh process itself."""
+"""Runs proofs in forked children of one process, for tests that are not about the fresh process itself."""
 
 import json
 import subprocess
@@ -10,15 +10,15 @@ from tuneprune.export.probes.fresh_process import run_child
 
 
 class WarmProcesses:
-    """Takes the place of `run_child`; the process behind it starts when it is first asked."""
+    """Replaces `run_tied`; its process starts at the first call."""
 
     def __init__(self, scratch: Path) -> None:
         self.errors, self.server = scratch / "errors", None
 
     def run(self, program, arguments, environment):
-        """What `run_child` gives, as far as anyone reads it."""
-        if ".gguf." in program.__name__:  # needs nothing that is slow to import, and llama.cpp may hang in a fork
-            return run_child(program, arguments, environment)
+        """The attributes of `run_tied`'s result that are used."""
+        if ".gguf." in program.__name__:  # imports nothing slow, and llama.cpp can hang in a fork
+            return run_tied(program, arguments, environment)
         if self.server is None:
             warm = [sys.executable, "-P", str(Path(__file__).with_name("warm_server.py"))]
             with self.errors.with_name("log").open("w") as log:

@@ -1,8 +1,8 @@
-"""Runs the programs of proofs in forked children of one process that has imported what they import.
+"""Runs the programs of proofs in forked children of one process that has already imported what they need.
 
-An import of torch, transformers and a quantising library takes longer than the whole rest of a proof, and a sweep makes
-hundreds. Reads one JSON request a line, {"program": path, "argv": [...], "env": {...}, "errors": path}, and answers the
-exit status of a child whose standard error went to that file.
+Importing torch, transformers and a quantising library takes longer than the rest of a proof, and the tests run hundreds
+of proofs. Reads one JSON request per line, {"program": path, "argv": [...], "env": {...}, "errors": path}, and answers
+the exit status of a child whose standard error is written to that file.
 """
 
 import json
@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, dynamic_module_utils  # noqa: F401  (import once)
 
 PATIENCE = 300
-"""Seconds after which a child is ended by a signal, as one that hangs would never answer."""
+"""Seconds after which a child that hangs is ended by a signal."""
 torch.set_num_threads(1)
 for package in ("onnxruntime", "bitsandbytes", "torchao.quantization"):
     if find_spec(package.partition(".")[0]):

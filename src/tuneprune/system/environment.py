@@ -1,9 +1,9 @@
-"""Where and with what a run is made."""
+"""The machine and the versions that a run uses."""
 
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,16 +28,15 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def _cpu_name() -> str:
-    try:
-        lines: Iterable[str] = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines()
-    except OSError:
-        lines = ()
+    lines: list[str] = []
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines()
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
     return f"{name}, {os.cpu_count()} cores"
 
 
 def _commit() -> str | None:
-    """The commit of the tuneprune checkout this runs from, if it is one."""
+    """The commit of the tuneprune checkout that this runs from, if any."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -19,7 +19,7 @@ REPEATED_WITHIN = 5.0
 """Seconds in which one signal may reach a launched process twice: from its sender and from the launcher."""
 SHOW_CURSOR = "\x1b[?25h"
 NOHUP = (signal.SIGHUP, signal.SIG_IGN)
-"""SIGHUP is ignored, as `nohup` asks: the process goes on when its terminal is lost."""
+"""SIGHUP is ignored, as `nohup` asks: the process continues when its terminal is lost."""
 
 
 class Stopped(BaseException):

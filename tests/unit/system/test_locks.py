@@ -24,7 +24,7 @@ def holder(tmp_path):
         process.kill()
 
 
-def test_folder_in_use_names_its_owner_and_frees_itself_when_that_is_killed(tmp_path, holder):
+def test_folder_in_use_names_its_owner_and_is_free_when_that_is_killed(tmp_path, holder):
     with pytest.raises(ConfigError, match=f"process {holder.pid} on {socket.gethostname()}.*name another --out"):
         FolderLock(tmp_path)
     holder.send_signal(signal.SIGKILL)
@@ -40,7 +40,7 @@ def test_one_process_cannot_take_a_folder_twice(tmp_path):
     FolderLock(tmp_path).release()
 
 
-def test_owner_elsewhere(tmp_path):
+def test_owner_on_another_host(tmp_path):
     with FolderLock(tmp_path):
         (tmp_path / LOCK).write_text(json.dumps({"pid": 7, "host": "far-away", "started": "s", "command": "c"}))
         with pytest.raises(ConfigError, match=r"process 7 on far-away.*If that process is gone, delete .*\.lock"):
@@ -55,7 +55,7 @@ def without_locks(monkeypatch):
     monkeypatch.setattr(locks.fcntl, "flock", unsupported)
 
 
-def test_file_systems_without_locks_go_by_the_text(tmp_path, without_locks, holder):
+def test_file_systems_without_locks_use_the_text(tmp_path, without_locks, holder):
     with pytest.raises(ConfigError, match=f"process {holder.pid}"):
         FolderLock(tmp_path)
     holder.kill()
@@ -65,11 +65,11 @@ def test_file_systems_without_locks_go_by_the_text(tmp_path, without_locks, hold
     with pytest.raises(ConfigError, match="far-away"):
         FolderLock(tmp_path)
     (tmp_path / LOCK).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": "before"}))
-    FolderLock(tmp_path).release()  # the number was given to another process since
+    FolderLock(tmp_path).release()  # the number now belongs to another process
 
 
 @pytest.mark.parametrize("text", ["", "no json", "[]", '{"pid": "x"}'])
-def test_damaged_text_is_in_nobodys_way(tmp_path, text):
+def test_damaged_text_blocks_nobody(tmp_path, text):
     (tmp_path / LOCK).write_text(text)
     FolderLock(tmp_path).release()
 

@@ -1,4 +1,4 @@
-"""The first signal asks, the second one ends the process: whatever runs, and whoever sends them."""
+"""The first signal asks to stop, the second one ends the process, whatever is running and whoever sends them."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ with on_signals(stop_resumable):
 print("ended", flush=True)
 """
 IN_PYTHON = "for _ in range(600): time.sleep(0.1)"
-IN_ONE_CALL = "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"  # minutes, and no step of Python in them
+IN_ONE_CALL = "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"  # minutes without a Python bytecode
 CLEANING = """
     try:
         print("at work", flush=True)
@@ -31,7 +31,7 @@ CLEANING = """
 
 
 class Busy:
-    """A process at some work inside `on_signals`."""
+    """A process that works inside `on_signals`."""
 
     def __init__(self, work, **environment):
         self.process = subprocess.Popen(
@@ -49,46 +49,46 @@ class Busy:
         return self
 
     def heard(self):
-        """Wait until it said that it stops."""
+        """Wait for the line that says that it is stopping."""
         return self.process.stderr.readline()
 
     def end(self):
-        """Its exit status and what else it said."""
+        """Its exit status and the rest of its output."""
         with self.process:
             status = self.process.wait(20)
-            # not `communicate`, which would not see what reading a line has buffered
+            # not `communicate`, which misses what reading a line has buffered
             return status, self.process.stdout.read() + self.process.stderr.read()
 
 
-def test_second_signal_ends_a_call_that_python_does_not_see():
+def test_second_signal_ends_a_call_into_a_library():
     busy = Busy(IN_ONE_CALL)
-    time.sleep(0.5)  # for the call to have begun
+    time.sleep(0.5)  # until the call has started
     busy.send(signal.SIGTERM)
-    assert "SIGTERM: stopping" in busy.heard()  # at once, though the call goes on
+    assert "SIGTERM: stopping" in busy.heard()  # at once, though the call continues
     busy.send(signal.SIGINT)
     assert busy.end() == (128 + signal.SIGINT, "")
 
 
-def test_second_signal_ends_what_waits_in_python():
+def test_second_signal_ends_waiting_python_code():
     busy = Busy(CLEANING)
     assert busy.process.stdout.readline() == "at work\n"
     busy.send(signal.SIGINT)
     assert "SIGINT: stopping" in busy.heard()
     busy.send(signal.SIGTERM)
-    status, said = busy.end()
+    status, printed = busy.end()
     assert status in (-signal.SIGTERM, 128 + signal.SIGTERM)
-    assert said == ""
+    assert printed == ""
 
 
 def test_lost_terminal_stops():
     busy = Busy(IN_PYTHON).send(signal.SIGHUP)
     assert "SIGHUP: stopping" in busy.heard()
-    status, said = busy.end()
+    status, printed = busy.end()
     assert status == 1
-    assert "Stopped" in said
+    assert "Stopped" in printed
 
 
-def test_lost_terminal_that_is_to_be_ignored_is():
+def test_lost_terminal_is_ignored_under_nohup():
     work = "import signal; print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)"
     nohup = subprocess.run(
         ["nohup", sys.executable, "-c", BUSY.format(work=work)], capture_output=True, text=True, check=True
@@ -96,12 +96,12 @@ def test_lost_terminal_that_is_to_be_ignored_is():
     assert nohup.stdout == "ready\nTrue\nended\n"
 
 
-def test_launcher_that_repeats_a_signal_is_one_who_asks():
+def test_signal_repeated_by_a_launcher_counts_once():
     busy = Busy(IN_PYTHON, WORLD_SIZE="2", RANK="0").send(signal.SIGTERM, signal.SIGTERM)
     busy.heard()
-    status, said = busy.end()
+    status, printed = busy.end()
     assert status == 1
-    assert "Stopped" in said
+    assert "Stopped" in printed
 
 
 def send_here(number):
@@ -110,7 +110,7 @@ def send_here(number):
     time.sleep(5)
 
 
-def test_handlers_are_put_back(capfd):
+def test_handlers_are_restored(capfd):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     with pytest.raises(Stopped), on_signals(stop_resumable):
         send_here(signal.SIGTERM)
@@ -118,7 +118,7 @@ def test_handlers_are_put_back(capfd):
     assert capfd.readouterr().err.count("stopping") == 1
 
 
-def test_noted_signal_that_nobody_looked_at_reaches_the_outer_block():
+def test_unchecked_signal_reaches_the_outer_block():
     noted = []
     with pytest.raises(Stopped), on_signals(stop_resumable), on_signals(lambda: noted.append(1)):
         os.kill(os.getpid(), signal.SIGINT)
@@ -126,20 +126,20 @@ def test_noted_signal_that_nobody_looked_at_reaches_the_outer_block():
 
 
 @pytest.fixture
-def python_s_own():
-    """SIGINT as Python handles it; a shell that starts something in the background has it ignored."""
+def python_handler():
+    """Python's own handler for SIGINT; a shell makes background processes ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.usefixtures("python_s_own")
-def test_noted_signal_that_nobody_looked_at_reaches_the_process():
+@pytest.mark.usefixtures("python_handler")
+def test_unchecked_signal_reaches_the_process():
     with pytest.raises(KeyboardInterrupt), on_signals(lambda: None):
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_block_that_begins_after_a_signal_that_a_library_swallowed_is_told():
+def test_block_after_a_swallowed_signal_acts_on_it():
     noted = []
 
     def careless():

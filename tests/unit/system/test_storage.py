@@ -20,7 +20,7 @@ def refuse(number):
 
 @pytest.mark.parametrize("call", ["os.fsync", "pathlib.Path.replace", "pathlib.Path.write_text"])
 @pytest.mark.parametrize(
-    ("number", "said"),
+    ("number", "message"),
     [
         (errno.ENOSPC, "No space left on device. Free space; a run continues with --resume."),
         (errno.EDQUOT, "Disk quota exceeded. Free space"),
@@ -28,11 +28,11 @@ def refuse(number):
         (errno.EIO, "Input/output error. Name an --out on a disk that works"),
     ],
 )
-def test_refused_file_is_one_sentence_and_leaves_the_old_one(tmp_path, monkeypatch, call, number, said):
+def test_failed_write_is_one_sentence_and_keeps_the_old_file(tmp_path, monkeypatch, call, number, message):
     path = storage.write_text(tmp_path / "file.json", "old")
     with monkeypatch.context() as patched:
         patched.setattr(call, refuse(number))
-        with pytest.raises(ConfigError, match=f"file.json cannot be written: {said}"):
+        with pytest.raises(ConfigError, match=f"file.json cannot be written: {message}"):
             storage.write_text(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file.json"]
@@ -43,7 +43,7 @@ def test_files_and_the_folders_of_their_names_are_flushed(tmp_path, monkeypatch)
     sync = os.fsync
     monkeypatch.setattr("os.fsync", lambda file: (flushed.append(os.readlink(f"/proc/self/fd/{file}")), sync(file)))
     storage.write_text(tmp_path / "new" / "file", "text")
-    assert flushed[0] == str(tmp_path)  # which holds the name `new`
+    assert flushed[0] == str(tmp_path)  # the parent of `new`
     assert flushed[-1] == str(tmp_path / "new")
     assert flushed[-2].endswith(".partial")
     flushed.clear()
@@ -56,7 +56,7 @@ def test_files_and_the_folders_of_their_names_are_flushed(tmp_path, monkeypatch)
 
 
 def test_file_sizes_are_limited(tmp_path):
-    """A real refusal of the system, with what safetensors makes of it."""
+    """A real error of the system, as safetensors reports it."""
     code = (
         "import sys, torch, resource; from pathlib import Path;"
         "from safetensors.torch import save_file; from tuneprune.system import storage\n"

@@ -1,4 +1,4 @@
-"""Whatever is not finite reaches no weight, no optimiser, no generator, no mask and no statistic."""
+"""Numbers that are not finite never reach a weight, an optimiser, a generator, a mask or a statistic."""
 
 import itertools
 import json
@@ -17,19 +17,14 @@ from helpers.injections import (
     STATEFUL,
     UNUSED,
     begin,
-    difference,
-    flat,
     into_calibration,
     into_decision,
     into_period,
     into_prior,
     into_tuning,
-    poison_activation,
-    poison_gradient,
-    poisoned_loss,
     start,
-    state_of,
 )
+from helpers.poison import difference, flat, poison_activation, poison_gradient, poisoned_loss, state_of
 from helpers.sweeps import quick_where
 from helpers.tiny_tuning import setting
 
@@ -70,7 +65,7 @@ def test_hesso_takes_the_next_calibration_batch(tmp_path):
     assert into_period(tmp_path, "hesso", NAN, 0) == OTHERS
 
 
-def test_hesso_refuses_to_decide_by_nothing(tmp_path):
+def test_hesso_refuses_to_decide_without_data(tmp_path):
     made, search = start(tmp_path, "hesso", 0)
     with poisoned_loss(made, NAN, lambda _: True), pytest.raises(NonFinite, match="None of 10"):
         search.before_step(search.bounds[0])
@@ -92,7 +87,7 @@ def test_bad_activation_in_calibration_reaches_no_moment(tmp_path):
 
 
 @pytest.mark.parametrize("options", ONE_SHOT, ids=lambda options: "-".join(map(str, options.values())))
-def test_one_shot_methods_refuse_to_decide_by_nothing(tmp_path, options):
+def test_one_shot_methods_refuse_to_decide_without_data(tmp_path, options):
     made = setting(tmp_path, space_name=SPACES.get(options["name"], "width"), lora=False)
     with torch.no_grad():
         made.model.get_input_embeddings().weight.fill_(INF)
@@ -100,7 +95,7 @@ def test_one_shot_methods_refuse_to_decide_by_nothing(tmp_path, options):
         methods.build(options | {"batches": 2}).begin(made.subject, Budget(keep=0.75))
 
 
-def test_bad_gradient_behind_a_finite_loss_is_left_out(tmp_path):
+def test_bad_gradient_of_a_finite_loss_is_left_out(tmp_path):
     made = setting(tmp_path, lora=False, num_hidden_layers=2)
     weight = made.model.get_parameter("model.layers.0.mlp.up_proj.weight")
     calls = []
@@ -112,10 +107,10 @@ def test_bad_gradient_behind_a_finite_loss_is_left_out(tmp_path):
     weight.register_hook(poison)
     methods.build({"name": "llm_pruner", "batches": 3}).begin(made.subject, Budget(keep=0.75))
     assert made.tuner.health.counts == {"calibration": 1}
-    assert len(calls) == 2 + 2  # all but the bad one again
+    assert len(calls) == 2 + 2  # all except the bad one again
 
 
-def test_resume_behind_a_bad_step_ends_the_same(tmp_path):
+def test_resume_after_a_bad_step_ends_the_same(tmp_path):
     def start(folder, *, stop_at=None, resume=False):
         made, search = begin(tmp_path / folder, "atp")
         calls = []
@@ -149,7 +144,7 @@ def test_update_out_of_range_is_not_taken(tmp_path):
     assert not difference(flat(before), flat(dict(made.model.named_parameters())))
 
 
-class Alike(Search):
+class Infinite(Search):
     """Makes every loss infinite by its penalty."""
 
     def __init__(self, model):
@@ -172,16 +167,16 @@ def test_diagnosis_tells_data_from_diverged_tuning(tmp_path):
         made.tuner.run(Search(), fingerprint="f")
     made = setting(tmp_path / "method", max_skipped=2)
     with pytest.raises(TrainingDiverged, match=r"in its penalty .* Without the method's masks they give finite"):
-        made.tuner.run(Alike(made.model), fingerprint="f")
+        made.tuner.run(Infinite(made.model), fingerprint="f")
 
 
-def test_run_that_gave_up_has_as_many_tries_when_resumed(tmp_path):
+def test_resumed_run_has_as_many_tries_again(tmp_path):
     made = setting(tmp_path, max_skipped=2, steps=6)
     with pytest.raises(TrainingDiverged):
-        made.tuner.run(Alike(made.model), fingerprint="f")
+        made.tuner.run(Infinite(made.model), fingerprint="f")
     again = setting(tmp_path, max_skipped=2, steps=6)
     with pytest.raises(TrainingDiverged, match="2 steps in a row"):
-        again.tuner.run(Alike(again.model), fingerprint="f", resume=True)
+        again.tuner.run(Infinite(again.model), fingerprint="f", resume=True)
     assert again.tuner.result.steps == 4
     last = setting(tmp_path, max_skipped=2, steps=6)
     result = last.tuner.run(Search(), fingerprint="f", resume=True)
@@ -203,7 +198,7 @@ def test_bad_generator_steps_in_a_row_end_the_run_with_its_state_saved(tmp_path)
 def test_metrics_are_strict_json(tmp_path):
     made = setting(tmp_path, max_skipped=2)
     with pytest.raises(TrainingDiverged):
-        made.tuner.run(Alike(made.model), fingerprint="f")
+        made.tuner.run(Infinite(made.model), fingerprint="f")
 
     def refuse(name):
         raise AssertionError(name)
@@ -221,14 +216,14 @@ def test_weights_that_the_stored_precision_cannot_hold_are_refused(tmp_path):
         round_weights(made.model, torch.float16)
 
 
-def test_tuning_that_took_no_step_at_all_is_no_result(tmp_path):
+def test_tuning_without_any_step_is_an_error(tmp_path):
     made = setting(tmp_path, max_skipped=10, steps=4)
     with pytest.raises(TrainingDiverged, match="4 steps in a row"):
-        made.tuner.run(Alike(made.model), fingerprint="f")
+        made.tuner.run(Infinite(made.model), fingerprint="f")
     assert (tmp_path / "checkpoints" / "step-000004").is_dir()
 
 
-def test_diagnosis_of_a_gradient_that_is_not_finite_beside_a_finite_loss(tmp_path):
+def test_diagnosis_of_a_bad_gradient_of_a_finite_loss(tmp_path):
     made = setting(tmp_path, max_skipped=2)
     poison_gradient(made, float("nan"))
     with pytest.raises(TrainingDiverged, match=r"in its gradient .* losses are finite, but the gradients are not"):

@@ -151,13 +151,13 @@ def test_resume_drops_steps_that_were_logged_after_the_checkpoint(tmp_path):
     made = setting(tmp_path, steps=4)
     made.tuner.run(Search(), fingerprint="f")
     with (tmp_path / "metrics.jsonl").open("a") as log:
-        log.write('{"step": 5, "loss": 1.0}\n{"step": 6, "lo')  # taken, then killed while writing
+        log.write('{"step": 5, "loss": 1.0}\n{"step": 6, "lo')  # as killed while writing
     setting(tmp_path).tuner.run(Search(), fingerprint="f", resume=True)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
 
 
-def test_log_holds_what_the_contract_says(tmp_path):
+def test_log_has_the_documented_keys(tmp_path):
     made = setting(tmp_path)
     made.tuner.run(made.begin(regulariser="lasso"))
     first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
@@ -192,7 +192,7 @@ def test_bf16_autocast_keeps_weights_in_float32(tmp_path):
 def test_averages_over_processes_keep_double_precision(tmp_path, monkeypatch):
     tuner = setting(tmp_path).tuner
     tuner.accelerator = SimpleNamespace(num_processes=2)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: flat.mul_(2))  # another process with the same
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: flat.mul_(2))  # a second, equal process
     values = [torch.tensor([1 + 1e-12], dtype=torch.double), torch.tensor(0.1), torch.tensor([[0.5]]).bfloat16()]
     before = [value.clone() for value in values]
     tuner.runtime.average(values)

@@ -23,7 +23,7 @@ def fill(model):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_merge_removes_every_trace(variant):
+def test_merge_leaves_no_trace(variant):
     dense = tiny_model(variant)
     model, architecture = with_lora(variant)
     fill(model)
@@ -45,7 +45,7 @@ def test_merge_twice_and_inject_again():
     before = logits(model)
     merge_lora(model, architecture)
     inject_lora(model, architecture, LoraOptions(rank=3), 0)
-    assert torch.equal(logits(model), before)  # new LoRA starts at nothing
+    assert torch.equal(logits(model), before)  # new LoRA changes nothing
     assert lora_factors(model, architecture.blocks[0].attention.out).down.shape[0] == 3
 
 
@@ -106,9 +106,9 @@ def test_lora_is_on_the_linears_that_are_named(variant, names, parts):
     assert {path.rpartition(".")[2] for path in tuned} == parts
     assert len(tuned) == len(parts) * len(architecture.blocks)
     fill(model)
-    said = logits(model)
+    expected = logits(model)
     merge_lora(model, architecture)
-    torch.testing.assert_close(logits(model), said, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(logits(model), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["lm_head", "proj", "layers.0.self_attn.q_proj", "q_proj.weight", ""])

@@ -1,4 +1,4 @@
-"""What the loop does for a search that trains parameters of its own, or stops LoRA for a while."""
+"""The loop under a search that trains its own parameters, or stops LoRA for a while."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from tuneprune.system.signals import Stopped
 
 
 class Soft(Search):
-    """Trains one logit a unit through soft gates, built anew for every micro-batch."""
+    """Trains one logit per unit through soft gates, built for every micro-batch."""
 
     penalty_name = "pull"
 
@@ -55,7 +55,7 @@ class Soft(Search):
             self.logits[name].data.copy_(value)
 
 
-def test_own_parameters_learn_beside_lora(tmp_path):
+def test_own_parameters_are_trained_with_lora(tmp_path):
     made = setting(tmp_path)
     search, start, seen = Soft(made), trainable(made.model), []
     made.tuner.observe = lambda metrics: seen.append(metrics)
@@ -132,7 +132,7 @@ def test_clipping_and_the_finite_check_see_own_gradients(tmp_path):
     assert made.tuner.run(search).skipped_steps == 1
     assert values[0][0] > 1e6
     assert_equal(values[0][1], values[1][1])
-    assert len(search.gradients) == 2  # a step that is skipped scores nothing
+    assert len(search.gradients) == 2  # a skipped step calls no hook
 
 
 def test_resume_continues_exactly(tmp_path):

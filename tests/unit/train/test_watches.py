@@ -1,4 +1,4 @@
-"""Each watch trips on what it is for, once, and stays silent over a healthy run."""
+"""Each watch warns once about what it is for, and never about a healthy run."""
 
 import json
 import math
@@ -17,20 +17,20 @@ def feed(watches, count, **metrics):
         watches.step = getattr(watches, "step", 0) + 1
         healthy = {"step": watches.step, "steps": 1000, "phase": "tune", "loss": 2.0, "grad_norm": 1.0}
         found += watches.see(healthy | {"skipped_steps": 0} | metrics)
-    return [warned.what for warned in found]
+    return [finding.what for finding in found]
 
 
 def test_gradient_spike():
     watches = Watches()
     assert not feed(watches, SPIKE_WINDOW)
     assert not feed(watches, 1, grad_norm=SPIKE)
-    assert not feed(watches, 1, grad_norm=math.nan)  # a bad step is no spike
+    assert not feed(watches, 1, grad_norm=math.nan)  # a bad step is not a spike
     assert feed(watches, 2, grad_norm=SPIKE + 0.1) == ["gradient spike"]
-    (warned,) = watches.warnings
-    assert (warned.step, warned.value, warned.limit) == (SPIKE_WINDOW + 3, SPIKE + 0.1, SPIKE)
+    (finding,) = watches.warnings
+    assert (finding.step, finding.value, finding.limit) == (SPIKE_WINDOW + 3, SPIKE + 0.1, SPIKE)
 
 
-def test_few_gradients_say_nothing():
+def test_few_gradients_give_no_warning():
     watches = Watches()
     feed(watches, SPIKE_WINDOW - 1)
     assert not feed(watches, 1, grad_norm=1e6)
@@ -43,7 +43,7 @@ def test_rising_loss():
     assert feed(watches, LOSS_WINDOW, loss=3.2) == ["rising loss"]
 
 
-def test_loss_may_rise_while_units_go_and_when_they_are_gone():
+def test_loss_may_rise_while_units_are_removed_and_afterwards():
     watches = Watches()
     feed(watches, 2 * LOSS_WINDOW, phase="control", loss=1.0)
     assert not feed(watches, 2 * LOSS_WINDOW, phase="control", loss=4.0)
@@ -84,7 +84,7 @@ def test_missed_budget():
     assert not feed(watches, 1, phase="frozen", kept_share=0.6)
 
 
-def test_state_goes_on_exactly():
+def test_state_is_restored_exactly():
     watches = Watches()
     control(watches, mask_churn=0.0)
     again = Watches()
@@ -100,7 +100,7 @@ def test_healthy_tuning_warns_of_nothing(tmp_path):
     assert made.tuner.findings() == {"bad_numbers": {}, "bad_examples": [], "warnings": []}
 
 
-def test_warning_is_logged_told_and_kept_over_a_resume(tmp_path):
+def test_warning_is_logged_shown_and_kept_over_a_resume(tmp_path):
     class Kick(Search):
         """A gradient that is far larger in one step."""
 
@@ -115,13 +115,13 @@ def test_warning_is_logged_told_and_kept_over_a_resume(tmp_path):
             weight = next(p for p in self.model.parameters() if p.requires_grad)
             return (weight - weight.detach()).sum() * (1e4 if self.step == SPIKE_WINDOW + 3 else 0.0)
 
-    told = []
+    notes = []
     made = setting(tmp_path, steps=SPIKE_WINDOW + 8, log_every=1000, learning_rate=1e-4)
-    made.tuner.note = told.append
+    made.tuner.note = notes.append
     made.tuner.run(Kick(made.model), fingerprint="f")
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "warnings" in line] == [SPIKE_WINDOW + 4]
-    assert told[0].startswith(f"gradient spike at step {SPIKE_WINDOW + 4}: ")
+    assert notes[0].startswith(f"gradient spike at step {SPIKE_WINDOW + 4}: ")
     again = setting(tmp_path, steps=SPIKE_WINDOW + 8, log_every=1000, learning_rate=1e-4)
     again.tuner.run(Kick(again.model), fingerprint="f", resume=True)
     assert again.tuner.findings() == made.tuner.findings()

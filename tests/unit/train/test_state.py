@@ -80,7 +80,7 @@ def test_state_comes_back_exactly(state):
     assert_same(state, through_files(state))
 
 
-def test_memory_that_was_one_is_one_again():
+def test_shared_memory_is_shared_again():
     one = torch.arange(6.0)
     part = one[:3]
     found = through_files(
@@ -108,7 +108,7 @@ def test_states_of_modules_and_optimisers():
     "value",
     [b"x", {1, 2}, np.float64(1), np.int64(1), torch.float32, object(), torch.Size([1]), torch.eye(2).to_sparse()],
 )
-def test_what_a_checkpoint_does_not_hold_is_named(value):
+def test_unsupported_values_are_named(value):
     with pytest.raises(TypeError, match=r"state\['search'\]\[1\] is"):
         flatten({"search": [0, value]})
 
