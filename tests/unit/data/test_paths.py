@@ -1,10 +1,16 @@
 """Paths with `~` and variables, wherever a run file names data."""
 
 import pytest
+from helpers.toy_bytes import byte_level_tokenizer
 from pydantic import ValidationError
 
 from tuneprune.data import SourceConfig, read_source
 from tuneprune.data.suites import TaskSpec, load_task
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return byte_level_tokenizer(1, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
 @pytest.mark.parametrize("written", ["~/sets/a.jsonl", "$SETS/a.jsonl", "${SETS}/a.jsonl", "${SETS}/$WHICH.jsonl"])
