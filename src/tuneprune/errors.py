@@ -140,6 +140,11 @@ def first_line(error: Exception) -> str:
     return f"{said:.300}" or type(error).__name__
 
 
+def has_surrogates(text: str) -> bool:
+    """Whether a text holds half of a surrogate pair, which no file can store and no tokenizer can read."""
+    return not text.isascii() and re.search("[\ud800-\udfff]", text) is not None
+
+
 def printable(text: object) -> str:
     """Text for one line of a terminal: characters that would move the cursor, colour or hide text are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

@@ -1,16 +1,17 @@
-"""Records that cannot be used: why, how many, and what becomes of them."""
+"""Records that cannot be used: why, how many, and whether they are refused or left out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from reprlib import Repr
 from typing import Any
 
-from tuneprune.errors import DataError
+from tuneprune.errors import DataError, first_line, printable
 
 LONGEST_RECORD = 16 * 2**20
-"""Bytes of the longest line that is read, and characters of the longest text: more is no record but an accident."""
+"""Bytes of the longest line and characters of the longest text that are read; anything longer is a mistake."""
 LARGEST_SHARE = 0.5
-"""Of a source's records: where more cannot be used, the rest is not what was meant either."""
+"""The largest share of a source's records that may be unusable; above it the rest is probably not what was meant."""
 _NUMBERS_KEPT = 5
 _COLUMNS_SHOWN = 8
 _SHORT = Repr()
@@ -18,10 +19,10 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 60, 60
 
 
 class UnusableRecord(DataError):
-    """One record that cannot be used, while others of its file may be.
+    """A record that cannot be used; others of its file may be fine.
 
     Args:
-        reason: in a few words that hold for all records alike; the counts are kept by it.
+        reason: a few words that fit every such record, by which they are counted.
         message: what is wrong with this one, without its place.
     """
 
@@ -31,22 +32,34 @@ class UnusableRecord(DataError):
 
 
 class BlankField(UnusableRecord):
-    """A record whose field is there but blank: it is always left out, where a missing field is an error."""
+    """A record with a field that is there but blank: it is always left out, while a missing field is an error."""
 
     def __init__(self, message: str) -> None:
         super().__init__("blank", message)
 
 
+class WrongType(UnusableRecord):
+    """A record with a field of the wrong type.
+
+    Args:
+        what: the field, such as "the field `text`".
+        wanted: what it has to be.
+    """
+
+    def __init__(self, what: str, wanted: str, value: object, advice: str = "Fix it.") -> None:
+        super().__init__("of the wrong type", f"{what} has to be {wanted}, got {quote(value)}. {advice}")
+
+
 @dataclass
 class LeftOut:
-    """The records of one source that are left out: for each reason how many, and the numbers of the first.
+    """The records of one source that are left out: for each reason how many, and the numbers of the first ones.
 
     Unless `drops` is set, every unusable record that is not merely blank is refused instead.
     """
 
     drops: bool = False
     hint: str = ""
-    """What a refusal says last."""
+    """The end of the message of a refusal."""
     counts: dict[str, int] = field(default_factory=dict)
     first: dict[str, list[int]] = field(default_factory=dict)
 
@@ -55,21 +68,25 @@ class LeftOut:
         """Records left out for any reason."""
         return sum(self.counts.values())
 
-    def add(self, source: str, number: int, error: UnusableRecord) -> None:
-        """Leave a record out.
+    @contextmanager
+    def catching(self, source: object, number: int) -> Iterator[None]:
+        """Leaves out the record that is read in the body, if it cannot be used.
 
         Raises:
-            DataError: it is to be refused; names the source and the record.
+            DataError: the record is refused; names the source and the record.
         """
-        if not (self.drops or isinstance(error, BlankField)):
-            raise DataError(f"{source}:{number}: {error}{self.hint}") from None
-        self.counts[error.reason] = self.counts.get(error.reason, 0) + 1
-        numbers = self.first.setdefault(error.reason, [])
-        if len(numbers) < _NUMBERS_KEPT:
-            numbers.append(number)
+        try:
+            yield
+        except UnusableRecord as error:
+            if not (self.drops or isinstance(error, BlankField)):
+                raise DataError(f"{source}:{number}: {error}{self.hint}") from None
+            self.counts[error.reason] = self.counts.get(error.reason, 0) + 1
+            numbers = self.first.setdefault(error.reason, [])
+            if len(numbers) < _NUMBERS_KEPT:
+                numbers.append(number)
 
     def check_share(self, source: str, lost: int, total: int) -> None:
-        """Refuse a source of which too little is left.
+        """Refuse a source with too few usable records.
 
         Args:
             lost: records of `total` that were left out.
@@ -79,12 +96,12 @@ class LeftOut:
         """
         if lost > LARGEST_SHARE * total:
             raise DataError(
-                f"{source}: {lost} of {total} records cannot be used ({self.words()}), and with more than half of"
-                " them gone the rest may not be what you meant. Fix the data, or name other fields or other data."
+                f"{source}: {lost} of {total} records cannot be used ({self.words()}). With less than half of them"
+                " left, the rest may not be what you meant. Fix the data, or name other fields or other data."
             )
 
     def words(self) -> str:
-        """The counts and the first places, in words."""
+        """The counts and the first record numbers, in words."""
         return "; ".join(
             f"{count} {reason}: record{'s' if len(self.first[reason]) > 1 else ''} "
             + ", ".join(map(str, self.first[reason]))
@@ -93,24 +110,23 @@ class LeftOut:
         )
 
     def summary(self) -> dict[str, dict[str, Any]]:
-        """By reason: how many records, and the numbers of the first."""
+        """By reason: how many records, and the numbers of the first ones."""
         return {reason: {"records": count, "first": self.first[reason]} for reason, count in self.counts.items()}
 
 
 def name_list(names: Iterable[object]) -> str:
-    """Names of columns for a message: the first few, without anything that would break a line or a terminal."""
+    """Names of columns or files for a message: the first few, without characters that would break the line."""
     names = [str(name) for name in names]
     listed = [name[:40] if name.isprintable() else repr(name[:40]) for name in names[:_COLUMNS_SHOWN]]
     more = len(names) - len(listed)
     return (", ".join(listed) or "none") + (f" and {more} more" if more else "")
 
 
-def said(error: BaseException) -> str:
-    """What an error of another library says, for a message: its first line."""
-    line = str(error).strip().partition("\n")[0][:200]
-    return (line if line.isprintable() else repr(line)[1:-1]) or type(error).__name__
+def error_text(error: Exception) -> str:
+    """The first line of another library's error, for a message."""
+    return printable(first_line(error))
 
 
 def quote(value: object) -> str:
-    """A value of a record for a message: cut, in one line, however deep it is."""
+    """A value of a record for a message: shortened, on one line, however deeply it nests."""
     return f"{_SHORT.repr(value):.80}"

@@ -1,7 +1,6 @@
-"""Conversations worded by the chat template of a tokenizer: what it is asked for, and what it may not leave out."""
+"""Conversations written by a tokenizer's chat template, with checks that it leaves nothing out."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, cast
@@ -18,16 +17,16 @@ from tuneprune.system.timeout import time_limit
 
 SystemRole = Literal["fold", "refuse"]
 PATIENCE_S = 10.0
-"""Seconds for one record in a chat template, which may have loops without end."""
+"""Time limit in seconds for one record, because a chat template may never finish."""
 TODAY, ANOTHER_DAY = datetime(2025, 1, 1), datetime(2024, 10, 31, 13, 30)
-"""The day that a template is told which asks for today's, so that a run can be repeated; and one to compare with."""
+"""The date for templates that ask for the current one, so that runs can be repeated; and one to compare with."""
 _CLOCK = "strftime_now"
 _DIRECTIVES = "aAbBcdfHIjmMpSUwWxXyY"
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 class Written(NamedTuple):
-    """A conversation as the template writes it."""
+    """A conversation written by the template."""
 
     prompt: str
     completion: str
@@ -35,14 +34,13 @@ class Written(NamedTuple):
 
 
 def write(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, system_role: SystemRole) -> Written:
-    """Prompt and completion as the template writes them: the completion is its last turn.
+    """Prompt and completion as the template writes them: the completion is the last turn.
 
-    Where the template does not take the conversation as it stands, or leaves out something of it, other ways to say the
-    same are tried, in the order of `variants`.
+    If the template does not accept the conversation as it is, or leaves something out, its variants are tried in turn.
 
     Raises:
-        ConfigError: no chat template, a broken or an endless one.
-        UnusableRecord: the template refuses the messages, or leaves out something of them.
+        ConfigError: no chat template, or one that is broken or never finishes.
+        UnusableRecord: the template refuses the messages, or leaves something out.
     """
     template = _template(tokenizer, conversation.arguments)
     endless = ConfigError(
@@ -53,7 +51,7 @@ def write(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, system
     with time_limit(PATIENCE_S, endless):
         for notes, turns in variants(conversation.turns):
             if system_role == "refuse" and "system_folded" in notes:
-                hint = " data.system_role: fold puts the system text into the user turn behind it."
+                hint = " Or set data.system_role: fold to put the system text into the user turn after it."
                 continue
             try:
                 written = _Writer(tokenizer, template, turns, conversation.arguments).written()
@@ -61,12 +59,12 @@ def write(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, system
                 refusal = refusal or error
             else:
                 return written._replace(notes=(*conversation.notes, *notes, *written.notes))
-    assert refusal is not None, "a conversation is read as it stands first"
+    assert refusal is not None, "the conversation is tried as it is first"
     raise UnusableRecord(refusal.reason, f"{refusal}{hint}")
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) -> str:
-    """The template of a tokenizer, which may have several: one for tools, and one called default."""
+    """The template of a tokenizer, which may have one for tools and one called default."""
     templates = cast("str | dict[str, str] | None", tokenizer.chat_template)
     if not templates:
         raise ConfigError(
@@ -78,7 +76,7 @@ def _template(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) 
     template = templates.get("tool_use" if "tools" in arguments else "default") or templates.get("default")
     if template is None:
         raise ConfigError(
-            f"the tokenizer has several chat templates ({name_list(templates)}), and none of them is called `default`."
+            f"the tokenizer has several chat templates ({name_list(templates)}), but none called `default`."
             " Save the tokenizer with one, or use prompt and completion fields."
         )
     return template
@@ -86,7 +84,7 @@ def _template(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) 
 
 @dataclass(frozen=True)
 class _Writer:
-    """The template at work on turns, the last of which is the answer."""
+    """The template applied to turns, of which the last is the answer."""
 
     tokenizer: PreTrainedTokenizerBase
     template: str
@@ -95,10 +93,10 @@ class _Writer:
     today: datetime = TODAY
 
     def written(self) -> Written:
-        """Prompt and completion, which hold all that the turns and the tools say.
+        """Prompt and completion, checked to hold everything in the turns and the tools.
 
         Raises:
-            UnusableRecord: the template refuses them, or leaves out something.
+            UnusableRecord: the template refuses them, or leaves something out.
         """
         found = self.split()
         for what in (*self._left_out(found), *self._left_out_of_answer(found)):
@@ -107,14 +105,14 @@ class _Writer:
         return found._replace(notes=("fixed_date",)) if is_dated else found
 
     def split(self) -> Written:
-        """Prompt and completion: what a model is asked with, and what it is to write then."""
+        """Prompt and completion: the input of the model, and what it should generate."""
         whole = self._render(self.turns).rstrip()
-        # Two tries: some templates open the assistant's turn in another way than they write it.
+        # Two attempts: some templates open the assistant's turn differently than they write it.
         opened, closed = (self._render(self.turns[:-1], add_generation_prompt=is_opened) for is_opened in (True, False))
         for prompt in (opened, closed):
             if whole.startswith(prompt) and len(whole) > len(prompt):
                 return Written(prompt, whole[len(prompt) :])
-        # Some write the turns before otherwise once they are answered: then the answer is behind what opens its turn.
+        # Some write the earlier turns differently once they are answered: then the answer follows its opening.
         opening = opened[len(closed) :] if opened.startswith(closed) else ""
         answer = self.turns[-1].get("content", "").strip()
         at = whole.rfind(answer)
@@ -124,31 +122,35 @@ class _Writer:
         if start < len(opening):
             raise UnusableRecord(
                 "whose answer cannot be told from its prompt",
-                "the tokenizer's chat template writes the turns before the answer otherwise once they are answered, so"
-                " the answer cannot be told from its prompt. Use another tokenizer's, or prompt and completion fields.",
+                "the tokenizer's chat template writes the turns before the answer differently once they are answered,"
+                " so its start cannot be found. Use another tokenizer's, or prompt and completion fields.",
             )
         if not opening and not opened[-1:].isspace():
             start = len(whole[:at].rstrip())
         return Written(opened, whole[start:])
 
     def _render(self, turns: list[Turn], **options: bool) -> str:
-        """What the template makes of turns. It runs in a sandbox of jinja's: nothing of Python but plain values."""
+        """The text that the template writes for turns. It runs in jinja's sandbox, with access to plain values only."""
         template = _with_date(self.template, self.today) if _CLOCK in self.template else self.template
         options |= {"tokenize": False}
-        refusal = "the tokenizer's chat template refuses these messages"
+        refusal, advice = (
+            "the tokenizer's chat template refuses these messages",
+            "Change them as it asks, or use another",
+        )
         try:
-            with (
-                wrap_errors(refusal, DataError, "Change them as it asks, or use another tokenizer's."),
-                _whole_templates(),
-            ):
-                return str(
-                    self.tokenizer.apply_chat_template(turns, chat_template=template, **options, **self.arguments)
-                )
+            with wrap_errors(refusal, DataError, advice):
+                text = self.tokenizer.apply_chat_template(turns, chat_template=template, **options, **self.arguments)
         except DataError as error:
+            if isinstance(error.__cause__, TemplateSyntaxError):  # broken for every record
+                raise ConfigError(
+                    f"the tokenizer's chat template is broken ({first_line(error.__cause__)}). Use another tokenizer's,"
+                    " or prompt and completion fields."
+                ) from error
             raise UnusableRecord("refused by the chat template", str(error)) from error
+        return str(text)
 
     def _left_out(self, found: Written) -> Iterator[str]:
-        """What the template does not look at: changing it changes nothing."""
+        """The parts that the template ignores: changing them changes nothing."""
         text = _squeezed(found.prompt + found.completion)
         for position, turn in enumerate(self.turns):
             content = turn.get("content", "")
@@ -170,7 +172,7 @@ class _Writer:
                 yield f"`{name}`"
 
     def _left_out_of_answer(self, found: Written) -> Iterator[str]:
-        """What of the answer is not in the completion, such as the thinking that some templates cut away."""
+        """The parts of the answer that are not in the completion, such as the thinking that some templates remove."""
         answer, text = self.turns[-1], _squeezed(found.completion)
         if _squeezed(answer.get("content", "")) not in text:
             yield "the whole last answer (some leave out its thinking)"
@@ -189,28 +191,16 @@ class _Writer:
         return [*self.turns[:position], self.turns[position] | {"tool_calls": calls}, *self.turns[position + 1 :]]
 
 
-@contextmanager
-def _whole_templates() -> Iterator[None]:
-    """A template that is broken is so for every record."""
-    try:
-        yield
-    except TemplateSyntaxError as error:
-        raise ConfigError(
-            f"the tokenizer's chat template is broken ({first_line(error)}). Use another tokenizer's, or prompt and"
-            " completion fields."
-        ) from error
-
-
 def _left_out(what: str) -> UnusableRecord:
     return UnusableRecord(
         "with something that the chat template leaves out",
-        f"the tokenizer's chat template does not write {what}. Use a tokenizer whose template does, or take it out of"
+        f"the tokenizer's chat template does not write {what}. Use a tokenizer whose template does, or remove it from"
         " the record.",
     )
 
 
 def _ignores(found: Written, changed: _Writer) -> bool:
-    """Whether the template writes the same although something was changed."""
+    """Whether the template writes the same text after a change."""
     try:
         return changed.split() == found
     except UnusableRecord:
@@ -218,21 +208,21 @@ def _ignores(found: Written, changed: _Writer) -> bool:
 
 
 def _is_written_as_python(arguments: object, found: Written) -> bool:
-    """Whether a template puts an object down as Python would print it, as those do which expect JSON in a text."""
+    """Whether a template prints an object as Python does, which happens if it expects JSON text."""
     if not isinstance(arguments, Mapping) or not arguments:
         return False
     return str(dict(arguments)) in found.prompt + found.completion
 
 
 def _with_date(template: str, today: datetime) -> str:
-    """The template with a clock that stands still."""
+    """The template with a fixed date."""
     values = {f"%{letter}": today.strftime(f"%{letter}") for letter in _DIRECTIVES}
     values |= {f"%-{name[1]}": value.lstrip("0") or "0" for name, value in values.items() if value.isdecimal()}
     replaced = "".join(f"|replace('{name}', '{value}')" for name, value in values.items())
-    # Jinja takes the line end behind the macro away, so the template begins at a line of its own, as it did.
+    # Jinja removes the line break after the macro, so the template still begins on a line of its own.
     return f"{{% macro {_CLOCK}(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}\n{template}"
 
 
 def _squeezed(text: str) -> str:
-    """Text without white space, which templates trim."""
+    """Text without white space, because templates trim it."""
     return "".join(text.split())

@@ -1,8 +1,8 @@
 """The embedded data set: made-up clinic notes with questions whose answers follow from the facts in the note.
 
-A `Visit` is drawn first, its note is worded from it, and every answer is read off the visit by `verdict`.
-Claims are drawn so that neither the question nor the note alone tells the answer: each is as often true as
-false as unmentioned. Nobody described here exists, and nothing here is medical advice.
+A `Visit` is drawn first, its note is worded from it, and `verdict` derives every answer from the visit.
+Claims are drawn so that neither the question nor the note alone gives the answer away: each is equally often
+true, false and unmentioned. The patients do not exist, and nothing here is medical advice.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ VALUES = READINGS | {
     "plan": ("admitted", "sent home"),
     "visit": ("3 days", "one week", "two weeks", "one month"),
 }
-CLAIMED: dict[str, dict[tuple[str, str], int]] = {  # how often: mostly what one cue word decides, some harder to find
+CLAIMED: dict[str, dict[tuple[str, str], int]] = {  # weights: mostly decided by one cue word, some harder to find
     "nli": {
         ("plan", "sent home"): 18,
         ("plan", "admitted"): 2,
@@ -120,7 +120,7 @@ QUESTIONS = {
 
 @dataclass(frozen=True)
 class Visit:
-    """The facts of one made-up visit; symptoms in neither tuple and topics not in `values` go unmentioned."""
+    """The facts of one made-up visit; symptoms in neither tuple and topics not in `values` are not mentioned."""
 
     who: str
     sex: int
@@ -141,7 +141,7 @@ class Visit:
 
 @dataclass(frozen=True)
 class Claim:
-    """Something that may be said of a visit: a symptom, or the value of a topic."""
+    """A claim about a visit: a symptom, or the value of a topic."""
 
     topic: str
     value: str
@@ -159,7 +159,7 @@ def verdict(visit: Visit, claim: Claim) -> str:
 
 
 def draw_visit(rng: Random, split: str, accept: Callable[[Visit], bool]) -> Visit:
-    """The next random visit that belongs to `split` and that `accept` takes."""
+    """The next random visit that belongs to `split` and that `accept` accepts."""
     while True:
         complaint, (_, drugs) = rng.choice(tuple(COMPLAINTS.items()))
         symptoms = rng.sample(SYMPTOMS, 4)
@@ -184,7 +184,7 @@ def draw_visit(rng: Random, split: str, accept: Callable[[Visit], bool]) -> Visi
 def draw_claim(rng: Random, kind: str, split: str, wanted: str) -> tuple[Visit, Claim]:
     """A random visit and a claim of `kind` about it with the verdict `wanted`.
 
-    The claim is drawn first, alike whatever is wanted, so that the claim alone gives nothing away.
+    The claim is drawn first, independently of `wanted`, so that the claim alone gives nothing away.
     """
     weights = CLAIMED[kind]
     claim = Claim(*rng.choices(tuple(weights), tuple(weights.values()))[0])
@@ -235,7 +235,7 @@ def make_text(rng: Random, split: str, wanted: str) -> dict[str, str]:  # noqa: 
 
 
 def make_nli(rng: Random, split: str, wanted: str) -> dict[str, str]:
-    """A note and a statement that follows from it, contradicts it or does neither."""
+    """A note and a statement that follows from it, contradicts it, or neither."""
     visit, claim = draw_claim(rng, "nli", split, wanted)
     hypothesis = HYPOTHESES[claim.topic].format(value=claim.value, test=COMPLAINTS[visit.complaint][0])
     return {"premise": word_note(rng, visit), "hypothesis": hypothesis, "answer": wanted}
@@ -249,7 +249,7 @@ def make_qa(rng: Random, split: str, wanted: str) -> dict[str, str]:
 
 
 def make_summary(rng: Random, split: str, wanted: str) -> dict[str, str]:  # noqa: ARG001  (signature of MAKERS)
-    """A note that names a plan, and its summary."""
+    """A note that states a plan, and its summary."""
     visit = draw_visit(rng, split, lambda visit: "plan" in visit.values)
     return {"text": word_note(rng, visit), "summary": summarize(visit)}
 

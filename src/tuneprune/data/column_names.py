@@ -1,10 +1,10 @@
-"""A record in one of our own forms, and what every form has in common."""
+"""The names of columns that are recognised, and what all formats have in common."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuneprune.data.bad_records import BlankField, UnusableRecord, name_list, quote
+from tuneprune.data.bad_records import BlankField, UnusableRecord, WrongType, name_list
 from tuneprune.data.conversations import ARGUMENTS
 from tuneprune.data.examples import Content
 from tuneprune.data.messages import Message, to_messages, to_tools
@@ -17,37 +17,37 @@ DIALOGUES = ("conversations", "conversation", "dialogue", "dialog")
 ASKED = ("instruction", "question", "query", "prompt", "inputs", "input")
 ANSWERS = ("output", "response", "answer", "completion", "targets", "chosen")
 FORMS = {"messages", "text", *DIALOGUES, *ASKED, *ANSWERS}
-"""What tells the form of a record."""
+"""Columns that determine the format of a record."""
 PASSAGES = ("input", "context")
 SYSTEMS = ("system", "system_prompt", "system_message")
 REQUIRED = FORMS - {*PASSAGES}
 COMPANIONS = (*PASSAGES, *SYSTEMS, "history", "tools")
-"""What belongs to what is asked, and must not get lost."""
+"""Columns that belong to the prompt, and must not be lost."""
 CHOICES = ("choices", "options", "endings")
 KNOWN = {"rejected", "label", *FORMS, *COMPANIONS, *CHOICES}
 
 
 @dataclass(frozen=True)
 class Recognised:
-    """A record in one of our own forms."""
+    """A record in one of our own formats."""
 
     record: Record
     """With `messages`, or `prompt` and `completion`, or `text`."""
     read: tuple[str, ...]
     """The columns that were read."""
     how: str = ""
-    """How they were converted; empty where they were in our own form."""
+    """How they were converted; empty if the record was in our own format."""
     content: Content | None = None
 
 
 def chat(there: dict[str, Any], turns: list[Message], read: Sequence[str]) -> Recognised:
-    """Messages with the system's before them and the tools beside them."""
+    """Messages, starting with the system text if there is one, and the tools."""
     name, system = system_of(there)
     if name and (not turns or turns[0] != {"role": "system", "content": system}):
         if turns and turns[0].get("role") == "system":
             raise UnusableRecord(
                 "of more than one form",
-                f"the column `{name}` and the messages both begin with a system text. Keep one.",
+                f"both the column `{name}` and the messages have a system text. Keep one.",
             )
         turns = [{"role": "system", "content": system}, *turns]
     rest = {key: value for key, value in there.items() if key not in KNOWN}
@@ -59,7 +59,7 @@ def chat(there: dict[str, Any], turns: list[Message], read: Sequence[str]) -> Re
 
 
 def _are_same(turns: Sequence[Message], found: object) -> bool:
-    """Whether messages are what the record held, up to keys that are null."""
+    """Whether messages are those of the record, up to keys that are null."""
     if not isinstance(found, list) or len(turns) != len(found):
         return False
     pairs = zip(turns, found, strict=True)
@@ -67,7 +67,7 @@ def _are_same(turns: Sequence[Message], found: object) -> bool:
 
 
 def content_of(turns: Sequence[Any]) -> Content | None:
-    """What a conversation of one question and its answer is about."""
+    """The content of a conversation of one question and its answer."""
     if len(turns) != 2 or not all(isinstance(turn, Mapping) for turn in turns):
         return None
     texts = [turn.get("content") for turn in turns]
@@ -97,12 +97,12 @@ def answer_messages(value: object, column: str) -> list[Message]:
 
 
 def is_filled(value: object) -> bool:
-    """Whether a field holds something: no blank text and no empty list."""
+    """Whether a field has a value other than a blank text or an empty list."""
     return bool(value.strip() not in ("", "[]", "{}") if isinstance(value, str) else value)
 
 
 def ambiguous(names: Sequence[str]) -> UnusableRecord:
-    """What to say where several columns could be the one that is meant."""
+    """The error where several columns could be meant."""
     listed = name_list(names)
     return UnusableRecord(
         "of more than one form",
@@ -115,8 +115,5 @@ def text_of(there: Record, name: str) -> str:
     """The text of a field."""
     value = there[name]
     if not isinstance(value, str):
-        raise UnusableRecord(
-            "of the wrong type",
-            f"the field `{name}` has to be a text, got {quote(value)}. Fix it, or name another column in `fields`.",
-        )
+        raise WrongType(f"the field `{name}`", "a text", value, "Fix it, or name another column in `fields`.")
     return value

@@ -1,4 +1,4 @@
-"""Files as bytes, decompressed where their first bytes say that they are compressed."""
+"""Files as bytes, decompressed if their first bytes say that they are compressed."""
 
 import bz2
 import gzip
@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from tuneprune.data.bad_records import said
+from tuneprune.data.bad_records import error_text
 from tuneprune.errors import DataError
 
 COMPRESSED = (".gz", ".bz2", ".xz")
-"""What may follow the ending of a data file."""
+"""Suffixes that may follow that of a data file."""
 _LARGEST_RATIO = 100
 _ALWAYS_ALLOWED = 64 * 2**20
 _BUFFER = 2**16
@@ -28,12 +28,12 @@ _OPENERS: Mapping[bytes, Callable[[Path], Any]] = {
 
 @contextmanager
 def open_decompressed(path: Path) -> Iterator["io.BufferedReader[Any]"]:
-    """The bytes of a file, decompressed if they are compressed; the name does not count.
+    """The bytes of a file, decompressed if they are compressed, whatever the file's name.
 
-    What is decompressed is bounded, so that a small file cannot fill the memory.
+    The decompressed size is limited, so that a small file cannot fill the memory.
 
     Raises:
-        DataError: compressed bytes that are damaged, cut off, or far more than their file lets expect.
+        DataError: compressed bytes that are damaged, truncated, or far larger than their file when decompressed.
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
@@ -57,19 +57,19 @@ def open_decompressed(path: Path) -> Iterator["io.BufferedReader[Any]"]:
 
 def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(
-        f"{path}: the file cannot be decompressed ({said(error).rstrip('.')}), it is damaged or cut off. Make or copy"
-        " it again."
+        f"{path}: the file cannot be decompressed ({error_text(error).rstrip('.')}): it is damaged or truncated. Create"
+        " or copy it again."
     )
 
 
 class _Bounded(io.RawIOBase):
-    """The decompressed bytes, up to a number of them."""
+    """The decompressed bytes, up to a limit."""
 
     def __init__(self, path: Path, source: IO[bytes], most: int) -> None:
         self.path, self.source, self.most, self.left = path, source, most, most
 
     def readable(self) -> bool:
-        """Whether bytes come out of it."""
+        """Always true, as `io` asks for it."""
         return True
 
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401  (any buffer)
@@ -78,7 +78,7 @@ class _Bounded(io.RawIOBase):
         self.left -= len(found)
         if self.left < 0:
             raise DataError(
-                f"{self.path}: the file holds more than {self.most >> 20} MiB when decompressed, over"
+                f"{self.path}: the file has more than {self.most >> 20} MiB when decompressed, over"
                 f" {_LARGEST_RATIO} times its size. If that is right, decompress it yourself and name the result."
             )
         buffer[: len(found)] = found

@@ -1,28 +1,27 @@
-"""Conversations in a record: the turns up to the answer that is learned, and what else the chat template is given."""
+"""Conversations in a record: the turns up to the answer that is learned, and other arguments of the chat template."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tuneprune.data.bad_records import BlankField, UnusableRecord, quote
+from tuneprune.data.bad_records import BlankField, UnusableRecord, WrongType, quote
 from tuneprune.data.examples import Note
 from tuneprune.data.prompts import Record
 
 Turn = dict[str, Any]
 
 ARGUMENTS = ("tools", "documents", "enable_thinking", "chat_template_kwargs")
-"""Fields of a record that its chat template is given; the last holds further ones by their names."""
+"""Fields of a record that are passed to the chat template; the last one holds further arguments by name."""
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _RESERVED = {"conversation", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize", "padding"}
 _RESERVED |= {"truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "messages"}
 _RESERVED |= {"tokenizer_kwargs", "sanitize_control_tokens", *ARGUMENTS[:2]}
-_WRONG_TYPE = "of the wrong type"
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns of which the last, of the role `assistant`, is learned, and further arguments of the chat template."""
+    """Turns, of which the last is by the assistant and is learned, and further arguments of the chat template."""
 
     turns: tuple[Turn, ...]
     arguments: Mapping[str, Any]
@@ -30,10 +29,10 @@ class Conversation:
 
 
 def conversation(record: Record) -> Conversation | None:
-    """The conversation in `messages`, or in a `prompt` of messages with its `completion`; None where there is none.
+    """The conversation in `messages`, or in a `prompt` of messages and its `completion`; None if there is none.
 
     Raises:
-        UnusableRecord: messages of another shape, parts that are not text, or no answer.
+        UnusableRecord: messages in another format, parts that are not text, or no answer.
     """
     prompt, completion = record.get("prompt"), record.get("completion")
     if record.get("messages") is not None:
@@ -49,8 +48,8 @@ def conversation(record: Record) -> Conversation | None:
     if last < 2:
         raise UnusableRecord(
             "without an answer",
-            "`messages` needs an answer of the role `assistant` after another message (and not of weight 0)."
-            " Add one, or leave them out.",
+            "`messages` needs an answer with the role `assistant` after another message (and a weight other than 0)."
+            " Add one, or remove the record.",
         )
     if not (turns[last - 1].get("content", "").strip() or turns[last - 1].get("tool_calls")):
         raise BlankField("the assistant's last message is blank.")
@@ -61,11 +60,8 @@ def conversation(record: Record) -> Conversation | None:
 def _turns(field: str, messages: object) -> list[Turn]:
     messages = _parsed(messages)
     if not isinstance(messages, list) or not all(map(_is_turn, messages)):
-        raise UnusableRecord(
-            _WRONG_TYPE,
-            f"`{field}` has to be a list of objects with the text `role`, and `content` that is a text, a list of parts"
-            " or null. Fix it.",
-        )
+        wanted = "a list of objects with a text `role` and a `content` that is a text, a list of parts or null"
+        raise WrongType(f"`{field}`", wanted, messages)
     return [_turn(turn) for turn in messages]
 
 
@@ -74,17 +70,17 @@ def _asked(prompt: object) -> list[Turn]:
     if turns and turns[-1]["role"] == "assistant":
         raise UnusableRecord(
             "with an answer at the end of the prompt",
-            "`prompt` ends with a turn of the assistant, and nothing tells whether `completion` goes on with it or is"
-            " another. Write the conversation as `messages`.",
+            "`prompt` ends with a turn of the assistant, so it is not clear whether `completion` continues it or is"
+            " another turn. Write the conversation as `messages`.",
         )
     return turns
 
 
 def _is_learned(turn: Turn) -> bool:
-    """Whether an answer is to be learned: some data sets give those a weight of 0 that are not."""
+    """Whether an answer is learned: some data sets give a weight of 0 to those that are not."""
     weight = turn.pop("weight", 1)
     if weight not in (0, 1):
-        raise UnusableRecord(_WRONG_TYPE, f"the `weight` of a message has to be 0 or 1, got {quote(weight)}. Fix it.")
+        raise WrongType("the `weight` of a message", "0 or 1", weight)
     return bool(weight)
 
 
@@ -97,15 +93,15 @@ def _is_turn(turn: object) -> bool:
 
 
 def _turn(found: Mapping[str, Any]) -> Turn:
-    """A turn with plain text as its content and tool calls as most templates read them; what is null is left out."""
+    """A turn with plain text as its content and tool calls in the format of most templates, without null fields."""
     turn = {str(name): value for name, value in found.items() if value is not None}
     if isinstance(turn.get("content"), list):
         turn["content"] = "\n".join(map(_text_of_part, turn["content"]))
-    if isinstance(turn.get("function_call"), Mapping):  # what OpenAI's data had before tool calls
+    if isinstance(turn.get("function_call"), Mapping):  # OpenAI's format before tool calls
         turn["tool_calls"] = [turn.pop("function_call")]
     calls = _parsed(turn.pop("tool_calls", None)) or []
     if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
-        raise UnusableRecord(_WRONG_TYPE, f"`tool_calls` has to be a list of objects, got {quote(calls)}. Fix it.")
+        raise WrongType("`tool_calls`", "a list of objects", calls)
     if calls:
         turn["tool_calls"] = [_call(call) for call in calls]
     return turn
@@ -126,39 +122,33 @@ def _text_of_part(part: object) -> str:
 
 
 def _call(call: Mapping[str, Any]) -> dict[str, Any]:
-    """A tool call as {type, function: {name, arguments}}, the arguments as an object, which most templates expect."""
+    """A tool call as {type, function: {name, arguments}} with the arguments as an object, as most templates expect."""
     function = call.get("function")
     if not isinstance(function, Mapping):
         function = {name: call[name] for name in ("name", "arguments") if name in call}
         call = {name: value for name, value in call.items() if name not in function}
     if not isinstance(function.get("name"), str):
-        raise UnusableRecord(
-            _WRONG_TYPE, f"a tool call needs the text `name` of a function, got {quote(call)}. Fix it."
-        )
+        raise WrongType("a tool call", "an object with a function that has a text `name`", call)
     arguments = _parsed(function.get("arguments"))
     function = dict(function) | ({"arguments": arguments} if isinstance(arguments, Mapping) else {})
     return {"type": "function", **call, "function": function}
 
 
 def _arguments(record: Record) -> dict[str, Any]:
-    """What the record says to the chat template beside its messages; lists and objects may be written as JSON."""
+    """The arguments of the chat template in addition to the messages; lists and objects may be JSON text."""
     found = {name: _parsed(record.get(name)) for name in ARGUMENTS}
     further = found.pop("chat_template_kwargs") or {}
     for name in ("tools", "documents"):
         value = found[name]
         if value and not (isinstance(value, list) and all(isinstance(item, Mapping) for item in value)):
-            raise UnusableRecord(_WRONG_TYPE, f"`{name}` has to be a list of objects, got {quote(value)}. Fix it.")
+            raise WrongType(f"`{name}`", "a list of objects", value)
     if not isinstance(further, Mapping) or not _RESERVED.isdisjoint(further):
-        raise UnusableRecord(
-            _WRONG_TYPE,
-            "`chat_template_kwargs` has to be an object of arguments that are the template's own, got"
-            f" {quote(further)}. Fix it.",
-        )
+        raise WrongType("`chat_template_kwargs`", "an object with arguments of the template's own", further)
     return {name: value for name, value in found.items() if value not in (None, [], "")} | dict(further)
 
 
 def _parsed(value: object) -> object:
-    """A value that some data sets write as JSON within a text: lists and objects are read, all else stays."""
+    """The value, parsed if it is a list or an object as JSON text, as in some data sets."""
     if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
         return value
     try:

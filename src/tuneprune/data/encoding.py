@@ -1,4 +1,4 @@
-"""Examples as token ids: what the tokenizer puts in front, prompt, completion, EOS, with labels on what is learned."""
+"""Examples as token ids: the tokenizer's prefix, prompt, completion and EOS, with labels on what is learned."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,21 +16,21 @@ _SHORTEST = 8
 
 @dataclass(frozen=True)
 class Encoded:
-    """One document in tokens."""
+    """One document as tokens."""
 
     input_ids: list[int]
     labels: list[int]
     num_given: int = 0
-    """Tokens at the start that are only read: what the tokenizer puts in front, and the prompt."""
+    """Tokens at the start that are only read: the tokenizer's prefix and the prompt."""
     is_shortened: bool = False
-    """Whether something was left out to fit the maximal length."""
+    """Whether something was left out to fit the maximum length."""
     is_cut: bool = False
     """Whether the completion lost its end."""
 
 
 @dataclass
 class EncodedExamples:
-    """Documents of many examples, what had to be done to fit them, and what was odd about them."""
+    """Documents of many examples, with counts of changes and peculiarities."""
 
     documents: list[Encoded] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)
@@ -39,13 +39,13 @@ class EncodedExamples:
     """Source and record number of each example."""
     num_shortened: int = 0
     num_split: int = 0
-    """Plain texts longer than the maximal length, read as several windows."""
+    """Plain texts longer than the maximum length, read as several windows."""
     num_unknown: int = 0
-    """Examples left out, because the tokenizer knows nothing of what they would teach."""
+    """Examples left out because the tokenizer has no tokens for what they would teach."""
     num_control: int = 0
-    """Examples whose own texts hold control tokens, such as an end of text; messages may not hold any."""
+    """Examples whose own texts contain control tokens, such as an end of text; messages may not contain any."""
     noted: Counter[Note] = field(default_factory=Counter)
-    """Examples to which something was done on the way, by what it was."""
+    """The number of examples with each kind of change."""
 
     @property
     def num_tokens(self) -> int:
@@ -53,7 +53,7 @@ class EncodedExamples:
         return sum(len(document.input_ids) for document in self.documents)
 
     def origin(self, document: int) -> str:
-        """Where the document at a position comes from, as `Example.where` says it."""
+        """Where the document at a position comes from, in the format of `Example.where`."""
         source, index = self.places[self.owners[document]]
         return f"{source}:{index}"
 
@@ -61,16 +61,15 @@ class EncodedExamples:
 def encode(
     example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int, completion_only: bool = True
 ) -> Encoded:
-    """The tokenizer's start + prompt + completion + EOS, with labels on the completion, or on everything.
+    """The tokenizer's prefix + prompt + completion + EOS, with labels on the completion, or on everything.
 
-    The start is what the tokenizer itself puts before a text, such as BOS, or nothing; a chat template writes its own.
-    Too long: the body gets shorter first, then the prompt loses its start. A completion is cut (and then has
-    no EOS) only where it exceeds half of `max_length` and the prompt needs the other half. Plain text keeps
-    its beginning.
+    The prefix is what the tokenizer itself puts before a text, such as BOS, or nothing; a chat template writes its own.
+    If it is too long, the body is shortened first, then the prompt loses its start. A completion is cut (and then has
+    no EOS) only if it exceeds half of `max_length` and the prompt needs the other half. Plain text keeps its beginning.
 
     Args:
-        max_length: tokens, special ones included.
-        completion_only: take no loss on the prompt.
+        max_length: tokens, including special ones.
+        completion_only: compute no loss on the prompt.
     """
     start, completion = _start(example, tokenizer, max_length), _completion_ids(example, tokenizer)
     prompt, is_shortened = [], False
@@ -94,7 +93,7 @@ def encode(
 def encode_choices(
     example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> tuple[list[int], list[list[int]]]:
-    """The prompt, behind what the tokenizer puts in front, and every choice with its EOS; all choices share one prompt.
+    """The prompt with the tokenizer's prefix, and every choice with its EOS; all choices share one prompt.
 
     Raises:
         ConfigError: a choice alone fills the context.
@@ -108,7 +107,7 @@ def encode_choices(
 def encode_prompt(
     example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int, reserve: int
 ) -> tuple[list[int], bool]:
-    """The tokenizer's start + prompt, shortened so that `reserve` tokens remain; and whether it was shortened.
+    """The tokenizer's prefix + prompt, shortened so that `reserve` tokens remain; and whether it was shortened.
 
     Raises:
         ConfigError: `reserve` leaves no room for a prompt.
@@ -118,7 +117,7 @@ def encode_prompt(
     if room < 1:
         raise ConfigError(
             f"{example.where}: {reserve} tokens of answer leave no room for a prompt in a context "
-            f"of {max_length}. Lower max_new_tokens or take a model with a longer context."
+            f"of {max_length}. Lower max_new_tokens or use a model with a longer context."
         )
     prompt, is_shortened = _prompt_ids(example, tokenizer, start, room)
     return start + prompt, is_shortened
@@ -127,15 +126,14 @@ def encode_prompt(
 def windows(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Encoded]:
     """A plain text as consecutive documents without overlap.
 
-    What the tokenizer puts in front opens each of them; EOS closes the last, unless it would stand alone.
-
-    Training and perplexity both read texts through here.
+    Each begins with the tokenizer's prefix; EOS ends the last one, unless it would be alone there. Training and
+    perplexity both use this.
     """
     start = _start(example, tokenizer, max_length)
     ids = _without(start, _completion_ids(example, tokenizer))
     room = max_length - len(start)
     if len(ids) > room and len(ids) % room == 1:
-        ids = ids[:-1]  # a window with nothing but EOS teaches and measures nothing
+        ids = ids[:-1]  # a window of only EOS teaches and measures nothing
     parts = [start + ids[position : position + room] for position in range(0, len(ids), room)]
     return [Encoded(input_ids=part, labels=list(part), num_given=len(start)) for part in parts]
 
@@ -146,9 +144,9 @@ def encode_all(
     max_length: int,
     completion_only: bool = True,
 ) -> EncodedExamples:
-    """Every example as documents of at most `max_length` tokens, counting what was done to them.
+    """Every example as documents of at most `max_length` tokens, with counts of the changes.
 
-    Examples of which the tokenizer knows nothing are left out.
+    Examples for which the tokenizer has no tokens are left out.
     """
     result = EncodedExamples()
     control, unknown = frozenset(control_tokens(tokenizer)), cast("int | None", tokenizer.unk_token_id)
@@ -174,18 +172,18 @@ def encode_all(
 
 
 def _read_back(tokenizer: PreTrainedTokenizerBase, tokens: set[int]) -> str:
-    """What tokens say, white space aside, and the mark with which SentencePiece begins every text."""
+    """The text of tokens without white space around it and without SentencePiece's mark at its start."""
     return str(tokenizer.decode(sorted(tokens))).replace("▁", " ").strip()
 
 
 def _holds(documents: list[Encoded], control: frozenset[int], num_front: int) -> bool:
-    """Whether there is a control token elsewhere than at the start and the end, where they belong."""
+    """Whether there is a control token anywhere but at the start and the end, where they belong."""
     return not all(control.isdisjoint(document.input_ids[num_front:-1]) for document in documents)
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """The tokens that mean something to the model beyond their text, such as the end of a turn; not the unknown one."""
-    ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)  # one of them may stand for the unknown as well
+    """The tokens with a meaning beyond their text, such as the end of a turn; without the unknown token."""
+    ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)  # one of them may also be the unknown token
     return {
         token: added.content
         for token, added in tokenizer.added_tokens_decoder.items()
@@ -194,25 +192,25 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that fills rows up; its labels are always ignored, so any known token serves."""
+    """The padding token; its labels are always ignored, so any known token will do."""
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id)
     return next((token for token in known if isinstance(token, int)), 0)
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    # verbose=False: no warning about texts longer than the context, they are cut right after.
+    # verbose=False: no warning about texts longer than the context, which are cut next.
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def added_in_front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer itself puts before every text: BOS, several tokens, or nothing."""
+    """The tokenizer's prefix, which it puts before every text: BOS, several tokens, or nothing."""
     whole, bare = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (True, False))
     places = range(len(whole) - len(bare) + 1)
     return whole[: next((place for place in places if whole[place : place + len(bare)] == bare), 0)]
 
 
 def _start(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[int]:
-    """The tokens in front that no shortening takes away; a chat template writes its own, or none."""
+    """The tokenizer's prefix, which is never shortened; a chat template writes its own, or none."""
     if max_length < _SHORTEST:
         raise ConfigError(f"max_length is {max_length}, but has to be {_SHORTEST} tokens or more.")
     if example.is_templated:
@@ -222,7 +220,7 @@ def _start(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int
 
 
 def _without(start: list[int], ids: list[int]) -> list[int]:
-    """The tokens without a start that their text spells out itself, so that it does not come twice."""
+    """The tokens without a prefix that is already in their text, so that it does not appear twice."""
     return ids[len(start) :] if start and ids[: len(start)] == start else ids
 
 
@@ -231,11 +229,11 @@ def _completion_ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> lis
     ids = _ids(tokenizer, example.completion)
     if example.is_templated:
         prompt, whole = (_ids(tokenizer, text) for text in (example.prompt, example.prompt + example.completion))
-        # As in the whole conversation, where SentencePiece puts no space of its own before the answer.
+        # As in the whole conversation, where SentencePiece adds no space before the answer.
         ids = whole[len(prompt) :] if whole[: len(prompt)] == prompt else ids
     elif example.prompt and example.completion.startswith(" "):
         bare = _ids(tokenizer, example.completion[1:])
-        # SentencePiece tokenizers put a space of their own before every text they are given.
+        # SentencePiece tokenizers add a space before every text.
         if bare and tokenizer.convert_ids_to_tokens(bare[:1])[0].startswith("▁"):
             ids = bare
     end = tokenizer.eos_token_id
@@ -245,7 +243,7 @@ def _completion_ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> lis
 def _prompt_ids(
     example: Example, tokenizer: PreTrainedTokenizerBase, start: list[int], room: int
 ) -> tuple[list[int], bool]:
-    """The prompt behind `start` in at most `room` tokens, and whether it lost the rest: of the body first."""
+    """The prompt after `start` in at most `room` tokens, and whether it was shortened, the body first."""
     ids = _without(start, _ids(tokenizer, example.prompt))
     if len(ids) <= room:
         return ids, False
@@ -255,7 +253,7 @@ def _prompt_ids(
 
 
 def _with_shorter_body(example: Example, tokenizer: PreTrainedTokenizerBase, room: int) -> list[int]:
-    """The prompt with as much of the body as fits; without any if that is still too long."""
+    """The prompt with as much of the body as fits; without the body if it is still too long."""
     before, _, after = example.prompt.partition(example.body)
 
     def shortened(length: int) -> list[int]:
@@ -269,7 +267,7 @@ def _with_shorter_body(example: Example, tokenizer: PreTrainedTokenizerBase, roo
 
 
 def _cut(body: str, length: int, keeps_end: bool) -> str:
-    """At most `length` characters of the body, whole words where it has words."""
+    """At most `length` characters of the body, cut between words if it has any."""
     if length <= 0:
         return ""
     if keeps_end:

@@ -1,15 +1,15 @@
-"""Example: one item of data, the same object in training and in evaluation."""
+"""The example: one item of data, in training as in evaluation."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 Note = Literal["system_folded", "developer_as_system", "later_turns", "fixed_date"]
-"""What may have been done to a record before it became an example."""
+"""Changes that may have been made to a record before it became an example."""
 
 
 @dataclass(frozen=True)
 class Content:
-    """What was worded: a question, its answer, and the passage in the question, if one is known."""
+    """The content before it was worded: a question, its answer, and the passage in the question, if known."""
 
     asked: str
     answer: str
@@ -18,7 +18,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Example:
-    """One item: a prompt and the completion the loss is taken on. An empty prompt means plain text."""
+    """One item: a prompt and a completion, on which the loss is computed. An empty prompt means plain text."""
 
     prompt: str
     completion: str
@@ -27,16 +27,16 @@ class Example:
     body: str = ""
     """The one part of the prompt that may be shortened; it occurs verbatim in `prompt`."""
     body_keeps: Literal["start", "end"] = "start"
-    """Which end of the body survives when it is shortened."""
+    """Which end of the body is kept when it is shortened."""
     source: str = ""
     index: int = 0
     """Record number in the source, from 1: the line number of a JSONL file."""
 
     is_templated: bool = False
-    """Whether a chat template wrote it, with control tokens of its own."""
+    """Whether a chat template wrote it, with its own control tokens."""
     notes: tuple[Note, ...] = ()
     content: Content | None = None
-    """What it holds before it was worded, so that the same content is found under another wording."""
+    """Its content before it was worded, so that the same content is found in another wording."""
 
     @property
     def is_text(self) -> bool:

@@ -1,11 +1,11 @@
-"""Files and folders as numbered records: which files a path means, and which reader each of them needs."""
+"""Files and folders as numbered records: which files a path refers to, and which reader each needs."""
 
 import glob
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tuneprune.data.bad_records import LeftOut, name_list, said
+from tuneprune.data.bad_records import LeftOut, error_text, name_list
 from tuneprune.data.compressed import COMPRESSED
 from tuneprune.data.json_files import SPLIT_NAMES, Numbered, read_json
 from tuneprune.data.tables import is_one_saved, is_saved, read_arrow, read_csv, read_parquet, read_saved
@@ -25,25 +25,25 @@ _READERS = {
     ".parquet": read_parquet,
     ".arrow": read_arrow,
 }
-_ADVICE = {  # endings that people try, and what to do instead
-    ".txt": 'plain text does not say where a document ends. Write JSONL, one {"text": ...} a document',
-    ".zip": "unpack it, and name the file or folder that comes out",
-    ".tar": "unpack it, and name the file or folder that comes out",
+_ADVICE = {  # unsupported suffixes, and what to do instead
+    ".txt": 'plain text does not say where a document ends; write JSONL with one {"text": ...} a document',
+    ".zip": "unpack it, and name the unpacked file or folder",
+    ".tar": "unpack it, and name the unpacked file or folder",
     ".xlsx": "save the sheet as CSV",
 }
 _ADVICE |= {".md": _ADVICE[".txt"], ".tgz": _ADVICE[".tar"], ".tar.gz": _ADVICE[".tar"], ".xls": _ADVICE[".xlsx"]}
 _ADVICE |= {ending + packed: _ADVICE[".txt"] for ending in (".txt", ".md") for packed in COMPRESSED}
-_ADVICE |= {packed: f"name it by what is inside, such as data.jsonl{packed}" for packed in COMPRESSED}
+_ADVICE |= {packed: f"rename it to show what is inside, such as data.jsonl{packed}" for packed in COMPRESSED}
 _ADVICE |= {".zst": f"decompress it first, or compress it to {', '.join(COMPRESSED)}"}
-_ADVICE |= {".parquet" + packed: "decompress it: Parquet is compressed in itself" for packed in COMPRESSED}
+_ADVICE |= {".parquet" + packed: "decompress it, because Parquet is already compressed" for packed in COMPRESSED}
 _SHARD = re.compile(r"[-_.](\d+)(?:-of-(\d+))?(?:-[0-9a-f]{16})?")
 _NUMBERED = re.compile(".*?" + _SHARD.pattern)
 
 
 def read_path(path: Path, split: str, left_out: LeftOut) -> Numbered:
-    """The records of a file, of all files of a pattern, or of the part of a folder that is `split`.
+    """The records of a file, of all files of a pattern, or of the split of a folder.
 
-    The records of several files are numbered on from file to file.
+    The numbers of records continue from file to file.
 
     Args:
         left_out: counts the records that cannot be used, or refuses them.
@@ -62,21 +62,21 @@ def read_path(path: Path, split: str, left_out: LeftOut) -> Numbered:
                 records += [(start + number, record) for number, record in found] if start else found
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be read ({error.strerror or said(error)}). Make it readable, or name another file."
+            f"{path}: cannot be read ({error.strerror or error_text(error)}). Make it readable, or name another file."
         ) from None
     if not records and not left_out.total:
-        raise DataError(f"{path}: the file holds no records. Name another file.")
+        raise DataError(f"{path}: the file has no records. Name another file.")
     left_out.check_share(str(path), left_out.total, left_out.total + len(records))
     return records
 
 
 def is_one(path: Path) -> bool:
-    """Whether a path is one set of records, of which no split can be asked."""
+    """Whether a path is one set of records, without splits."""
     return path.is_file() or is_one_saved(path) or (glob.has_magic(str(path)) and not path.is_dir())
 
 
 def _ending(file: Path) -> str:
-    """The ending that tells the kind of file, such as `.jsonl` or `.jsonl.gz`, in lower case."""
+    """The suffix that tells the kind of file, such as `.jsonl` or `.jsonl.gz`, in lower case."""
     last = file.suffix.lower()
     return Path(file.stem).suffix.lower() + last if last in COMPRESSED else last
 
@@ -93,23 +93,23 @@ def _reader(file: Path) -> Callable[[Path, str, LeftOut], Numbered]:
 
 
 def _files(path: Path, split: str) -> Sequence[Path]:
-    """The files that a path means, in order."""
+    """The files that a path refers to, in order."""
     if path.is_dir():
         return _files_of_split(path, split)
     if path.is_file():
         return [path]
     place = "" if path.is_absolute() else f" in {Path.cwd()}"
     if not glob.has_magic(str(path)):
-        raise DataError(f"{path}: there is no such data file{place}. Name a file or a folder that exists.")
+        raise DataError(f"{path}: there is no such data file{place}. Name a file or folder that exists.")
     files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
     files = [file for file in files if file.is_file()]
     if not files:
-        raise DataError(f"{path}: there is no file that fits this pattern{place}. Name files that exist.")
+        raise DataError(f"{path}: no file matches this pattern{place}. Name files that exist.")
     return files
 
 
 def _files_of_split(folder: Path, split: str) -> Sequence[Path]:
-    """The file of a split or its shards, which are in the folder, in its `data`, or in a folder of the split's name."""
+    """The file of a split or its shards, in the folder, in its `data`, or in a folder named like the split."""
     found: dict[tuple[Path, str, str], list[Path]] = {}
     for place in (folder, folder / "data"):
         for file in sorted(place.iterdir()) if place.is_dir() else ():
@@ -123,17 +123,17 @@ def _files_of_split(folder: Path, split: str) -> Sequence[Path]:
     if len(found) > 1:
         names = ", ".join(str(files[0].relative_to(folder)) for files in found.values())
         raise DataError(
-            f"{folder}: holds more than one file for the split `{split}` ({names}). Name one by its path, or several"
-            " by a pattern."
+            f"{folder}: has more than one file for the split `{split}` ({names}). Name one by its path, or several"
+            " with a pattern."
         )
     if found:
         return _complete(next(iter(found.values())))
     there = name_list(sorted(file.name for file in folder.iterdir() if _ending(file) in _READERS))
-    raise DataError(f"{folder}: holds no split `{split}` (found: {there}). Name another split or a file.")
+    raise DataError(f"{folder}: has no split `{split}` (found: {there}). Name another split or a file.")
 
 
 def _group(file: Path, split: str) -> tuple[str, str] | None:
-    """What the shards of one file have in common: what is before the number, and the ending; None for other files."""
+    """What the shards of one file have in common: the name before the number, and the suffix; None for other files."""
     ending = _ending(file)
     if ending not in _READERS or not file.is_file():
         return None
@@ -150,7 +150,7 @@ def _complete(shards: Sequence[Path]) -> Sequence[Path]:
     """The shards in the order of their numbers.
 
     Raises:
-        DataError: they are not as many as their names say.
+        DataError: their number is not the one in their names.
     """
     parts = [_NUMBERED.fullmatch(file.name[: -len(_ending(file))]) for file in shards]
     found = [(int(part[1]), int(part[2] or 0)) for part in parts if part]
@@ -159,7 +159,7 @@ def _complete(shards: Sequence[Path]) -> Sequence[Path]:
     counts = {count for _, count in found}
     if counts != {0} and (len(set(found)) != len(shards) or counts != {len(shards)}):
         raise DataError(
-            f"{shards[0].parent}: the names of its shards do not fit together, or some are missing (found:"
-            f" {name_list(file.name for file in shards)}). Add what is missing, or name what you mean by a pattern."
+            f"{shards[0].parent}: the names of its shards do not match, or some are missing (found:"
+            f" {name_list(file.name for file in shards)}). Add the missing ones, or name the shards with a pattern."
         )
     return [file for _, file in sorted(zip(found, shards, strict=True))]

@@ -1,4 +1,4 @@
-"""Records in the forms that people keep them in, put into one of our own."""
+"""Records in common formats, converted into one of our own: messages, prompt and completion, or text."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -25,16 +25,16 @@ from tuneprune.data.prompts import Record
 from tuneprune.errors import ConfigError
 
 
-def recognised(record: Record, has_template: bool, chosen: Collection[str] = ()) -> Recognised:
-    """The record in one of our own forms: as it is, else a conversation, else something asked and its answer.
+def recognise(record: Record, has_template: bool, chosen: Collection[str] = ()) -> Recognised:
+    """The record in one of our own formats: as it is, or converted from a conversation or an instruction with output.
 
     Args:
-        has_template: whether there is a chat template; without one, what is asked is put under Alpaca's headings.
-        chosen: names that the user gave to columns; of several that could be meant, these are.
+        has_template: whether there is a chat template; without one, instructions are put under Alpaca's headings.
+        chosen: names that the user gave to columns; they win where several columns are possible.
 
     Raises:
-        UnusableRecord: no form fits, or more than one does.
-        ConfigError: something would get lost.
+        UnusableRecord: no format fits, or more than one does.
+        ConfigError: a column would be lost.
     """
     spelled = _spelled(record)
     there = {name: record[column] for name, column in spelled.items() if record[column] is not None}
@@ -43,20 +43,20 @@ def recognised(record: Record, has_template: bool, chosen: Collection[str] = ())
         aside = FORMS if picked & {"messages", "text"} else {"messages", "text"}
         there = {name: value for name, value in there.items() if name in picked or name not in aside}
     found = _own(there) if picked <= {"messages", "prompt", "completion", "text"} else None
-    found = found or _foreign(there, picked, has_template)
+    found = found or _convert(there, picked, has_template)
     if found is None:
         raise _nothing(record, spelled)
     if there.get("label") is False and found.read[0] != "text":
         raise UnusableRecord(
             "marked as unwanted",
-            "`label: false` marks an answer that is not wanted. Take the record out, or rename the column with"
+            "`label: false` marks an unwanted answer. Remove the record, or rename the column with"
             " `fields: {unused: label}` if it means something else.",
         )
     return Recognised(found.record, tuple(spelled.get(name, name) for name in found.read), found.how, found.content)
 
 
 def _spelled(record: Record) -> dict[str, str]:
-    """For each name its column: known names may be in capitals or have spaces around them."""
+    """The column of each name: known names may be capitalised or have spaces around them."""
     result = {}
     for column in record:
         plain = column.strip().lower()
@@ -64,7 +64,7 @@ def _spelled(record: Record) -> dict[str, str]:
         if name in result:
             raise UnusableRecord(
                 "of more than one form",
-                f"the columns {name_list([result[name], column])} differ in capitals alone. Rename one.",
+                f"the columns {name_list([result[name], column])} differ only in capitalisation. Rename one.",
             )
         result[name] = column
     return result
@@ -77,7 +77,7 @@ def _meant(there: Record, names: Sequence[str], picked: Collection[str]) -> list
 
 
 def _own(there: dict[str, Any]) -> Recognised | None:
-    """The record in our own form, if it is in one: messages, else prompt and completion, else text."""
+    """The record if it is in one of our own formats: messages, else prompt and completion, else text."""
     pair = there.get("prompt"), there.get("completion")
     if "messages" in there:
         return _conversation(there, "messages")
@@ -92,8 +92,8 @@ def _own(there: dict[str, Any]) -> Recognised | None:
     return Recognised(there, ("text",)) if "text" in there else None
 
 
-def _foreign(there: dict[str, Any], picked: set[str], has_template: bool) -> Recognised | None:
-    """A conversation, or something asked and its answer."""
+def _convert(there: dict[str, Any], picked: set[str], has_template: bool) -> Recognised | None:
+    """The record converted from a conversation, or from an instruction with its output."""
     dialogues = _meant(there, DIALOGUES, picked)
     asked, answers = _meant(there, ASKED, picked), _meant(there, ANSWERS, picked)
     is_asked = bool(asked and answers) or answers == ["chosen"]
@@ -110,13 +110,13 @@ def _foreign(there: dict[str, Any], picked: set[str], has_template: bool) -> Rec
 
 
 def _refuse_loss(there: Record, prompt: str) -> None:
-    """Refuse a prompt and completion beside which something else is asked."""
+    """Refuse a prompt and completion next to another filled column that belongs to the prompt."""
     filled = [name for name in COMPANIONS if is_filled(there.get(name))]
     lost = next((name for name in filled if str(there[name]).strip() not in prompt), None)
     if lost is not None:
         raise ConfigError(
-            f"the column `{lost}` is not blank, and `prompt` and `completion` do not hold it. Map them to `instruction`"
-            f" and `output` in `fields`, and all of it is read; or leave it out with `fields: {{unused: {lost}}}`.",
+            f"the column `{lost}` is not blank, and its text is not in `prompt`. Map the columns to `instruction` and"
+            f" `output` in `fields` to read all of them, or ignore it with `fields: {{unused: {lost}}}`.",
         )
 
 

@@ -1,10 +1,10 @@
-"""Something asked and its answer (Alpaca, question and answer, preferences), for a chat template or under headings."""
+"""Instructions with outputs (Alpaca, question and answer, preferences), as messages or under Alpaca's headings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tuneprune.data.bad_records import BlankField, UnusableRecord, quote
+from tuneprune.data.bad_records import BlankField, UnusableRecord, WrongType
 from tuneprune.data.column_names import (
     CHOICES,
     KNOWN,
@@ -26,7 +26,7 @@ from tuneprune.errors import ConfigError
 
 
 def instruction(there: dict[str, Any], asked: list[str], answers: list[str], has_template: bool) -> Recognised:
-    """Something asked and its answer, with what belongs to it: a passage, a system text, earlier turns, tools."""
+    """An instruction and its output, with its passage, system text, earlier turns and tools."""
     if len(asked) > 1 or len(answers) > 1:
         raise ambiguous(asked if len(asked) > 1 else answers)
     _refuse_choices(there)
@@ -35,7 +35,7 @@ def instruction(there: dict[str, Any], asked: list[str], answers: list[str], has
         return _preferred(there, question, answer)
     if not question:
         raise UnusableRecord(
-            "without a prompt", "`chosen` without a `prompt` has to be a list of messages. Add the column `prompt`."
+            "without a prompt", "`chosen` without a `prompt` has to be a list of messages. Add a column `prompt`."
         )
     passages = [name for name in PASSAGES if name != question and is_filled(there.get(name))]
     if len(passages) > 1:
@@ -72,8 +72,8 @@ def _refuse_choices(there: Record) -> None:
     found = next((name for name in CHOICES if is_filled(there.get(name))), None)
     if found is not None:
         raise ConfigError(
-            f"the column `{found}` holds choices, which a question and its answer do not show. Set `kind:"
-            f" multiple_choice`, or leave them out with `fields: {{unused: {found}}}`.",
+            f"the column `{found}` holds choices, which would not be shown with the question. Set `kind:"
+            f" multiple_choice`, or ignore them with `fields: {{unused: {found}}}`.",
         )
 
 
@@ -82,7 +82,7 @@ def _are_turns(value: object) -> bool:
 
 
 def _preferred(there: dict[str, Any], question: str, answer: str) -> Recognised:
-    """A prompt and the chosen answer, one of them or both as messages; the answer may repeat the prompt."""
+    """A prompt and the chosen answer, of which one or both are messages; the answer may repeat the prompt."""
     prompt, reply = there.get(question), answer_messages(there[answer], answer)
     before = to_messages(prompt, question) if isinstance(prompt, list) else []
     if isinstance(prompt, str) and reply[0]["role"] == "assistant":
@@ -95,14 +95,14 @@ def _exchange(asked: str, answer: str) -> tuple[Message, Message]:
 
 
 def _headed(asked: str, answer: str, passage: str = "") -> str:
-    """One exchange under Alpaca's headings; without an answer it ends where the answer begins."""
+    """One exchange under Alpaca's headings; without an answer it ends where the answer would begin."""
     parts = [("Instruction", asked), ("Input", passage)]
     headed = [f"### {heading}:\n{text.strip()}" for heading, text in parts if text.strip()]
     return "\n\n".join([*headed, f"### Response:\n{answer}"])
 
 
 def _history(there: Record) -> list[tuple[str, str]]:
-    """Earlier questions and answers, as LLaMA-Factory keeps them."""
+    """Earlier questions and answers, in LLaMA-Factory's format."""
     value = there.get("history")
     if not is_filled(value):
         return []
@@ -110,8 +110,5 @@ def _history(there: Record) -> list[tuple[str, str]]:
     if not isinstance(pairs, list) or not all(
         isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in pairs
     ):
-        raise UnusableRecord(
-            "of the wrong type",
-            f"the field `history` has to be a list of pairs of texts, got {quote(value)}. Fix it.",
-        )
+        raise WrongType("the field `history`", "a list of pairs of texts", value)
     return [(pair[0], pair[1]) for pair in pairs]

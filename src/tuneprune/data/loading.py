@@ -1,9 +1,9 @@
-"""The data of one run: training and calibration documents, encoded, checked against the test items."""
+"""The data of one run: training and calibration documents, checked against the test items and encoded."""
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import compress
 from typing import Any
 
@@ -19,23 +19,7 @@ from tuneprune.data.summary import NOTES, in_words
 from tuneprune.errors import DataError
 
 HELD_OUT_SHARE = 0.1
-"""Share of the training examples that calibrates when no calibration source is named."""
-
-
-@dataclass(frozen=True)
-class PartSummary:
-    """One source in numbers, for the record of a run."""
-
-    source: str
-    examples: int
-    dropped: int
-    """Left out, because they are test items."""
-    duplicates: int
-    """Repeat an earlier example of their part; left out where `data.duplicates` says so."""
-    left_out: dict[str, dict[str, Any]]
-    """Records that cannot be used: by reason how many, and the numbers of the first."""
-    weight: float
-    sha256: str
+"""Share of the training examples that is used for calibration when no calibration source is named."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +28,14 @@ class Part:
 
     encoded: EncodedExamples
     weights: list[float]
-    """One a document."""
-    sources: tuple[PartSummary, ...]
+    """One per document."""
+    sources: tuple[dict[str, Any], ...]
+    """A summary of each source."""
 
     def summary(self) -> dict[str, Any]:
         """Counts and hashes."""
         return {
-            "sources": [asdict(source) for source in self.sources],
+            "sources": list(self.sources),
             "examples": len(set(self.encoded.owners)),
             "documents": len(self.encoded.documents),
             "tokens": self.encoded.num_tokens,
@@ -69,7 +54,7 @@ class Data:
     train_part: Part
     calibration_part: Part
     is_held_out: bool
-    """Whether calibration is a slice of the training sources."""
+    """Whether the calibration data was held out from the training sources."""
     overlap: OverlapReport
     num_test: int
     num_blank_test: int
@@ -88,7 +73,7 @@ class Data:
         return self.calibration_part.encoded.documents
 
     def stream(self, part: Part, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> Stream:
-        """Endless batches of one part; `batch_size` counts the rows over all processes."""
+        """Endless batches of one part; `batch_size` is the number of rows over all processes."""
         return Stream(
             part.encoded.documents,
             part.weights,
@@ -103,7 +88,7 @@ class Data:
         )
 
     def summary(self) -> dict[str, Any]:
-        """Counts, hashes, truncation and overlap: what the record of a run keeps about its data."""
+        """Counts, hashes, truncation and overlap, for the run record."""
         return {
             "train": self.train_part.summary(),
             "calibration": self.calibration_part.summary() | {"held_out_of_train": self.is_held_out},
@@ -123,14 +108,31 @@ class Data:
 
 @dataclass(frozen=True)
 class _Source:
-    """One source's examples on their way into a part."""
+    """The examples of one source, before they are encoded."""
 
     label: str
     weight: float
     examples: tuple[Example, ...]
     dropped: int = 0
+    """Examples that were left out because they are test items."""
     duplicates: int = 0
+    """Examples that repeat an earlier one of their part; left out if `data.duplicates` is `drop`."""
     left_out: LeftOut = field(default_factory=LeftOut)
+
+    def summary(self) -> dict[str, Any]:
+        """The source in numbers, for the run record."""
+        digest = hashlib.sha256()
+        for example in self.examples:
+            digest.update(json.dumps([example.prompt, example.completion]).encode())
+        return {
+            "source": self.label,
+            "examples": len(self.examples),
+            "dropped": self.dropped,
+            "duplicates": self.duplicates,
+            "left_out": self.left_out.summary(),
+            "weight": self.weight,
+            "sha256": digest.hexdigest(),
+        }
 
 
 def load(
@@ -145,7 +147,7 @@ def load(
     Args:
         max_length: tokens in a row, at most.
         test: every item of every task that will be evaluated.
-        num_blank_test: test items that were left out, because they are blank.
+        num_blank_test: test items that were left out because they are blank.
 
     Raises:
         ConfigError: an unknown source, messages without a chat template.
@@ -157,7 +159,7 @@ def load(
     if config.test_overlap == "drop":
         train = [_without_leaks(source, items) for source in train]
         calibration = [_without_leaks(source, items) for source in calibration]
-    train, calibration = (_repeats_counted(sources, config) for sources in (train, calibration))
+    train, calibration = (_count_repeats(sources, config) for sources in (train, calibration))
     is_held_out = not calibration
     if is_held_out:
         train, calibration = _hold_out(train)
@@ -186,13 +188,13 @@ def _without_leaks(source: _Source, test: Sequence[Example]) -> _Source:
     kept = tuple(example for index, example in enumerate(source.examples) if index not in leaked)
     if not kept:
         raise DataError(
-            f"{source.label}: every example is a test item, so dropping them leaves nothing. Name other data."
+            f"{source.label}: every example is a test item, so nothing is left after dropping them. Name other data."
         )
     return replace(source, examples=kept, dropped=len(leaked))
 
 
-def _repeats_counted(sources: Sequence[_Source], config: DataConfig) -> list[_Source]:
-    """The sources of one part with what repeats in them counted, and left out where the run file says so."""
+def _count_repeats(sources: Sequence[_Source], config: DataConfig) -> list[_Source]:
+    """The sources of one part with repeated examples counted, and left out if the run file says so."""
     repeated = set(repeats(_examples(sources)))
     result, start = [], 0
     for source in sources:
@@ -204,9 +206,9 @@ def _repeats_counted(sources: Sequence[_Source], config: DataConfig) -> list[_So
 
 
 def _hold_out(train: Sequence[_Source]) -> tuple[list[_Source], list[_Source]]:
-    """Training sources without a tenth, and that tenth; picked by content, one passage as a whole.
+    """The training sources without a tenth, and that tenth; chosen by content, so that passages stay together.
 
-    What was left out of a source is counted with what trains.
+    The counts of what was left out of a source stay with its training part.
     """
     examples = _examples(train)
     by_hash = sorted(content_fingerprint(example) for example in examples)
@@ -239,30 +241,12 @@ def _part(
     encoded = encode_all(examples, tokenizer, max_length, completion_only)
     if encoded.num_unknown > LARGEST_SHARE * len(examples):
         raise DataError(
-            f"{sources[0].label}: the tokenizer knows nothing of {encoded.num_unknown} of {len(examples)} examples."
+            f"{sources[0].label}: the tokenizer has no tokens for {encoded.num_unknown} of {len(examples)} examples."
             " Use a model for this language, or other data."
         )
     weights = [source.weight for source in sources for _ in source.examples]
     return Part(
         encoded=encoded,
         weights=[weights[owner] for owner in encoded.owners],
-        sources=tuple(
-            PartSummary(
-                source=source.label,
-                examples=len(source.examples),
-                dropped=source.dropped,
-                duplicates=source.duplicates,
-                left_out=source.left_out.summary(),
-                weight=source.weight,
-                sha256=_sha256(source.examples),
-            )
-            for source in sources
-        ),
+        sources=tuple(source.summary() for source in sources),
     )
-
-
-def _sha256(examples: Sequence[Example]) -> str:
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(json.dumps([example.prompt, example.completion]).encode())
-    return digest.hexdigest()

@@ -1,10 +1,10 @@
-"""Conversations in the forms that people keep them in, as messages with `role` and `content`."""
+"""Conversations in common formats, converted to messages with `role` and `content`."""
 
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tuneprune.data.bad_records import UnusableRecord, quote
+from tuneprune.data.bad_records import UnusableRecord, WrongType, quote
 
 Message = dict[str, Any]
 
@@ -14,7 +14,7 @@ _ROLES = {
     **dict.fromkeys(("tool", "observation", "function", "function_response", "tool_response"), "tool"),
     **{role: role for role in ("system", "developer")},
 }
-"""Names of speakers, in lower case: the role that chat templates know."""
+"""The role that chat templates know, by the name of the speaker in lower case."""
 _CALLS = ("function_call", "tool_call")
 _SPEAKERS, _CONTENTS = ("role", "from", "speaker"), ("content", "value", "text")
 
@@ -22,14 +22,14 @@ _SPEAKERS, _CONTENTS = ("role", "from", "speaker"), ("content", "value", "text")
 def to_messages(value: object, column: str, are_texts_turns: bool = False) -> list[Message]:
     """The messages of a conversation, without keys that are null.
 
-    Understands objects with `role` and `content`, ShareGPT's with `from` and `value`, pairs of `input` and `output`,
-    each also as JSON text and as one list a key.
+    Accepts objects with `role` and `content`, ShareGPT's with `from` and `value`, pairs of `input` and `output`, each
+    also as JSON text and as one list per key.
 
     Args:
-        are_texts_turns: whether a list of texts is by user and assistant in turn.
+        are_texts_turns: whether a list of texts alternates between user and assistant.
 
     Raises:
-        UnusableRecord: another shape, or a speaker that is not known.
+        UnusableRecord: another format, or an unknown speaker.
     """
     turns = parse_json(value, column)
     if isinstance(turns, Mapping):
@@ -42,24 +42,21 @@ def to_messages(value: object, column: str, are_texts_turns: bool = False) -> li
 
 
 def parse_json(value: object, column: str) -> object:
-    """The value, or what it says where it is JSON text, as a CSV file holds it.
+    """The value, parsed if it is JSON text, as in a CSV file.
 
     Raises:
-        UnusableRecord: it is other text.
+        UnusableRecord: it is another text.
     """
     if not isinstance(value, str):
         return value
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
-        raise UnusableRecord(
-            "of the wrong type",
-            f"the field `{column}` has to be a list, or one as JSON, got {quote(value)}. Fix it.",
-        ) from None
+        raise WrongType(f"the field `{column}`", "a list, or a list as JSON text", value) from None
 
 
 def to_tools(value: object) -> object:
-    """The descriptions of tools in the form that chat templates know; what is not a list of objects stays as it is."""
+    """The descriptions of tools in the format of chat templates; anything but a list of objects is kept as it is."""
     found = value
     if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
         found = parse_json(value, "tools")
@@ -88,7 +85,7 @@ def _messages(turn: object, column: str) -> list[Message]:
         return [{"role": "assistant", "content": "", "tool_calls": _calls(content)}]
     role = _ROLES.get(speaker.strip().lower())
     if speakers == ["role"] and role not in ("user", "assistant"):
-        role = speaker  # the chat template judges it
+        role = speaker  # the chat template decides whether it is valid
     if role is None:
         raise UnusableRecord(
             "with an unknown speaker",
@@ -102,18 +99,16 @@ def _named(turn: Mapping[str, Any], names: Sequence[str]) -> list[str]:
 
 
 def _calls(content: object) -> list[dict[str, Any]]:
-    """A call of a tool, or several, as LLaMA-Factory's data holds them: JSON with `name` and `arguments`."""
+    """One or several tool calls in LLaMA-Factory's format: JSON with `name` and `arguments`."""
     found = parse_json(content, "function_call")
     calls: list[Any] = found if isinstance(found, list) else [found]
     if not calls or not all(isinstance(call, Mapping) and isinstance(call.get("name"), str) for call in calls):
-        raise UnusableRecord(
-            "of the wrong type", f"a call of a tool has to be JSON with a `name`, got {quote(content)}. Fix it."
-        )
+        raise WrongType("a tool call", "JSON with a `name`", content)
     return [{"type": "function", "function": dict(call)} for call in calls]
 
 
 def _rows(lists: Mapping[str, Any]) -> object:
-    """Turns that are kept as one list a key, as the library datasets keeps sequences of objects."""
+    """Turns that are stored as one list per key, as the datasets library stores sequences of objects."""
     columns = [values for values in lists.values() if isinstance(values, list)]
     lengths = {len(values) for values in columns}
     if len(columns) < len(lists) or len(lengths) != 1:
@@ -122,8 +117,4 @@ def _rows(lists: Mapping[str, Any]) -> object:
 
 
 def _wrong(column: str, value: object) -> UnusableRecord:
-    return UnusableRecord(
-        "of the wrong type",
-        f"`{column}` has to be a list of objects with `role` and `content`, or `from` and `value`, got {quote(value)}."
-        " Fix it.",
-    )
+    return WrongType(f"`{column}`", "a list of objects with `role` and `content`, or `from` and `value`", value)

@@ -11,16 +11,16 @@ from tuneprune.errors import DataError
 
 @dataclass(frozen=True)
 class Shared:
-    """How many examples of one part another part holds too."""
+    """How many examples of one part are also in another."""
 
     items: int
     passages: int
-    """Other items over a passage that both parts hold; allowed, but worth knowing."""
+    """Other items about a passage that is in both parts; allowed, but worth knowing."""
 
 
 @dataclass(frozen=True)
 class OverlapReport:
-    """Shared content of each pair of parts: how much of the second-named part the first-named holds."""
+    """Shared content of each pair of parts: how much of the second part is in the first."""
 
     train_test: Shared
     calibration_test: Shared
@@ -32,12 +32,12 @@ class OverlapReport:
 
 
 def item_fingerprints(example: Example) -> frozenset[str]:
-    """Hashes of what the example asks; two examples are the same item when they share one.
+    """Hashes of what the example asks; two examples are the same item if they share one.
 
-    Case and white space do not count. An item is its prompt, and also its prompt with its completion (so that
-    plain text made of both is found). Where nothing but the passage varies (plain text, summaries: no
-    choices), the passage alone is the item; where there are choices, another question about the same passage
-    is another item. What a template or headings were put around is compared without them as well.
+    Case and white space are ignored. An item is its prompt, and also its prompt with its completion (so that plain
+    text made of both is found). Where only the passage varies (plain text, summaries: no choices), the passage alone
+    is the item; where there are choices, another question about the same passage is another item. Content is also
+    compared without the template or headings around it.
     """
     asked = {_hash(example.prompt), _hash(example.prompt, example.completion)} if example.prompt else set()
     if example.content:
@@ -51,12 +51,12 @@ def passage_fingerprint(example: Example) -> str:
 
 
 def content_fingerprint(example: Example) -> str:
-    """Hash that items over one passage share; without a marked passage, of prompt and completion."""
+    """Hash that items about one passage share; without a marked passage, of prompt and completion."""
     return _hash(example.body) if example.body else _hash(example.prompt, example.completion)
 
 
 def repeats(examples: Sequence[Example]) -> list[int]:
-    """Positions of the examples whose prompt and completion an earlier one has too, up to case and white space."""
+    """Positions of examples with the prompt and completion of an earlier one, ignoring case and white space."""
     seen: set[str] = set()
     found: list[int] = []
     for index, example in enumerate(examples):
@@ -68,12 +68,12 @@ def repeats(examples: Sequence[Example]) -> list[int]:
 
 
 def overlaps(train: Sequence[Example], calibration: Sequence[Example], test: Sequence[Example]) -> OverlapReport:
-    """What the three parts share.
+    """The content that the three parts share.
 
-    A test item in training or calibration is an error: the same prompt, the same text, or, for tasks that ask
-    nothing but a passage (plain text, summaries), any example over that passage. A passage shared by
-    different questions, and whatever training and calibration share, is only counted. Content is compared
-    exactly, up to case and white space: paraphrases and texts cut at other places are not found.
+    A test item in training or calibration is an error: the same prompt, the same text, or, for tasks that consist of a
+    passage only (plain text, summaries), any example about that passage. A passage shared by different questions, and
+    whatever training and calibration share, is only counted. Content is compared exactly, except for case and white
+    space: paraphrases and texts cut at other places are not found.
 
     Raises:
         DataError: test items in training or calibration; says how many, and where the first one is.
@@ -94,13 +94,13 @@ def overlaps(train: Sequence[Example], calibration: Sequence[Example], test: Seq
 
 
 def leaks(examples: Sequence[Example], test: Iterable[Example]) -> list[int]:
-    """Positions of the examples that hold a test item."""
+    """Positions of the examples that contain a test item."""
     known = {fingerprint for example in test for fingerprint in item_fingerprints(example)}
     return [index for index, example in enumerate(examples) if not known.isdisjoint(_content(example))]
 
 
 def _content(example: Example) -> frozenset[str]:
-    """Everything the example shows: its item and its passages."""
+    """Everything in the example: its item and its passages."""
     passages = {example.content.passage} if example.content and example.content.passage else set()
     return item_fingerprints(example) | {passage_fingerprint(example)} | {_hash(passage) for passage in passages}
 

@@ -1,4 +1,4 @@
-"""The one place where tasks are worded: training, calibration and evaluation all read their prompts here.
+"""The wording of tasks: training, calibration and evaluation all get their prompts here.
 
 Every prompt ends without a space and every completion starts with one: the two are tokenised separately.
 """
@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from tuneprune.data.bad_records import LONGEST_RECORD, BlankField, LeftOut, UnusableRecord, name_list, quote
+from tuneprune.data.bad_records import LONGEST_RECORD, BlankField, LeftOut, UnusableRecord, WrongType, name_list, quote
 from tuneprune.data.examples import Example
-from tuneprune.errors import ConfigError
+from tuneprune.errors import ConfigError, has_surrogates
 
 Kind = Literal["perplexity", "nli", "qa", "multiple_choice", "summary"]
 Record = Mapping[str, Any]
@@ -21,7 +21,7 @@ _HOLDING_MARK = "<HOLDING>"
 _NO_CHOICE = "with an answer outside the choices"
 _MOST_DIGITS = 18
 
-# Names that the sets' own files use for the same thing (MedNLI, PubMedQA, MeQSum, CaseHOLD).
+# Other names for the same field in published files (MedNLI, PubMedQA, MeQSum, CaseHOLD).
 _OTHER_NAMES = {
     "premise": ("sentence1",),
     "hypothesis": ("sentence2",),
@@ -35,7 +35,7 @@ _OTHER_NAMES = {
 
 
 def text(record: Record) -> Example:
-    """Plain text, as it stands."""
+    """Plain text, as it is."""
     return Example(prompt="", completion=_words(record, "text"))
 
 
@@ -68,7 +68,7 @@ def qa(record: Record) -> Example:
 def multiple_choice(record: Record) -> Example:
     """A passage and its numbered options; the answer is a number, from 1.
 
-    In a passage with a <HOLDING> mark the words right before the mark say most, so they survive shortening.
+    In a passage with a <HOLDING> mark, the words right before it matter most, so they are kept when it is shortened.
     """
     passage, options = _words(record, "prompt"), _options(record)
     before, mark, _ = passage.partition(_HOLDING_MARK)
@@ -107,7 +107,7 @@ def question_and_answer(record: Record) -> Example:
 
 @dataclass(frozen=True)
 class Task:
-    """A named source and how its records are worded."""
+    """A named source and the wording of its records."""
 
     name: str
     kind: Kind
@@ -152,7 +152,7 @@ _WORDINGS: Mapping[Kind, Callable[[Record], Example]] = {
 
 
 def wording(kind: Kind, records: Sequence[tuple[int, Record]]) -> Callable[[Record], Example]:
-    """The wording of a kind of task for own records; NLI is two-way where a label is not_entailment."""
+    """The wording for a user's records of a kind of task; NLI is two-way if a label is not_entailment."""
     if kind == "nli" and any("not_entailment" in record.values() for _, record in records):
         return nli_two_way
     return _WORDINGS[kind]
@@ -168,33 +168,30 @@ def word_all(
 
     Raises:
         DataError: a record that is refused, or too many that are left out; names the record.
-        ConfigError: the tokenizer cannot read such records.
+        ConfigError: the tokenizer cannot encode such records.
     """
     examples, before = [], left_out.total
     for number, record in records:
-        try:
-            examples.append(replace(_checked(word(record)), source=source, index=number))
-        except UnusableRecord as error:
-            left_out.add(source, number, error)
-        except ConfigError as error:
-            raise ConfigError(f"{source}:{number}: {error}") from None
+        with left_out.catching(source, number):
+            try:
+                examples.append(replace(_checked(word(record)), source=source, index=number))
+            except ConfigError as error:
+                raise ConfigError(f"{source}:{number}: {error}") from None
     left_out.check_share(source, left_out.total - before, len(records))
     return examples
 
 
 def _checked(example: Example) -> Example:
-    """The example, whose texts any tokenizer can read."""
+    """The example, if any tokenizer can read its texts."""
     texts = (example.prompt, example.completion, *example.choices)
     if sum(map(len, texts)) > LONGEST_RECORD:
         limit = f"longer than {LONGEST_RECORD >> 20} MiB"
-        raise UnusableRecord(limit, f"its texts are {limit} together. Break them into several records.")
-    try:
-        "".join(texts).encode("utf-8")
-    except UnicodeEncodeError:
+        raise UnusableRecord(limit, f"its texts are {limit} together. Split them into several records.")
+    if any(map(has_surrogates, texts)):
         raise UnusableRecord(
             "with half a character",
             "a text holds one half of a surrogate pair (\\ud800 to \\udfff), which is not a character. Fix it.",
-        ) from None
+        )
     return example
 
 
@@ -234,10 +231,7 @@ def _words(record: Record, field: str) -> str:
     if value is None:
         raise BlankField(f"the field `{field}` is null.")
     if not isinstance(value, str):
-        raise UnusableRecord(
-            "of the wrong type",
-            f"the field `{field}` has to be a text, got {quote(value)}. Fix it, or name another column in `fields`.",
-        )
+        raise WrongType(f"the field `{field}`", "a text", value, "Fix it, or name another column in `fields`.")
     if not value.strip():
         raise BlankField(f"the field `{field}` is blank.")
     return value.strip()
@@ -247,7 +241,7 @@ def _label(record: Record, answers: Mapping[str, str]) -> str:
     value = _find(record, "answer")
     if not isinstance(value, str) or value.strip().lower() not in answers:
         raise UnusableRecord(
-            _NO_CHOICE, f"the answer {quote(value)} is none of {', '.join(answers)}. Write one of these."
+            _NO_CHOICE, f"the answer {quote(value)} is not one of {', '.join(answers)}. Write one of these."
         )
     return answers[value.strip().lower()]
 
@@ -256,10 +250,7 @@ def _options(record: Record) -> list[str]:
     options = _find(record, "choices")
     are_texts = isinstance(options, list) and all(isinstance(option, str) for option in options)
     if not isinstance(options, list) or not are_texts or len(options) < 2:
-        raise UnusableRecord(
-            "of the wrong type",
-            f"the field `choices` has to be a list of two or more texts, got {quote(options)}.",
-        )
+        raise WrongType("the field `choices`", "a list of two or more texts", options)
     return options
 
 
@@ -270,6 +261,6 @@ def _answer_index(record: Record, num_options: int) -> int:
     if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < num_options:
         raise UnusableRecord(
             _NO_CHOICE,
-            f"the answer {quote(value)} is no position in `choices` (0 to {num_options - 1}). Write one of these.",
+            f"the answer {quote(value)} is not a position in `choices` (0 to {num_options - 1}). Write one of these.",
         )
     return index

@@ -1,11 +1,8 @@
-"""Where data comes from: the schema of a run file's `data`, and a source read into examples."""
+"""Where data comes from: the schema of a run file's `data` section, and reading a source into examples."""
 
 import logging
 import os
 import re
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
@@ -13,16 +10,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from transformers import PreTrainedTokenizerBase
 
 from tuneprune.data import clinic
-from tuneprune.data.bad_records import LeftOut, name_list
+from tuneprune.data.bad_records import LeftOut
 from tuneprune.data.chat_template import SystemRole
-from tuneprune.data.column_names import REQUIRED
 from tuneprune.data.examples import Example
 from tuneprune.data.files import is_one, read_path
-from tuneprune.data.formats import recognised
 from tuneprune.data.hub import read_hub
 from tuneprune.data.json_files import Numbered
-from tuneprune.data.own_records import by_fields
-from tuneprune.data.prompts import TASKS, Kind, Record, Task, renamed, word_all, wording
+from tuneprune.data.prompts import TASKS, Kind, Task, renamed, word_all, wording
+from tuneprune.data.record_reader import RecordReader
 from tuneprune.data.summary import in_notes
 from tuneprune.errors import ConfigError, DataError, suggest
 from tuneprune.system.paths import DataPath
@@ -40,13 +35,13 @@ class SourceConfig(BaseModel):
 
     path: DataPath | None = Field(default=None, description="a data file, a pattern of files, or a folder of splits")
     source: str | None = Field(default=None, description="a named set, or a hub id: owner/name or owner/name:subset")
-    split: Split | None = Field(default=None, description="which part; by default the one its use asks for")
+    split: Split | None = Field(default=None, description="which part; by default `train`, or `val` for calibration")
     kind: Kind | None = Field(default=None, description="word own records as this kind of task")
     weight: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = Field(
         default=1.0, description="how often an epoch holds each example"
     )
     limit: Annotated[int, Field(gt=0)] | None = Field(
-        default=None, description="at most so many records, evenly spaced"
+        default=None, description="at most this many records, evenly spaced"
     )
     fields: dict[str, str] = Field(default_factory=dict, description="our field name: the data's column name")
 
@@ -59,28 +54,28 @@ class SourceConfig(BaseModel):
         return self
 
     def label(self, default_split: Split) -> str:
-        """The name that messages and records use: the path, or name[split]."""
+        """The name in messages and run records: the path, or name[split]."""
         if self.path is not None and not os.path.isdir(self.path):
             return str(self.path)
         return f"{self.path or self.source}[{self.split or default_split}]"
 
 
-def _plain(value: object) -> object:
-    """One source is a list of one, and a text a named set where there is one, else a path."""
+def _as_list(value: object) -> object:
+    """A single source becomes a list, and a text the named set of that name, or else a path."""
     entries = cast("list[object]", value) if isinstance(value, list) else [value]
     if not all(isinstance(entry, str | Path | dict | SourceConfig) for entry in entries):
         return value
-    return [_named(str(entry)) if isinstance(entry, str | Path) else entry for entry in entries]
+    return [_from_text(str(entry)) if isinstance(entry, str | Path) else entry for entry in entries]
 
 
-def _named(text: str) -> dict[str, str]:
+def _from_text(text: str) -> dict[str, str]:
     is_path = Path(text).suffix or os.path.exists(os.path.expanduser(text)) or text.startswith((".", "/", "~", "$"))
     is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", text)
     return {"source" if not is_path and (text in known_sources() or is_hub_id) else "path": text}
 
 
-Sources = Annotated[list[SourceConfig], BeforeValidator(_plain)]
-"""Sources, each of which may be a path or a name alone; or a single one."""
+Sources = Annotated[list[SourceConfig], BeforeValidator(_as_list)]
+"""One or several sources, each of which may be only a path or a name."""
 
 
 class DataConfig(BaseModel):
@@ -90,15 +85,15 @@ class DataConfig(BaseModel):
 
     train: Sources = Field(min_length=1, description="training sources, mixed by their weights")
     calibration: Sources = Field(
-        default_factory=list, description="what decides the pruning; by default a tenth of train, held out"
+        default_factory=list, description="data for the pruning decision; by default a tenth of train, held out"
     )
-    packing: bool = Field(default=True, description="several examples a row, without attention between them")
-    completion_only: bool = Field(default=True, description="take the loss on completions, not on prompts")
+    packing: bool = Field(default=True, description="put several examples into a row, without attention between them")
+    completion_only: bool = Field(default=True, description="compute the loss on completions only, not on prompts")
     test_overlap: Literal["error", "drop"] = Field(
         default="error", description="what to do with training and calibration examples that are test items"
     )
     unusable: Literal["error", "drop"] = Field(
-        default="error", description="what to do with broken lines and other training records that cannot be used"
+        default="error", description="what to do with broken lines and other unusable training records"
     )
     duplicates: Literal["keep", "drop"] = Field(
         default="keep", description="what to do with examples that repeat an earlier one of their part"
@@ -119,10 +114,10 @@ def read_source(
 
     Args:
         left_out: counts the records that cannot be used, or refuses them; by default it refuses.
-        system_role: what becomes of a system text that the chat template has no role for.
+        system_role: what to do with a system text that the chat template has no role for.
 
     Raises:
-        ConfigError: a name that is unknown, or messages without a chat template.
+        ConfigError: an unknown name, or messages without a chat template.
         DataError: missing, empty, broken or unusable data; names the file and the record.
     """
     left_out = LeftOut() if left_out is None else left_out
@@ -130,7 +125,7 @@ def read_source(
     task = TASKS.get(config.source or "")
     records = _thinned(_records(config, task, split, left_out), config.limit)
     if task is None and config.kind in (None, "perplexity"):
-        reader = _OwnReader(tokenizer, config.fields, records, system_role)
+        reader = RecordReader(tokenizer, config.fields, records, system_role)
         examples = word_all(reader.read, records, label, left_out)
         if said := reader.words():
             _LOGGER.warning("%s: %s", label, said)
@@ -142,43 +137,6 @@ def read_source(
     if noted := in_notes(examples):
         _LOGGER.warning("%s: %s", label, noted)
     return examples
-
-
-class _OwnReader:
-    """Reads somebody's own records, and keeps what is to be said about them."""
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        fields: Mapping[str, str],
-        records: Numbered,
-        system_role: SystemRole,
-    ) -> None:
-        self.word = by_fields(tokenizer, system_role)
-        self.has_template = bool(getattr(tokenizer, "chat_template", None))
-        self.fields = fields
-        there = {name for _, record in records for name in record} if fields else set()
-        self.optional = {name for name, column in fields.items() if name not in REQUIRED and column in there}
-        """Our names for columns that some records may lack."""
-        self.converted: Counter[str] = Counter()
-        self.unread: dict[str, None] = {}
-        """Columns that were not read, in their order."""
-
-    def read(self, record: Record) -> Example:
-        """The example of a record."""
-        fields = {name: column for name, column in self.fields.items() if column in record or name not in self.optional}
-        found = recognised(renamed(record, fields), self.has_template, fields)
-        read = [fields.get(name, name) for name in found.read]
-        example = self.word(found.record)
-        self.unread |= dict.fromkeys(name or "(without a name)" for name in record if name not in read)
-        if found.how:
-            self.converted[f"{name_list(read)} read {found.how}"] += 1
-        return replace(example, content=found.content)
-
-    def words(self) -> str:
-        """How many records were converted, and which columns were not read; empty if there is nothing to say."""
-        said = [f"{count} record{'s' if count > 1 else ''}: {what}" for what, count in self.converted.items()]
-        return "; ".join([*said, *([f"columns not read: {name_list(self.unread)}"] if self.unread else [])])
 
 
 def _records(config: SourceConfig, task: Task | None, split: Split, left_out: LeftOut) -> Numbered:
@@ -199,17 +157,17 @@ def _records(config: SourceConfig, task: Task | None, split: Split, left_out: Le
     if task is not None:
         now = os.environ.get(DATA_FOLDER) or "not set"
         raise DataError(
-            f"{name}: not found in ${DATA_FOLDER} (now: {now}). Set it to the folder that holds "
+            f"{name}: not found in ${DATA_FOLDER} (now: {now}). Set it to the folder that contains "
             f"{task.folder}/{split}.jsonl, or name a file with `path` and its `kind`."
         )
     raise ConfigError(
         f"unknown source `{name}`.{suggest(name, known_sources())} Known: {', '.join(known_sources())}; "
-        "a hub data set is written owner/name, a file goes under `path`."
+        "write a hub data set as owner/name, and a file under `path`."
     )
 
 
 def known_sources() -> list[str]:
-    """Every name that `source` takes here: the worded ones and the folders in $TUNEPRUNE_DATA."""
+    """Every name that `source` accepts: the built-in tasks and the folders in $TUNEPRUNE_DATA."""
     root = os.environ.get(DATA_FOLDER)
     folders = [folder.name for folder in Path(root).glob("*/") if folder.is_dir()] if root else []
     return sorted({*TASKS, *folders})
@@ -222,7 +180,7 @@ def _named_folder(name: str) -> Path | None:
 
 
 def _thinned(records: Numbered, limit: int | None) -> Numbered:
-    """At most `limit` records, evenly spaced, because files are often sorted."""
+    """At most `limit` records, evenly spaced because files are often sorted."""
     if limit is None or limit >= len(records):
         return records
     return [records[index * len(records) // limit] for index in range(limit)]

@@ -24,15 +24,15 @@ class Stream:
     and no `attention_mask`. The first label of every document is -100, so no loss crosses documents.
 
     Args:
-        weights: one a document.
+        weights: one per document.
         batch_size: rows of a global batch, over all processes.
-        max_length: tokens in a row, at most.
-        pad_id: fills rows up; its labels are ignored.
-        origin: where the document at a position comes from, in words for messages.
+        max_length: the most tokens in a row.
+        pad_id: the padding token; its labels are ignored.
+        origin: where the document at a position comes from, for messages.
 
     Raises:
         DataError: no documents.
-        ConfigError: a batch size that the processes cannot share.
+        ConfigError: a batch size that cannot be divided among the processes.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Stream:
         self._rows = self._rows_of(0)
 
     def __len__(self) -> int:
-        """Rows in the present epoch."""
+        """Rows in the current epoch."""
         return len(self._rows)
 
     def next(self) -> dict[str, Tensor]:
@@ -108,7 +108,7 @@ class Stream:
         extra = self._weights - whole - random.random(len(self._encoded))
         copies = whole.astype(np.int64) + (extra > 0)
         if not copies.any():
-            copies[extra.argmax()] = 1  # tiny weights: an epoch is never empty
+            copies[extra.argmax()] = 1  # tiny weights: an epoch must not be empty
         order = random.permutation(np.repeat(np.arange(len(self._encoded)), copies)).tolist()
         rows = self._packed(order) if self._packing else [[index] for index in order]
         return [rows[row] for row in random.permutation(len(rows))]

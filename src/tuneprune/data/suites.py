@@ -1,8 +1,8 @@
-"""What is evaluated: tasks, and suites of them."""
+"""Evaluation tasks, and suites of them."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers import PreTrainedTokenizerBase
@@ -13,6 +13,7 @@ from tuneprune.data.examples import Example
 from tuneprune.data.prompts import TASKS, Kind
 from tuneprune.data.sources import SourceConfig, Split, read_source
 from tuneprune.system.paths import DataPath
+from tuneprune.system.yaml_files import RawYaml
 
 METRICS: Mapping[Kind, tuple[str, ...]] = {
     "perplexity": ("perplexity", "nats_per_byte"),
@@ -21,7 +22,7 @@ METRICS: Mapping[Kind, tuple[str, ...]] = {
     "multiple_choice": ("macro_f1", "accuracy"),
     "summary": ("rougeL", "rouge1", "rouge2"),
 }
-"""Metrics of every kind of task; the first is its headline."""
+"""Metrics of every kind of task; the first is its headline metric."""
 
 
 class TaskSpec(BaseModel):
@@ -30,17 +31,19 @@ class TaskSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(default="", description="name in tables; by default the source's or the file's")
-    kind: Kind = Field(description="how it is asked and scored; a named source knows its own")
+    kind: Kind = Field(description="how it is asked and scored; named sources have their own")
     source: str | None = Field(default=None, description="a named set, or a hub id")
-    path: DataPath | None = Field(default=None, description="a file, or a folder with one file a split")
+    path: DataPath | None = Field(default=None, description="a file, or a folder with one file per split")
     split: Split | None = Field(default=None, description="which part; by default test")
-    limit: Annotated[int, Field(gt=0)] | None = Field(default=None, description="at most so many items, evenly spaced")
-    max_new_tokens: Annotated[int, Field(gt=0)] = Field(default=64, description="longest summary, in tokens")
+    limit: Annotated[int, Field(gt=0)] | None = Field(
+        default=None, description="at most this many items, evenly spaced"
+    )
+    max_new_tokens: Annotated[int, Field(gt=0)] = Field(default=64, description="length limit of summaries, in tokens")
     fields: dict[str, str] = Field(default_factory=dict, description="our field name: the data's column name")
 
     @model_validator(mode="before")
     @classmethod
-    def _filled(cls, values: Any) -> Any:  # noqa: ANN401  (pydantic hands over whatever was written)
+    def _filled(cls, values: RawYaml) -> RawYaml:
         if not isinstance(values, dict):
             return values
         source, path = str(values.get("source") or ""), str(values.get("path") or "")
@@ -57,7 +60,7 @@ class TaskSpec(BaseModel):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The metrics of this task, its headline first."""
+        """The metrics of this task, its headline metric first."""
         return METRICS[self.kind]
 
     def source_config(self) -> SourceConfig:
@@ -107,7 +110,7 @@ def load_task(
     left_out: LeftOut | None = None,
     system_role: SystemRole = "fold",
 ) -> list[Example]:
-    """The items of a task, worded as in training; what cannot be used is refused, and what is blank left out.
+    """The items of a task, worded as in training; unusable items are refused, and blank items left out.
 
     Raises:
         ConfigError: an unknown source.

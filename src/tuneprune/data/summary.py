@@ -7,23 +7,23 @@ from typing import Any
 from tuneprune.data.examples import Example, Note
 
 NOTES: Mapping[Note, str] = {
-    "system_folded": "with the system text in the user's turn, as the chat template has no role for it",
+    "system_folded": "with the system text in the user's turn, because the chat template has no role for it",
     "developer_as_system": "with the developer's turn as a system turn",
-    "later_turns": "without the turns behind the last answer",
-    "fixed_date": "with 1 January 2025 for the day that the chat template asks for",
+    "later_turns": "without the turns after the last answer",
+    "fixed_date": "with 1 January 2025 as the current date in the chat template",
 }
-"""What may have been done to a record on the way, in words."""
+"""Changes that may have been made to a record, in words."""
 DONE = {
     "shortened": "shortened to max_length",
     "split": "split into windows",
     "control_tokens": "with control tokens in their text",
     **NOTES,
 }
-"""What may have been done to examples that are used, or be odd about them: the name in a record, and in words."""
+"""Changes and peculiarities of examples that are used, in words, by their name in the run record."""
 
 
 def in_words(summary: Mapping[str, Any]) -> str:
-    """One line on a `Data.summary()`, for the start of a run."""
+    """A `Data.summary()` in one line, for the start of a run."""
     train, calibration, test = summary["train"], summary["calibration"], summary["test"]
     sources = [source for part in (train, calibration) for source in part["sources"]]
     left_out: Counter[str] = Counter()
@@ -46,7 +46,7 @@ def in_words(summary: Mapping[str, Any]) -> str:
 
 
 def in_notes(examples: Iterable[Example]) -> str:
-    """What was done to the records of one source on the way, with counts; empty where nothing was."""
+    """The changes made to the records of one source, with counts; empty if there were none."""
     counts = Counter(note for example in examples for note in example.notes)
     return _listed({words: counts[note] for note, words in NOTES.items()})
 

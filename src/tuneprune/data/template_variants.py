@@ -1,4 +1,4 @@
-"""Other ways to say the same conversation, for chat templates that do not take it as it stands."""
+"""Variants of a conversation, for chat templates that do not accept it as it is."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,36 +11,31 @@ SYSTEM_ROLES = ("system", "developer")
 
 
 def variants(turns: Sequence[Turn]) -> Iterator[tuple[tuple[Note, ...], list[Turn]]]:
-    """The turns as they stand, then with what templates differ in put otherwise, and what is worth a note in that.
+    """The turns as they are, then with changes that templates differ in; each with notes on what was changed.
 
-    A message that is missing (null) becomes an empty one, the arguments of tool calls become JSON in a text, a
-    developer turn becomes a system turn, and the text of a system turn goes in front of the user turn behind it.
+    Missing (null) messages become empty, the arguments of tool calls become JSON text, developer turns become system
+    turns, and the text of a system turn is put in front of the user turn after it.
     """
-    for contents in _those(list(turns), _without_gaps(turns)):
-        for calls in _those(contents, _with_arguments_as_text(contents)):
-            roles: tuple[tuple[tuple[Note, ...], list[Turn] | None], ...] = (
-                ((), calls),
-                (("developer_as_system",), _with_developer_as_system(calls)),
-                (("system_folded",), _folded(calls)),
-            )
-            yield from ((notes, changed) for notes, changed in roles if changed is not None)
+    for contents in _changed(list(turns), [{"content": ""} | turn for turn in turns]):
+        for calls in _changed(contents, [_with_arguments_as_text(turn) for turn in contents]):
+            yield (), calls
+            if any(turn["role"] == "developer" for turn in calls):
+                yield (
+                    ("developer_as_system",),
+                    [turn | {"role": "system"} if turn["role"] == "developer" else turn for turn in calls],
+                )
+            folded = _folded(calls)
+            if folded is not None:
+                yield ("system_folded",), folded
 
 
-def _those(*candidates: list[Turn] | None) -> Iterator[list[Turn]]:
-    return (turns for turns in candidates if turns is not None)
+def _changed(turns: list[Turn], other: list[Turn]) -> list[list[Turn]]:
+    """Both, unless they are equal."""
+    return [turns] if turns == other else [turns, other]
 
 
-def _without_gaps(turns: Sequence[Turn]) -> list[Turn] | None:
-    filled = [{"content": ""} | turn for turn in turns]
-    return filled if filled != list(turns) else None
-
-
-def _with_arguments_as_text(turns: Sequence[Turn]) -> list[Turn] | None:
-    changed = [
-        turn | {"tool_calls": [_as_text(call) for call in turn["tool_calls"]]} if "tool_calls" in turn else turn
-        for turn in turns
-    ]
-    return changed if changed != list(turns) else None
+def _with_arguments_as_text(turn: Turn) -> Turn:
+    return turn | {"tool_calls": list(map(_as_text, turn["tool_calls"]))} if "tool_calls" in turn else turn
 
 
 def _as_text(call: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,14 +46,8 @@ def _as_text(call: Mapping[str, Any]) -> dict[str, Any]:
     return dict(call) | {"function": function | {"arguments": text}}
 
 
-def _with_developer_as_system(turns: Sequence[Turn]) -> list[Turn] | None:
-    if all(turn["role"] != "developer" for turn in turns):
-        return None
-    return [turn | {"role": "system"} if turn["role"] == "developer" else turn for turn in turns]
-
-
 def _folded(turns: Sequence[Turn]) -> list[Turn] | None:
-    """The turns with every system text in front of the user turn right behind it; None where there is none."""
+    """The turns with every system text in front of the user turn right after it; None if that is not possible."""
     folded: list[Turn] = []
     pending: list[str] = []
     for turn in turns:

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import yaml
 from yaml.events import AliasEvent
 
-from tuneprune.errors import ConfigError, first_line
+from tuneprune.errors import ConfigError, first_line, has_surrogates
 
 LARGEST = 2**18
 """Characters of a document; a run file has a few thousand."""
@@ -16,7 +16,6 @@ DEEPEST = 40
 MOST_NODES = 20_000
 """Values in a document once its aliases are expanded."""
 TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
-SURROGATE = re.compile("[\ud800-\udfff]")
 RawYaml: TypeAlias = Any
 """Whatever YAML can hold. Callers find out what it is, so that pyright has nothing to check."""
 
@@ -43,7 +42,7 @@ class _Loader(yaml.SafeLoader):
         self.depth -= 1
         if is_alias and id(node) not in self.sizes:
             raise _error("an alias refers to the value that contains it", mark)
-        if isinstance(node, yaml.ScalarNode) and SURROGATE.search(node.value):
+        if isinstance(node, yaml.ScalarNode) and has_surrogates(node.value):
             raise _error("a text contains half of a surrogate pair, which is not a character", mark)
         if not is_alias:
             self.sizes[id(node)] = 1 + sum(self.sizes[id(part)] for part in _parts(node))

@@ -78,15 +78,15 @@ ROWS = {
         ["x.jsonl:2", "not UTF-8"], data_file("x.jsonl", GOOD.encode() + '{"text": "größer"}\n'.encode("latin1"))
     ),
     "gzip that is cut off": Row(
-        ["x.jsonl.gz", "cut off", "copy it again"], data_file("x.jsonl.gz", gzip.compress(GOOD.encode() * 99)[:-9])
+        ["x.jsonl.gz", "truncated", "copy it again"], data_file("x.jsonl.gz", gzip.compress(GOOD.encode() * 99)[:-9])
     ),
     "Zstandard": Row(["x.jsonl.zst", "decompress it first"], data_file("x.jsonl.zst", b"\x28\xb5\x2f\xfd")),
     "a JSON array that is cut off": Row(
         ["x.json:2", "not valid JSON", "ends inside"], data_file("x.json", f"[\n{GOOD},")
     ),
-    "plain text": Row(["x.txt", "where a document ends", "Write JSONL"], data_file("x.txt", "a text")),
+    "plain text": Row(["x.txt", "where a document ends", "write JSONL"], data_file("x.txt", "a text")),
     "a pattern that fits nothing": Row(
-        ["*.jsonl", "no file that fits"], set_to("data.train", [{"path": "none/*.jsonl"}])
+        ["*.jsonl", "no file matches"], set_to("data.train", [{"path": "none/*.jsonl"}])
     ),
     "shards of which one is missing": Row(
         ["train-00000-of-00002.jsonl", "some are missing"], folder_of_splits("train-00000-of-00002.jsonl")
@@ -135,7 +135,7 @@ ROWS = {
     ),
     "mostly blank": Row(["train.jsonl", "2 of 3 records", "2 blank"], training(GOOD + '{"text": " "}\n' * 2)),
     "texts that the tokenizer does not know": Row(
-        ["train.jsonl", "knows nothing of 2 of 3", "Use a model"], training(GOOD + '{"text": "123"}\n' * 2)
+        ["train.jsonl", "has no tokens for 2 of 3", "Use a model"], training(GOOD + '{"text": "123"}\n' * 2)
     ),
     "broken test item, though training drops": Row(
         ["test.jsonl:2", "not valid JSON"], all_of(task(GOOD + "no\n"), DROP)

@@ -96,12 +96,12 @@ def test_a_text_of_a_csv_may_be_long(tmp_path, tokenizer):
 
 FILES = {  # refused whatever `data.unusable` says: nothing tells where the next record begins, or which file is meant
     "UTF-16": ("a.jsonl", '{"text": "a"}'.encode("utf-16"), "UTF-16 text. Save it as UTF-8"),
-    "gzip that is cut off": ("a.jsonl", b"\x1f\x8b\x08\x00", "cannot be decompressed .* it is damaged or cut off"),
-    "Parquet under another name": ("a.jsonl", b"PAR1....PAR1", "ending .parquet"),
+    "gzip that is cut off": ("a.jsonl", b"\x1f\x8b\x08\x00", "cannot be decompressed .* it is damaged or truncated"),
+    "Parquet under another name": ("a.jsonl", b"PAR1....PAR1", "end in .parquet"),
     "a JSON array that is cut off": ("a.json", b' [\n{"text": "a"}', "a.json:1: .*the file ends after it"),
     "zeros": ("a.jsonl", b"\0" * 4096, "zero bytes|cannot be used"),
     "an open quote": ("a.csv", b'text\ngood\n"open\ngood\n', "a.csv:3: the file is not valid CSV from here on"),
-    "a column twice": ("a.csv", b"text,text\na,b\n", "names the column `text` twice"),
+    "a column twice": ("a.csv", b"text,text\na,b\n", "has the column `text` twice"),
     "a header in another encoding": ("a.csv", b"t\xe9xt\na\n", "header is not UTF-8"),
     "a workbook as CSV": ("a.csv", b"PK\x03\x04....", "spreadsheet"),
 }
@@ -208,7 +208,7 @@ def test_texts_that_the_tokenizer_does_not_know_are_left_out(tmp_path, spaced_to
     data = data_of(tmp_path, tokenizer, [{"text": "abc"}, {"text": "漢字"}, {"text": "abcd"}])
     summary = data.summary()["train"]
     assert (summary["examples"], summary["unknown"], len(data.train)) == (2, 1, 2)
-    with pytest.raises(DataError, match="the tokenizer knows nothing of 2 of 3 examples"):
+    with pytest.raises(DataError, match="the tokenizer has no tokens for 2 of 3 examples"):
         data_of(tmp_path, tokenizer, [{"text": "漢"}, {"text": "漢字"}, {"text": "abcd"}])
 
 

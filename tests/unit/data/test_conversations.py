@@ -50,7 +50,7 @@ def test_a_system_text_goes_into_the_first_user_turn_where_the_template_refuses_
     )
     assert example.completion == "Above 38.</s>"
     assert example.notes == ("system_folded",)
-    assert "1 with the system text in the user's turn, as the chat template has no role for it" in caplog.text
+    assert "1 with the system text in the user's turn, because the chat template has no role for it" in caplog.text
 
 
 def test_so_it_does_where_the_template_leaves_it_out_in_silence(read):
@@ -69,7 +69,7 @@ def test_a_template_with_a_system_role_is_left_alone(read):
 
 @pytest.mark.parametrize("template", [templates.NO_SYSTEM, templates.DROPS_OTHER_ROLES])
 def test_folding_can_be_refused(read, template):
-    with pytest.raises(DataError, match=r"chat template .*ystem.* data\.system_role: fold puts the system text"):
+    with pytest.raises(DataError, match=r"chat template .*ystem.* set data\.system_role: fold to put the system text"):
         read({"messages": turns(SYSTEM, USER, ANSWER)}, template, system_role="refuse")
     assert read({"messages": turns(USER, ANSWER)}, template, system_role="refuse").notes == ()
 
@@ -204,7 +204,7 @@ def test_arguments_of_the_template_come_with_the_record(read):
 
 @pytest.mark.parametrize("name", ["tokenize", "chat_template", "add_generation_prompt", "messages"])
 def test_a_record_cannot_change_how_the_template_is_called(read, name):
-    with pytest.raises(DataError, match="`chat_template_kwargs` has to be an object of arguments"):
+    with pytest.raises(DataError, match="`chat_template_kwargs` has to be an object with arguments"):
         read({"messages": turns(USER, ANSWER), "chat_template_kwargs": {name: "x"}})
 
 
@@ -266,7 +266,7 @@ def test_a_template_that_asks_for_the_day_is_told_the_same_one_every_day(read, c
     example = read({"messages": turns(USER, ANSWER)}, templates.DATED)
     assert example.prompt == f"<s>Today is 01 Jan 2025, 1/01.</s>\n<s>user\nWhat is a fever?</s>\n{ASSISTANT}"
     assert example.notes == ("fixed_date",)
-    assert "1 with 1 January 2025 for the day that the chat template asks for" in caplog.text
+    assert "1 with 1 January 2025 as the current date in the chat template" in caplog.text
 
 
 def test_a_template_that_does_not_write_the_answer_is_not_used(read):
@@ -284,7 +284,7 @@ def test_of_several_templates_the_fitting_one_is_used(read):
     several = {"default": templates.CHATML, "tool_use": templates.TOOLS}
     assert read({"messages": turns(USER, ANSWER)}, several).prompt.startswith("<s>user")
     assert read({"messages": turns(USER, ANSWER), "tools": [TOOL]}, several).prompt.startswith("<s>tools")
-    with pytest.raises(ConfigError, match=r"several chat templates \(rag\), and none of them is called `default`"):
+    with pytest.raises(ConfigError, match=r"several chat templates \(rag\), but none called `default`"):
         read({"messages": turns(USER, ANSWER)}, {"rag": templates.CHATML})
 
 
@@ -320,7 +320,7 @@ def test_answers_of_weight_0_are_not_learned(read):
     assert (example.completion, example.notes) == ("Above 38.</s>", ("later_turns",))
     assert "No idea." not in example.prompt
     weighted[1] |= {"weight": 0}
-    with pytest.raises(DataError, match=r"needs an answer .* not of weight 0"):
+    with pytest.raises(DataError, match=r"needs an answer .* weight other than 0"):
         read({"messages": weighted})
 
 
@@ -334,7 +334,7 @@ def test_turns_behind_the_last_answer_are_left_out_and_counted(read, caplog):
     with caplog.at_level(logging.WARNING):
         example = read({"messages": turns(USER, ANSWER, ("user", "Thanks"))})
     assert example.notes == ("later_turns",)
-    assert "1 without the turns behind the last answer" in caplog.text
+    assert "1 without the turns after the last answer" in caplog.text
 
 
 def test_spaces_around_texts_are_the_templates_to_keep(read):

@@ -75,9 +75,9 @@ def test_one_record_is_a_record_though_it_holds_a_list(tmp_path, chat_tokenizer)
 def test_the_split_of_one_object_is_the_one_asked_for(tmp_path, tokenizer):
     path = file(tmp_path, "a.json", json.dumps({"train": ROWS, "validation": ROWS[:1], "test": ROWS[1:]}))
     assert [read(path, tokenizer, split) for split in ("train", "val", "test")] == [TEXTS, TEXTS[:1], TEXTS[1:]]
-    with pytest.raises(DataError, match="lists under train, and which one is meant for `test` is not clear"):
+    with pytest.raises(DataError, match="lists under train, and it is not clear which one is `test`"):
         read(file(tmp_path, "b.json", json.dumps({"train": ROWS})), tokenizer, "test")
-    with pytest.raises(DataError, match="lists under data, train, and which one"):
+    with pytest.raises(DataError, match="lists under data, train, and it is not clear"):
         read(file(tmp_path, "b.json", json.dumps({"data": ROWS, "train": ROWS})), tokenizer)
 
 
@@ -94,16 +94,16 @@ def test_elements_of_an_array_count_from_one(tmp_path, tokenizer):
 
 BROKEN = {
     "cut inside a record": (b'[{"text": "a"}, {"text": "b', "a.json:2: the file is not valid JSON from this record on"),
-    "cut after a comma": (b'[{"text": "a"},', "a.json:2: .*the file ends inside of it"),
+    "cut after a comma": (b'[{"text": "a"},', "a.json:2: .*the file ends inside it"),
     "no comma": (b'[{"text": "a"} {"text": "b"}]', "a.json:1: .*a comma is missing after it"),
     "more after it": (b'[{"text": "a"}] {"text": "b"}', "a.json:1: .*something follows the array"),
     "deep": (b"[" * 99_999, "nests too deeply"),
     "digits": (b'[{"text": ' + b"9" * 5000 + b"}]", "too many digits"),
-    "a list cut off": (b'{"data": [{"text": "a"},', "a.json:2: .*the file ends inside of it"),
+    "a list cut off": (b'{"data": [{"text": "a"},', "a.json:2: .*the file ends inside it"),
     "an object cut off": (b'{"data": [{"text": "a"}]', "a.json:1: the file is not valid JSON"),
-    "a list twice": (b'{"data": [{"text": "a"}], "data": [{"text": "b"}]}', "there twice"),
+    "a list twice": (b'{"data": [{"text": "a"}], "data": [{"text": "b"}]}', "appears twice"),
     "pretty, cut off": (b'{\n "text": "a"\n}\n{\n "text"', "a.json:2: the file is not valid JSON"),
-    "empty": (b"[]", "holds no records"),
+    "empty": (b"[]", "has no records"),
 }
 
 
@@ -142,7 +142,7 @@ def test_damaged_compression_is_one_sentence(ending, tmp_path, tokenizer):
     middle = len(packed) // 2
     for damaged in (packed[:middle], packed[:-3], packed[:middle] + b"\xff" * 99 + packed[middle + 99 :]):
         with pytest.raises(
-            DataError, match=r"a\.jsonl\.\w+(: the file cannot be decompressed \(.*\), it is|:\d+: )"
+            DataError, match=r"a\.jsonl\.\w+(: the file cannot be decompressed \(.*\): it is|:\d+: )"
         ) as refused:
             read(file(tmp_path, "a.jsonl" + ending, damaged), tokenizer)
         assert str(refused.value).isprintable()
@@ -153,7 +153,7 @@ def test_damaged_compression_is_one_sentence(ending, tmp_path, tokenizer):
 def test_a_bomb_does_not_fill_the_memory(ending, content, tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr("tuneprune.data.compressed._ALWAYS_ALLOWED", 2**20)
     path = file(tmp_path, "a.jsonl" + ending, PACKED[ending](content * (2**23 // len(content))))
-    with pytest.raises(DataError, match=r"holds more than \d+ MiB when decompressed|nests too deeply"):
+    with pytest.raises(DataError, match=r"has more than \d+ MiB when decompressed|nests too deeply"):
         read(path, tokenizer)
 
 
@@ -168,11 +168,11 @@ def test_tables_with_other_separators(tmp_path, tokenizer, caplog):
 
 
 HINTS = {
-    "a.txt": 'does not say where a document ends. Write JSONL, one {"text"',
+    "a.txt": 'does not say where a document ends; write JSONL with one {"text"',
     "a.txt.gz": "does not say where a document ends",
     "a.gz": "such as data.jsonl.gz",
     "a.jsonl.zst": "decompress it first, or compress it to .gz, .bz2, .xz",
-    "a.parquet.gz": "Parquet is compressed in itself",
+    "a.parquet.gz": "Parquet is already compressed",
     "a.zip": "unpack it",
     "a.tar.gz": "unpack it",
     "a.xlsx": "save the sheet as CSV",
@@ -230,7 +230,7 @@ def test_shards_that_do_not_belong_together(tmp_path, tokenizer):
         read(tmp_path / "one", tokenizer)
     for name in ("train-00000-of-00002.parquet", "train-00001-of-00003.parquet"):
         parquet(tmp_path, f"two/{name}", ROWS)
-    with pytest.raises(DataError, match="names of its shards do not fit together"):
+    with pytest.raises(DataError, match="names of its shards do not match"):
         read(tmp_path / "two", tokenizer)
     for name in ("train.parquet", "data/train-0.parquet"):
         parquet(tmp_path, f"three/{name}", ROWS)
@@ -247,7 +247,7 @@ def test_a_pattern_names_several_files(tmp_path, tokenizer):
         file(tmp_path, f"deep/{index}/a.jsonl", json.dumps(row))
     assert read(tmp_path / "deep/*/a.jsonl", tokenizer) == TEXTS
     assert read(tmp_path / "**/[01]/*.jsonl", tokenizer) == TEXTS[:2]
-    with pytest.raises(DataError, match=r"\*\.csv: there is no file that fits this pattern\. "):
+    with pytest.raises(DataError, match=r"\*\.csv: no file matches this pattern\. "):
         read(tmp_path / "*.csv", tokenizer)
     with pytest.raises(ConfigError, match="leave out `split`"):
         read_source(SourceConfig(path=tmp_path / "deep/*/a.jsonl", split="val"), tokenizer, "train")
@@ -263,7 +263,7 @@ def test_folders_by_save_to_disk(tmp_path, tokenizer):
     assert read(tmp_path / "some", tokenizer) == [TEXTS[2], TEXTS[0]]
     assert read(tmp_path / "all", tokenizer) == TEXTS
     assert read(tmp_path / "all", tokenizer, "val") == [TEXTS[1]]
-    with pytest.raises(DataError, match=r"holds no split `test` \(found: train, validation\)"):
+    with pytest.raises(DataError, match=r"has no split `test` \(found: train, validation\)"):
         read(tmp_path / "all", tokenizer, "test")
     with pytest.raises(ConfigError, match="leave out `split`"):
         read_source(SourceConfig(path=tmp_path / "one", split="val"), tokenizer, "train")
@@ -279,7 +279,7 @@ def test_folders_by_save_to_disk(tmp_path, tokenizer):
             with pytest.raises(DataError, match=said):
                 read(path, tokenizer)
     (tmp_path / "all" / "train" / "state.json").write_text("{")
-    with pytest.raises(DataError, match=r"all: the folder by save_to_disk cannot be read .*Save the data set again"):
+    with pytest.raises(DataError, match=r"all: the folder written by save_to_disk cannot be read .*Save the data"):
         read(tmp_path / "all", tokenizer)
 
 

@@ -111,7 +111,7 @@ def test_without_a_template_alpaca_keeps_its_headings(tmp_path, tokenizer):
 
 
 def test_tools_reach_the_template_as_it_knows_them(tmp_path, chat_tokenizer):
-    from tuneprune.data.formats import recognised
+    from tuneprune.data.formats import recognise
 
     tool = {"name": "weather", "description": "Tells it.", "parameters": {"type": "object"}}
     call = {"name": "weather", "arguments": {"city": "Bern"}}
@@ -121,7 +121,7 @@ def test_tools_reach_the_template_as_it_knows_them(tmp_path, chat_tokenizer):
         {"from": "observation", "value": "Sun."},
         GPT,
     ]
-    found = recognised({"conversations": turns, "tools": json.dumps([tool])}, True)
+    found = recognise({"conversations": turns, "tools": json.dumps([tool])}, True)
     assert found.record["tools"] == [{"type": "function", "function": tool}]
     assert found.record["messages"] == [
         CHAT[0],
@@ -131,8 +131,8 @@ def test_tools_reach_the_template_as_it_knows_them(tmp_path, chat_tokenizer):
     ]
     assert found.read == ("conversations", "tools")
     own = {"messages": CHAT, "tools": [{"type": "function", "function": tool}], "chat_template_kwargs": {"a": 1}}
-    assert recognised(own, True).record == own
-    assert "tools" not in recognised({"messages": CHAT, "tools": "[]"}, True).record
+    assert recognise(own, True).record == own
+    assert "tools" not in recognise({"messages": CHAT, "tools": "[]"}, True).record
 
 
 REFUSED = {
@@ -141,25 +141,28 @@ REFUSED = {
     "two questions": ({"instruction": "a", "question": "b", "output": "c"}, r"\(instruction, question\)"),
     "two answers": ({"question": "b", "output": "c", "answer": "d"}, r"\(output, answer\)"),
     "two passages": ({"question": "b", "input": "c", "context": "d", "answer": "d"}, r"\(input, context\)"),
-    "two systems": ({"messages": [SYSTEM, *CHAT], "system": "Another."}, "both begin with a system text"),
-    "names that differ in capitals": ({"Text": "a", "TEXT": "b"}, "differ in capitals alone"),
+    "two systems": (
+        {"messages": [SYSTEM, *CHAT], "system": "Another."},
+        "both the column `system` and the messages",
+    ),
+    "names that differ in capitals": ({"Text": "a", "TEXT": "b"}, "differ only in capitalisation"),
     "an unknown speaker": ({"conversations": [HUMAN | {"from": "moon"}, GPT]}, "by 'moon'. Possible: user, human"),
     "turns of another shape": ({"conversations": [{"who": "a", "says": "b"}]}, "has to be a list of objects with"),
-    "a transcript": ({"conversation": "Human: hi"}, "has to be a list, or one as JSON, got 'Human: hi'"),
+    "a transcript": ({"conversation": "Human: hi"}, "has to be a list, or a list as JSON text, got 'Human: hi'"),
     "a call that is not JSON": (
         {"conversations": [HUMAN, {"from": "function_call", "value": "weather()"}]},
-        "`function_call` has to be a list, or one as JSON",
+        "`function_call` has to be a list, or a list as JSON text",
     ),
     "an answer that is a number": ({"question": "2+2", "answer": 4}, "`answer` has to be a text, got 4"),
     "history of another shape": (ALPACA | {"history": ["a"]}, "`history` has to be a list of pairs"),
     "tools of another shape": ({"messages": CHAT, "tools": "weather"}, "`tools` has to be a list"),
     "choices": ({"question": "a", "choices": ["x", "y"], "answer": "x"}, "Set `kind: multiple_choice`"),
-    "an unwanted answer": ({"prompt": "a", "completion": "b", "label": False}, "marks an answer that is not wanted"),
+    "an unwanted answer": ({"prompt": "a", "completion": "b", "label": False}, "marks an unwanted answer"),
     "columns of a table": (
         {"question": ["a", "b"], "answer": ["c", "d"]},
         r"`question` has to be a text, got \['a', 'b'\]",
     ),
-    "preferences without a prompt": ({"chosen": "Human: hi", "rejected": "b"}, "Add the column `prompt`"),
+    "preferences without a prompt": ({"chosen": "Human: hi", "rejected": "b"}, "Add a column `prompt`"),
     "no form at all": ({"body": "a"}, r"no usable fields \(found: body\)\. Possible: text \| prompt"),
 }
 
@@ -209,7 +212,9 @@ def test_a_mapping_loses_nothing_in_silence(companion, tmp_path, tokenizer, chat
     value = [["a", "b"]] if companion == "history" else NURSE
     record = {"instruction": FEVER, companion: value, "output": ANSWER, "id": 1}
     fields = {"prompt": "instruction", "completion": "output"}
-    with pytest.raises(ConfigError, match=rf"a\.jsonl:1: the column `{companion}` is not blank.*Map them to `instr"):
+    with pytest.raises(
+        ConfigError, match=rf"a\.jsonl:1: the column `{companion}` is not blank.*Map the columns to `instr"
+    ):
         one(tmp_path, tokenizer, record, fields=fields)
     assert one(tmp_path, tokenizer, record, fields=fields | {"unused": companion}) == (FEVER, ANSWER)
     assert f"columns not read: {companion}, id" in caplog.text

@@ -68,7 +68,7 @@ def test_test_items_stop_the_run_or_are_dropped(tmp_path, tokenizer):
 
 def test_dropping_everything_is_an_error(tmp_path, tokenizer):
     test = [Example("", f"training text {n}") for n in range(40)]
-    with pytest.raises(DataError, match="dropping them leaves nothing"):
+    with pytest.raises(DataError, match="nothing is left after dropping them"):
         load(config(tmp_path, test_overlap="drop"), tokenizer, 64, test)
 
 

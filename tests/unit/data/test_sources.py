@@ -75,8 +75,8 @@ def test_blank_records_are_left_out_with_a_warning(tmp_path, tokenizer, caplog):
 
 
 BROKEN = {
-    "empty file": ("a.jsonl", b"", "holds no records"),
-    "only blank lines": ("a.jsonl", b"\n\n", "holds no records"),
+    "empty file": ("a.jsonl", b"", "has no records"),
+    "only blank lines": ("a.jsonl", b"\n\n", "has no records"),
     "only blank texts": ("a.jsonl", b'{"text": " "}\n', r"1 of 1 records cannot be used \(1 blank: record 1\)"),
     "broken line": ("a.jsonl", b'{"text": "a"}\n\n{"text": "b"\n', "a.jsonl:3: the line is not valid JSON"),
     "not an object": ("a.jsonl", b'"text"\n', "a.jsonl:1: the line has to be a JSON object"),
@@ -93,7 +93,7 @@ BROKEN = {
     "messages without answer": (
         "a.jsonl",
         b'{"messages": [{"role": "user", "content": "hi"}]}\n',
-        "needs an answer of the role `assistant`",
+        "needs an answer with the role `assistant`",
     ),
     "unknown suffix": ("a.xlsx", b"x", r"unknown kind of data file. Possible: .jsonl"),
     "broken parquet": ("a.parquet", b"PAR1 no", "not valid Parquet"),
@@ -104,7 +104,7 @@ BROKEN = {
     ),
     "CSV row too long": ("a.csv", b"text\na,b\n", "a.csv:2: the line has another number of columns"),
     "CSV not UTF-8": ("a.csv", b"text\n\xff\n", "not UTF-8"),
-    "CSV header only": ("a.csv", b"text\n", "holds no records"),
+    "CSV header only": ("a.csv", b"text\n", "has no records"),
 }
 
 
@@ -117,7 +117,7 @@ def test_unusable_files_are_named(tmp_path, chat_tokenizer, name, content, messa
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("a.jsonl", "such data file"), ("no/*.jsonl", "file that fits this pattern")]
+    ("name", "said"), [("a.jsonl", "there is no such data file"), ("no/*.jsonl", "no file matches this pattern")]
 )
 def test_a_relative_path_is_refused_with_the_place_where_it_was_looked_for(
     tmp_path, monkeypatch, tokenizer, name, said
@@ -125,14 +125,14 @@ def test_a_relative_path_is_refused_with_the_place_where_it_was_looked_for(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError) as caught:
         read_source(SourceConfig(path=name), tokenizer, "train")
-    assert f"{name}: there is no {said} in {tmp_path}. " in str(caught.value)
+    assert f"{name}: {said} in {tmp_path}. " in str(caught.value)
 
 
 def test_missing_file_split_and_column(tmp_path, tokenizer):
     with pytest.raises(DataError, match=r"nothing\.jsonl: there is no such data file\. "):
         read_source(SourceConfig(path=tmp_path / "nothing.jsonl"), tokenizer, "train")
     path = write(tmp_path / "train.jsonl", {"text": "a"})
-    with pytest.raises(DataError, match=r"holds no split `test` \(found: train\.jsonl\)"):
+    with pytest.raises(DataError, match=r"has no split `test` \(found: train\.jsonl\)"):
         read_source(SourceConfig(path=tmp_path, split="test"), tokenizer, "train")
     with pytest.raises(ConfigError, match="is one file or data set: leave out `split`"):
         read_source(SourceConfig(path=path, split="test"), tokenizer, "train")
