@@ -1,4 +1,4 @@
-"""The run file: one schema, read from YAML, every mistake told in one sentence."""
+"""The run file: its schema, reading it from YAML, and one-sentence messages for mistakes."""
 
 from tuneprune.config.mistakes import explain
 from tuneprune.config.run_file import load_recover_file, load_run_file, parse

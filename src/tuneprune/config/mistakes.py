@@ -17,7 +17,7 @@ Location = Sequence[str | int]
 
 
 def explain(error: ValidationError, schema: type[BaseModel]) -> str:
-    """The first mistake of a validation as one sentence; unknown keys come with what to write instead."""
+    """The first mistake of a validation as one sentence; for unknown keys with what to write instead."""
     errors = error.errors()
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     location = _in_schema(schema, first["loc"])
@@ -36,10 +36,10 @@ def explain(error: ValidationError, schema: type[BaseModel]) -> str:
 
 
 def _wrong(schema: type[BaseModel], location: Location, message: str, found: ErrorDetails) -> str:
-    """What is wrong with the value at a place, after its name."""
+    """What is wrong with the value at a place, to follow its name."""
     value, kind = found["input"], found["type"]
     if value is None:
-        home = " A `~` alone is such an empty value; the home folder is `~/`." if location == ["model"] else ""
+        home = " A `~` alone is an empty value in YAML; write the home folder as `~/`." if location == ["model"] else ""
         is_needed = len(location) == 1 and schema.model_fields[str(location[0])].is_required()
         return f" is empty. Give it a value{'' if is_needed else ', or leave the key out'}.{home}"
     given = f"got {value!r:.80}"
@@ -52,14 +52,14 @@ def _wrong(schema: type[BaseModel], location: Location, message: str, found: Err
 
 
 def _percent(found: ErrorDetails) -> str:
-    """How to write a share that was written as a number of percent."""
+    """How to write a share that was written as a percentage without `%`."""
     value = found["input"]
     is_percent = found.get("ctx", {}).get("le") == 1 and isinstance(value, int | float) and 2 <= value <= 100
-    return f" A share is written as {value / 100:g} or {value:g}%." if is_percent else ""
+    return f" Write a share as {value / 100:g} or {value:g}%." if is_percent else ""
 
 
-def refuse_truths(schema: type[BaseModel], content: Mapping[str, object], above: str = "") -> None:
-    """Refuse yes, no, on and off where a number belongs, for which Python would take 1 and 0.
+def refuse_booleans(schema: type[BaseModel], content: Mapping[str, object], above: str = "") -> None:
+    """Refuse yes, no, on and off where a number is expected, because Python would accept them as 1 and 0.
 
     Raises:
         ConfigError: names the key.
@@ -68,14 +68,14 @@ def refuse_truths(schema: type[BaseModel], content: Mapping[str, object], above:
         field = schema.model_fields.get(name)
         kinds = str(field.annotation) if field else ""
         if isinstance(value, bool) and re.search(r"\b(int|float)\b", kinds) and "bool" not in kinds:
-            raise ConfigError(f"`{above}{name}` is a number, got {value}. Write the number.{_hint(value)}")
+            raise ConfigError(f"`{above}{name}` has to be a number, got {value}. Write the number.{_hint(value)}")
         section = _section(field) if field else None
         if section and isinstance(value, dict):
-            refuse_truths(section, cast("dict[str, object]", value), f"{above}{name}.")
+            refuse_booleans(section, cast("dict[str, object]", value), f"{above}{name}.")
 
 
 def _hint(value: object) -> str:
-    """Why YAML may have read another value than was meant."""
+    """Why YAML may have read a value that was not meant."""
     if isinstance(value, bool):
         return " YAML reads yes, no, on and off as true and false; put a text in quotes."
     if isinstance(value, date):
@@ -86,12 +86,12 @@ def _hint(value: object) -> str:
     if re.fullmatch(r"[-+]?\d+([,' ]\d+)+(\.\d+)?", text):
         return " Write a number without separators and with a point, such as 1000 or 0.001."
     if re.search(r"\$\w|\$\{", text):
-        return " A run file takes no environment variables here; write the value."
+        return " Environment variables are not expanded here; write the value."
     return ""
 
 
 def _unknown(schema: type[BaseModel], location: Location, value: object) -> str:
-    """An unknown key, and what to write instead of it."""
+    """An unknown key, and what to write instead."""
     place = ".".join(printable(part) for part in location)
     advice = None if location[0] == "model" else advice_on(schema, str(location[-1]), value)
     if advice:
@@ -102,7 +102,7 @@ def _unknown(schema: type[BaseModel], location: Location, value: object) -> str:
 
 
 def advice_on(schema: type[BaseModel], key: str, value: object) -> str | None:
-    """What to do instead of writing a key where it does not belong; None where it is known nowhere."""
+    """What to write instead of a key that does not belong there; None if it is known nowhere."""
     advice = other_tools.advice(key, value)
     if advice is None and key != "name":
         advice = " or ".join(f"write `{place}`" for place in _places(schema) if place.split(".")[-1] == key) or None
@@ -110,7 +110,7 @@ def advice_on(schema: type[BaseModel], key: str, value: object) -> str | None:
 
 
 def fields_at(schema: type[BaseModel], path: Location) -> list[str]:
-    """Field names of the nested section at `path`, empty where there is none."""
+    """Field names of the nested section at `path`; empty if there is none."""
     section: type[BaseModel] | None = schema
     for part in path:
         if isinstance(part, str):
@@ -120,7 +120,7 @@ def fields_at(schema: type[BaseModel], path: Location) -> list[str]:
 
 
 def _places(schema: type[BaseModel], above: str = "") -> Iterator[str]:
-    """The dotted keys of all sections, each once; `recover` has those of `tune`, and lists have none."""
+    """The dotted keys of all sections, except those of `recover`, which are those of `tune`, and of lists."""
     for name, field in schema.model_fields.items():
         yield f"{above}{name}"
         section = _section(field)
@@ -129,7 +129,7 @@ def _places(schema: type[BaseModel], above: str = "") -> Iterator[str]:
 
 
 def _section(field: FieldInfo) -> type[BaseModel] | None:
-    """The model that a field, or an entry of it where it is a list, is validated as."""
+    """The model by which a field, or an entry of a list, is validated."""
     pending: list[Any] = [field.annotation]
     while pending:
         annotation = pending.pop()
@@ -140,16 +140,14 @@ def _section(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def _in_schema(schema: type[BaseModel], location: Location) -> list[str | int]:
-    """A place without what pydantic adds to say which choice of a union it means."""
+    """A location without the parts that pydantic adds for the members of a union."""
     section: type[BaseModel] | None = schema
     kept: list[str | int] = []
     for part in location:
         if isinstance(part, str):
             field = section.model_fields.get(part) if section else None
-            if section and field is None:
+            if field is None:
                 break
-            if section is None:
-                break
-            section = _section(field) if field else None
+            section = _section(field)
         kept.append(part)
     return kept

@@ -1,4 +1,4 @@
-"""Words of other tools: what a person may write in a run file, and what to write instead."""
+"""Keys of other tools, and what to write in a run file instead."""
 
 _KEYS: dict[str, str] = {
     "model": "model_name_or_path model_name base_model model_id model_path pretrained_model_name_or_path",
@@ -35,7 +35,7 @@ _KEYS: dict[str, str] = {
     "data.train: [{path: ..., limit: 1000}]": "max_samples max_train_samples num_samples",
     "data.train: [{path: ..., fields: {text: COLUMN}}]": "text_field text_column dataset_text_field",
 }
-"""Our key, and what it is called elsewhere."""
+"""Our key, and its names in other tools."""
 
 _ROWS = "write `tune.batch_size`, the rows of one optimiser step over all processes"
 _SENTENCES: dict[str, str] = {
@@ -46,20 +46,20 @@ _SENTENCES: dict[str, str] = {
     "write `tune.micro_batch_size`, the rows of one forward pass of a process; a step accumulates until it has"
     " `tune.batch_size` rows": "gradient_accumulation_steps accumulate_grad_batches grad_accum_steps",
     "write `tune.warmup_share`, a share of the steps": "warmup_steps num_warmup_steps",
-    "write `tune.precision`, which is `auto`, `bf16` or `fp32`; the smaller model is written in the precision of the"
-    " base model": "bf16 fp16 dtype torch_dtype mixed_precision",
+    "write `tune.precision`, which is `auto`, `bf16` or `fp32`; the pruned model is saved in the precision of the base"
+    " model": "bf16 fp16 dtype torch_dtype mixed_precision",
     "leave it out: the optimiser is AdamW (`tune.learning_rate`, `tune.weight_decay`, `tune.clip`)": "optim optimizer"
     " optimiser",
     "leave it out: the learning rate rises over `tune.warmup_share` of the steps and falls along a cosine to"
-    " `tune.final_learning_rate_share` of its height": "lr_scheduler_type lr_scheduler scheduler",
+    " `tune.final_learning_rate_share` of its peak": "lr_scheduler_type lr_scheduler scheduler",
     "write `--out FOLDER` on the command line": "output_dir output out out_dir save_dir output_path",
     "write `--resume` on the command line": "resume resume_from_checkpoint",
     "write `data.completion_only: false` to learn prompts too": "train_on_inputs train_on_prompts",
     "leave it out: a base model is loaded as it is stored, and a quantised export is made with `export`": "load_in_4bit"
     " load_in_8bit quantization quantization_config bits",
-    "leave it out: every process holds the whole model; start several with torchrun": "deepspeed fsdp tp",
+    "leave it out: every process has the whole model; start several with torchrun": "deepspeed fsdp tp",
 }
-"""What to do about words that stand for nothing of ours alone, and those words."""
+"""What to do about keys without an exact equivalent here, and those keys."""
 
 _SPARSITY = "sparsity target_sparsity sparsity_ratio pruning_ratio prune_ratio pruning_rate ratio compression_ratio"
 
@@ -68,11 +68,11 @@ _ADVICE |= {word: sentence for sentence, words in _SENTENCES.items() for word in
 
 
 def advice(word: str, value: object) -> str | None:
-    """What to do instead of writing a word of another tool, None for words that we do not know either."""
+    """What to write instead of a key of another tool; None for unknown keys."""
     word = word.lower().replace("-", "_")
     if word not in _SPARSITY.split():
         return _ADVICE.get(word)
     example = ""
     if isinstance(value, int | float) and 0 < value < 1:
         example = f", so `budget.keep: {round(1 - value, 6):g}`"
-    return f"write `budget.keep`, the share that stays; keep = 1 - {word}{example}"
+    return f"write `budget.keep`, the share that is kept; keep = 1 - {word}{example}"

@@ -1,4 +1,4 @@
-"""The run file, read from YAML or JSON with its overrides."""
+"""Reading a run file from YAML or JSON, with overrides."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,14 +6,14 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from tuneprune.config.mistakes import explain, refuse_truths
+from tuneprune.config.mistakes import explain, refuse_booleans
 from tuneprune.config.schema import SHARED, RecoverConfig, RunConfig, like_tune
 from tuneprune.errors import ConfigError
 from tuneprune.model import location
 from tuneprune.system import yaml_files
 
 PLAIN = {"model": "base", "method": "name", "compensate": "name", "train": "", "calibration": ""}
-"""What a text alone is in a section: the value of this key, or the one entry of a list."""
+"""The key of a section that a text alone sets; empty where the text is the only entry of a list."""
 
 
 def load_run_file(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -26,9 +26,9 @@ def load_run_file(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def load_recover_file(model: str, path: Path, overrides: Sequence[str] = ()) -> RecoverConfig:
-    """What a run file says about tuning and evaluating, for a model that is smaller already.
+    """The tuning and evaluation settings of a run file, for a model that is already pruned.
 
-    Its `recover` section says how to tune, keys left out are as in `tune`; what it says about pruning is passed over.
+    Tuning follows its `recover` section, with missing keys from `tune`; settings for pruning are ignored.
 
     Raises:
         ConfigError: missing or malformed file, unknown key, value out of range.
@@ -37,7 +37,7 @@ def load_recover_file(model: str, path: Path, overrides: Sequence[str] = ()) -> 
     options: list[Any] = [content.pop(name, None) or {} for name in ("tune", "recover")]
     kept = {key: value for key, value in content.items() if key not in RunConfig.model_fields.keys() - SHARED}
     kept |= {"model": model, "tune": like_tune(*options) if all(isinstance(o, dict) for o in options) else options}
-    refuse_truths(RecoverConfig, kept)
+    refuse_booleans(RecoverConfig, kept)
     try:
         return RecoverConfig.model_validate(kept)
     except ValidationError as error:
@@ -48,7 +48,7 @@ def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """The run file as plain data.
 
     Raises:
-        ConfigError: missing or malformed file, or an override that is none.
+        ConfigError: missing or malformed file, or a malformed override.
     """
     content = yaml_files.load_file(path)
     if not isinstance(content, dict):
@@ -62,9 +62,9 @@ def parse(content: dict[str, Any], origin: str) -> RunConfig:
     """A run config from plain data.
 
     Raises:
-        ConfigError: says the key, what it may be, and what was given.
+        ConfigError: names the key, what is possible, and what was given.
     """
-    refuse_truths(RunConfig, content)
+    refuse_booleans(RunConfig, content)
     try:
         return RunConfig.model_validate(content)
     except ValidationError as error:
@@ -72,7 +72,7 @@ def parse(content: dict[str, Any], origin: str) -> RunConfig:
 
 
 def _override(content: dict[str, Any], override: str) -> None:
-    """Set one `key.path=value` in place; the value is read as YAML."""
+    """Apply one `key.path=value` in place; the value is read as YAML."""
     path, separator, text = override.partition("=")
     if not separator or not path:
         raise ConfigError(f"--set {override}: write it as key.path=value, such as budget.keep=0.5.")
@@ -80,34 +80,34 @@ def _override(content: dict[str, Any], override: str) -> None:
     *parents, leaf = path.split(".")
     section: dict[str, Any] | list[Any] = content
     for depth, parent in enumerate(parents):
-        section = _inside(section, parent, override, ".".join(parents[:depth]))
+        section = _descend(section, parent, override, ".".join(parents[:depth]))
     if isinstance(section, list):
         section[_index(section, leaf, override, ".".join(parents))] = value
     else:
         section[leaf] = value
 
 
-def _inside(section: dict[str, Any] | list[Any], key: str, override: str, place: str) -> dict[str, Any] | list[Any]:
-    """The section or list under `key`, made where there is none.
+def _descend(section: dict[str, Any] | list[Any], key: str, override: str, place: str) -> dict[str, Any] | list[Any]:
+    """The section or list under `key`, created if there is none.
 
     Raises:
         ConfigError: a single value is there, or a list has no such entry.
     """
     if isinstance(section, list):
         index = _index(section, key, override, place)
-        inner = section[index] = _opened(section[index], "path")
+        inner = section[index] = _as_section(section[index], "path")
     else:
-        inner = section[key] = _opened(section.get(key), PLAIN.get(key))
+        inner = section[key] = _as_section(section.get(key), PLAIN.get(key))
     if not isinstance(inner, dict | list):
         raise ConfigError(f"--set {override}: `{key}` is not a section.")
     return cast("dict[str, Any] | list[Any]", inner)
 
 
-def _opened(inner: object, plain: str | None) -> object:
-    """A section for what is there: for nothing, or for a text alone where that stands for one.
+def _as_section(inner: object, plain: str | None) -> object:
+    """A value as a section: a missing value becomes an empty one, and a text is expanded if it stands for a section.
 
     Args:
-        plain: the key that a text alone is the value of; empty where it is the one entry of a list.
+        plain: the key that a text alone sets; empty where it is the only entry of a list.
     """
     if inner is None:
         return {}
@@ -122,11 +122,11 @@ def _index(entries: Sequence[object], key: str, override: str, place: str) -> in
     """The number of an entry of a list.
 
     Raises:
-        ConfigError: it has no such entry.
+        ConfigError: there is no such entry.
     """
     if key.isascii() and key.isdecimal() and int(key) < len(entries):
         return int(key)
     raise ConfigError(
         f"--set {override}: `{place}` is a list of {len(entries)}; name an entry by its number from 0 to"
-        f" {len(entries) - 1}, or set the whole list, such as --set {place}=[...]."
+        f" {len(entries) - 1}, or set the whole list with --set {place}=[...]."
     )

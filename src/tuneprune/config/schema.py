@@ -1,4 +1,4 @@
-"""What a run file may say: one schema."""
+"""The schema of the run file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,20 +16,21 @@ from tuneprune.evaluate import EvaluateConfig
 from tuneprune.methods.base import Method
 from tuneprune.model import location
 from tuneprune.structure.spaces import SPACES
+from tuneprune.system.yaml_files import RawYaml
 from tuneprune.train import TuneConfig
 
 SHARED = {"data", "tune", "evaluate", "export", "seed", "deterministic"}
-"""Sections of a run file that are not about pruning."""
+"""Keys of a run file that are not about pruning."""
 Names = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 """A list of names, or a single one."""
 DETERMINISTIC: Any = Field(
     default=False,
-    description="on a GPU, only kernels that give the same bits every time, which may be slower; a CPU's do already",
+    description="on a GPU, use only kernels that give the same bits every time, which may be slower; on a CPU all do",
 )
 
 
 def like_tune(tune: Mapping[str, Any], recover: Mapping[str, Any]) -> dict[str, Any]:
-    """The `recover` section with what it leaves out taken from `tune`; `steps` and `epochs` count as one."""
+    """The `recover` section with missing keys from `tune`; `steps` and `epochs` count as one key."""
     lengths = {"steps", "epochs"}
     kept = {key: value for key, value in tune.items() if key not in lengths or not lengths & recover.keys()}
     return {**kept, **recover}
@@ -43,17 +44,17 @@ class BaseWithAdapter(BaseModel, frozen=True, extra="forbid"):
 
 
 class Compensation(BaseModel, frozen=True, extra="forbid"):
-    """What the kept columns of a pruned linear take over from the removed ones, before the cut."""
+    """Compensation of the removed columns of a linear by the kept ones, before it is pruned."""
 
     name: Literal["none", "obs"] = Field(
-        default="none", description="`obs`: the least-squares answer on calibration data, for any method's decision"
+        default="none", description="`obs`: the least-squares solution on calibration data, for any method's decision"
     )
     batches: int = Field(default=16, ge=1, description="calibration batches")
     damping: float = Field(default=1e-4, ge=0, description="ridge, in units of the kept inputs' mean square")
 
 
 class RunConfig(BaseModel, frozen=True, extra="forbid"):
-    """One run: which model, what to keep, how to decide, what to tune and evaluate on."""
+    """One run: the model, what to keep, how to decide, and the data for tuning and evaluation."""
 
     model: BaseWithAdapter = Field(description="folder or hub id; or {base, adapter}")
     space: str = Field(default="width", description="what may be removed: " + ", ".join(SPACES))
@@ -64,21 +65,21 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     tune: TuneConfig = TuneConfig()
     recover: TuneConfig | None = Field(
         default=None,
-        description="a second tuning, of the smaller model; keys left out are as in `tune`, which is also what one-shot"
-        " methods spend by default",
+        description="a second tuning, of the pruned model; missing keys are taken from `tune`, which one-shot methods"
+        " use by default",
     )
     evaluate: EvaluateConfig
     export: Names = Field(
         default=["hf"], description="`hf` and further targets, as name or name:option=value (`tuneprune targets`)"
     )
-    reference: bool = Field(default=True, description="also tune the dense model alike, for relative performance")
+    reference: bool = Field(default=True, description="tune the dense model too, for relative performance")
     speed: bool = Field(default=True, description="measure speed and memory before and after")
     seed: int = Field(default=0, ge=0)
     deterministic: bool = DETERMINISTIC
 
     @model_validator(mode="before")
     @classmethod
-    def _left_out(cls, values: Any) -> Any:  # noqa: ANN401  (raw YAML)
+    def _without_empty(cls, values: RawYaml) -> RawYaml:
         if not isinstance(values, dict):
             return values
         needed = {name for name, field in cls.model_fields.items() if field.is_required()}
@@ -90,17 +91,17 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
 
     @field_validator("model", mode="before")
     @classmethod
-    def _plain_model(cls, value: Any) -> Any:  # noqa: ANN401  (raw YAML)
+    def _plain_model(cls, value: RawYaml) -> RawYaml:
         return location.base_and_adapter(str(value)) if isinstance(value, str | Path) else value
 
     @field_validator("compensate", mode="before")
     @classmethod
-    def _named_compensation(cls, value: Any) -> Any:  # noqa: ANN401  (raw YAML)
+    def _named_compensation(cls, value: RawYaml) -> RawYaml:
         return {"name": value} if isinstance(value, str) else value
 
     @field_validator("method", mode="before")
     @classmethod
-    def _named_method(cls, value: Any) -> Any:  # noqa: ANN401  (raw YAML)
+    def _named_method(cls, value: RawYaml) -> RawYaml:
         if isinstance(value, str):
             value = {"name": value}
         if not isinstance(value, dict):
@@ -144,7 +145,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class RecoverConfig(BaseModel, frozen=True, extra="forbid"):
-    """One tuning of a model as it is: the sections of a run file that have nothing to do with pruning."""
+    """Tuning a model as it is: the sections of a run file that are not about pruning."""
 
     model: Annotated[str, AfterValidator(location.expand_name)]
     data: DataConfig
@@ -156,7 +157,7 @@ class RecoverConfig(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def recover(self) -> None:
-        """No second tuning follows this one."""
+        """There is no second tuning."""
 
     def to_yaml(self) -> str:
         """The resolved settings, defaults included."""

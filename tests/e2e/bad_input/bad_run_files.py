@@ -32,9 +32,11 @@ ROWS = {
     "linear that is not there": Row(
         ["target_modules", "`q`", "self_attn.q_proj", "Use these"], set_to("tune.lora.target_modules", ["q"])
     ),
-    "truth for a number": Row(["`tune.batch_size` is a number", "Write the number"], set_to("tune.batch_size", True)),
+    "truth for a number": Row(
+        ["`tune.batch_size` has to be a number", "Write the number"], set_to("tune.batch_size", True)
+    ),
     "home folder alone": Row(["`model` is empty", "Give it a value", "`~/`"], set_to("model", None)),
-    "percent as a number": Row(["`budget.keep`", "written as 0.6 or 60%"], set_to("budget.keep", 60)),
+    "percent as a number": Row(["`budget.keep`", "Write a share as 0.6 or 60%"], set_to("budget.keep", 60)),
     "task that is no list": Row(["`evaluate.tasks` is a list", "put `- `"], set_to("evaluate.tasks", {"path": "x"})),
     "unknown data key": Row(
         ["`data.train.0.wieght`", "Did you mean `weight`?"], set_to("data.train", [{"path": "x", "wieght": 2}])
