@@ -10,15 +10,15 @@ from tuneprune.export.probes.fresh_process import run_child
 
 
 class WarmProcesses:
-    """Replaces `run_tied`; its process starts at the first call."""
+    """Replaces `run_child`; its process starts at the first call."""
 
     def __init__(self, scratch: Path) -> None:
         self.errors, self.server = scratch / "errors", None
 
     def run(self, program, arguments, environment):
-        """The attributes of `run_tied`'s result that are used."""
+        """The attributes of `run_child`'s result that are used."""
         if ".gguf." in program.__name__:  # imports nothing slow, and llama.cpp can hang in a fork
-            return run_tied(program, arguments, environment)
+            return run_child(program, arguments, environment)
         if self.server is None:
             warm = [sys.executable, "-P", str(Path(__file__).with_name("warm_server.py"))]
             with self.errors.with_name("log").open("w") as log:

@@ -45,11 +45,7 @@ def load_recover_file(model: str, path: Path, overrides: Sequence[str] = ()) -> 
 
 
 def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """The run file as plain data.
-
-    Raises:
-        ConfigError: missing or malformed file, or a malformed override.
-    """
+    """The run file as plain data."""
     content = yaml_files.load_file(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a run file is a mapping with the keys {', '.join(RunConfig.model_fields)}.")
@@ -88,11 +84,7 @@ def _override(content: dict[str, Any], override: str) -> None:
 
 
 def _descend(section: dict[str, Any] | list[Any], key: str, override: str, place: str) -> dict[str, Any] | list[Any]:
-    """The section or list under `key`, created if there is none.
-
-    Raises:
-        ConfigError: a single value is there, or a list has no such entry.
-    """
+    """The section or list under `key`, created if there is none."""
     if isinstance(section, list):
         index = _index(section, key, override, place)
         inner = section[index] = _as_section(section[index], "path")
@@ -119,11 +111,7 @@ def _as_section(inner: object, plain: str | None) -> object:
 
 
 def _index(entries: Sequence[object], key: str, override: str, place: str) -> int:
-    """The number of an entry of a list.
-
-    Raises:
-        ConfigError: there is no such entry.
-    """
+    """The number of an entry of a list."""
     if key.isascii() and key.isdecimal() and int(key) < len(entries):
         return int(key)
     raise ConfigError(

@@ -1,8 +1,7 @@
-"""Data: examples from files and named sets, their wording, encoding, packing and overlap."""
+"""Data: examples from files and named sets; their wording, encoding, packing and overlap."""
 
 from tuneprune.data.encoding import (
     Encoded,
-    EncodedExamples,
     encode,
     encode_all,
     encode_choices,
@@ -12,9 +11,9 @@ from tuneprune.data.encoding import (
 )
 from tuneprune.data.examples import Example
 from tuneprune.data.loading import Data, Part, load
-from tuneprune.data.overlap import OverlapReport, overlaps
-from tuneprune.data.prompts import TASKS, Kind
-from tuneprune.data.sources import DataConfig, SourceConfig, known_sources, read_source
+from tuneprune.data.overlap import overlaps
+from tuneprune.data.prompts import TASKS
+from tuneprune.data.sources import DataConfig, SourceConfig, read_source
 from tuneprune.data.stream import Stream
 from tuneprune.data.suites import METRICS, SUITES, TaskSpec, load_task
 
@@ -25,10 +24,7 @@ __all__ = [
     "Data",
     "DataConfig",
     "Encoded",
-    "EncodedExamples",
     "Example",
-    "Kind",
-    "OverlapReport",
     "Part",
     "SourceConfig",
     "Stream",
@@ -37,7 +33,6 @@ __all__ = [
     "encode_all",
     "encode_choices",
     "encode_prompt",
-    "known_sources",
     "load",
     "load_task",
     "overlaps",

@@ -93,11 +93,7 @@ class _Writer:
     today: datetime = TODAY
 
     def written(self) -> Written:
-        """Prompt and completion, checked to hold everything in the turns and the tools.
-
-        Raises:
-            UnusableRecord: the template refuses them, or leaves something out.
-        """
+        """Prompt and completion, checked to hold everything in the turns and the tools."""
         found = self.split()
         for what in (*self._left_out(found), *self._left_out_of_answer(found)):
             raise _left_out(what)
@@ -133,10 +129,8 @@ class _Writer:
         """The text that the template writes for turns. It runs in jinja's sandbox, with access to plain values only."""
         template = _with_date(self.template, self.today) if _CLOCK in self.template else self.template
         options |= {"tokenize": False}
-        refusal, advice = (
-            "the tokenizer's chat template refuses these messages",
-            "Change them as it asks, or use another",
-        )
+        refusal = "the tokenizer's chat template refuses these messages"
+        advice = "Change them as it asks, or use another tokenizer's."
         try:
             with wrap_errors(refusal, DataError, advice):
                 text = self.tokenizer.apply_chat_template(turns, chat_template=template, **options, **self.arguments)
@@ -155,11 +149,8 @@ class _Writer:
         for position, turn in enumerate(self.turns):
             content = turn.get("content", "")
             is_there = turn["role"] not in SYSTEM_ROLES and _squeezed(content) in text
-            if (
-                content.strip()
-                and not is_there
-                and _ignores(found, replace(self, turns=self._with(position, content + " x")))
-            ):
+            changed = replace(self, turns=self._with(position, content + " x"))
+            if content.strip() and not is_there and _ignores(found, changed):
                 yield f"the turn of the role `{turn['role']}`"
             for number, call in enumerate(turn.get("tool_calls", ())):
                 if _ignores(found, replace(self, turns=self._with_renamed_call(position, number))):

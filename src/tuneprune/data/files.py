@@ -147,11 +147,7 @@ def _group(file: Path, split: str) -> tuple[str, str] | None:
 
 
 def _complete(shards: Sequence[Path]) -> Sequence[Path]:
-    """The shards in the order of their numbers.
-
-    Raises:
-        DataError: their number is not the one in their names.
-    """
+    """The shards in the order of their numbers."""
     parts = [_NUMBERED.fullmatch(file.name[: -len(_ending(file))]) for file in shards]
     found = [(int(part[1]), int(part[2] or 0)) for part in parts if part]
     if len(found) < len(shards):

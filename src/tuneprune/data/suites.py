@@ -81,12 +81,7 @@ def _task(source: str, limit: int | None = None, max_new_tokens: int = 64) -> Ta
 
 
 SUITES: Mapping[str, tuple[TaskSpec, ...]] = {
-    "healthcare": (
-        _task("openstax_anatomy"),
-        _task("rqe"),
-        _task("pubmedqa"),
-        _task("rqe_question_summary"),
-    ),
+    "healthcare": tuple(map(_task, ("openstax_anatomy", "rqe", "pubmedqa", "rqe_question_summary"))),
     "legal": (
         _task("dc_code"),
         _task("us_bills_pd"),
@@ -95,12 +90,7 @@ SUITES: Mapping[str, tuple[TaskSpec, ...]] = {
         _task("dc_code_heading", max_new_tokens=32),
     ),
     "general": (_task("wikitext2"), _task("snli", limit=1000)),
-    "clinic": (
-        _task("clinic_text"),
-        _task("clinic_nli"),
-        _task("clinic_qa"),
-        _task("clinic_summary"),
-    ),
+    "clinic": tuple(map(_task, ("clinic_text", "clinic_nli", "clinic_qa", "clinic_summary"))),
 }
 
 

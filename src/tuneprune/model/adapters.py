@@ -86,11 +86,7 @@ def _stored(adapter: str) -> Shapes:
 
 
 def _resize(adapter: str, model: PreTrainedModel, stored: Shapes) -> None:
-    """Resize the embeddings, in place, to those of an adapter that was trained with another vocabulary.
-
-    Raises:
-        ConfigError: it has only a part of them.
-    """
+    """Resize the embeddings, in place, to those of an adapter that was trained with another vocabulary."""
     ends: Any = (model.get_input_embeddings(), model.get_output_embeddings())
     names = [name for name, module in model.named_modules() if module in ends]
     rows = {name: _rows(stored, name) for name in names}
@@ -121,11 +117,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
 
 
 def _options(adapter: str) -> "LoraConfig":
-    """The adapter's settings, without an initialisation that would read weights.
-
-    Raises:
-        ConfigError: they cannot be read, or are not those of LoRA on a causal language model.
-    """
+    """The adapter's settings, without an initialisation that would read weights."""
     from peft import LoraConfig, PeftConfig
 
     with wrap_errors(f"model.adapter: cannot read the settings of {adapter}"):
@@ -150,11 +142,7 @@ def _options(adapter: str) -> "LoraConfig":
 
 
 def _refuse_start(adapter: str, start: str) -> None:
-    """Refuse an adapter whose initialisation changed the base randomly or from data: merging cannot repeat that.
-
-    Raises:
-        ConfigError: says how to save it instead.
-    """
+    """Refuse an adapter whose initialisation changed the base randomly or from data: merging cannot repeat that."""
     if start in ("True", "False", "None") or start.lower() in REPEATABLE_STARTS:
         return
     convertible = start.lower().startswith(CONVERTIBLE_STARTS)
@@ -167,11 +155,7 @@ def _refuse_start(adapter: str, start: str) -> None:
 
 
 def _refuse_shared(adapter: str, skeleton: PreTrainedModel, wrapped: "PeftModel", options: "LoraConfig") -> None:
-    """Refuse LoRA on embeddings that are also the head, because merging it would change both.
-
-    Raises:
-        ConfigError: says what to do instead.
-    """
+    """Refuse LoRA on embeddings that are also the head, because merging it would change both."""
     if not skeleton.config.tie_word_embeddings or getattr(options, "ensure_weight_tying", False):
         return
     ends = (wrapped.get_input_embeddings(), wrapped.get_output_embeddings())

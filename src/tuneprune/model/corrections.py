@@ -28,11 +28,7 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 
 def output_settings(model: str, raw: Mapping[str, Any]) -> dict[str, bool]:
-    """The output settings to read a config with, instead of its own.
-
-    Args:
-        raw: the content of config.json.
-    """
+    """The output settings to read a config with, instead of those in its config.json (`raw`)."""
     for name, value in OUTPUTS.items():
         if raw.get(name, value) != value:
             remark(f"{model}: config.json says {name}={raw[name]}, which is not supported here; it is ignored.")
@@ -146,11 +142,7 @@ def follow_files(model: str, config: PretrainedConfig, skeleton: PreTrainedModel
 
 
 def _refuse_misfits(model: str, skeleton: PreTrainedModel, checkpoint: Checkpoint, ends: list[str]) -> None:
-    """Refuse files that lack weights of the model other than head and embeddings, or have them in other shapes.
-
-    Raises:
-        ConfigError: names one.
-    """
+    """Refuse files that lack weights of the model other than head and embeddings, or have them in other shapes."""
     for name, stored, wanted in checkpoint.misfits():
         sizes = [" x ".join(map(str, shape)) or "one number" for shape in (stored, wanted)]
         raise ConfigError(
@@ -164,11 +156,7 @@ def _refuse_misfits(model: str, skeleton: PreTrainedModel, checkpoint: Checkpoin
 
 
 def incomplete_error(model: str, missing: Collection[str], stored: Iterable[str]) -> ConfigError:
-    """The error for files that lack weights.
-
-    Args:
-        stored: names of the tensors in the files.
-    """
+    """The error for files that lack weights, with the names of the tensors that are stored in them."""
     wrapper = next((text for name in stored for prefix, text in WRAPPERS.items() if name.startswith(prefix)), None)
     if wrapper is not None:
         return ConfigError(

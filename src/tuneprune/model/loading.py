@@ -206,11 +206,7 @@ def load_model(model: str, adapter: str | None, device: torch.device) -> PreTrai
 
 
 def _refuse_changed_config(model: str, known: PretrainedConfig) -> None:
-    """Refuse to continue if files that were just downloaded contradict the config that the plan was based on.
-
-    Raises:
-        ConfigError: says to start again, because the downloaded files are then used from the start.
-    """
+    """Refuse to continue if files that were just downloaded contradict the config that the plan was based on."""
     config = load_any_config(model)
     if (config.tie_word_embeddings, stored_dtype(config)) != (known.tie_word_embeddings, stored_dtype(known)):
         raise ConfigError(

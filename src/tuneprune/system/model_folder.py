@@ -117,11 +117,7 @@ def check_names(folder: Path, key: str) -> None:
 
 
 def _refuse_pointers(folder: Path, key: str) -> None:
-    """Refuse the pointer files that a clone without Git LFS has instead of the large files.
-
-    Raises:
-        ConfigError: names the first, and how to get the file itself.
-    """
+    """Refuse the pointer files that a clone without Git LFS has instead of the large files."""
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         with path.open("rb") as stream:
             is_pointer = stream.read(len(POINTER)) == POINTER
@@ -237,10 +233,7 @@ def read_json(path: Path, key: str) -> dict[str, Any]:
 
 
 def check_numbers(config: Mapping[str, Any], model: str, key: str) -> None:
-    """Refuse sizes that no model has, before a model of such sizes is built.
-
-    Args:
-        config: the content of config.json.
+    """Refuse sizes in config.json that no model has, before a model of such sizes is built.
 
     Raises:
         ConfigError: names the entry and what it may be.
@@ -262,10 +255,7 @@ def check_numbers(config: Mapping[str, Any], model: str, key: str) -> None:
 
 
 def check_precision(config: Mapping[str, Any], model: str, key: str) -> None:
-    """Refuse a precision that PyTorch does not have, such as `auto`, because transformers fails on it.
-
-    Args:
-        config: the content of config.json.
+    """Refuse a precision in config.json that PyTorch does not have, such as `auto`: transformers fails on it.
 
     Raises:
         ConfigError: says that it can be removed.

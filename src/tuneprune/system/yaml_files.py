@@ -29,11 +29,7 @@ class _Loader(yaml.SafeLoader):
         self.sizes: dict[int, int] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: RawYaml) -> yaml.Node | None:
-        """One node with everything below it.
-
-        Raises:
-            MarkedYAMLError: nested too deeply, or too large once its aliases are expanded.
-        """
+        """One node with everything below it, within the limits of depth and size."""
         is_alias, mark = self.check_event(AliasEvent), self.peek_event().start_mark
         self.depth += 1
         if self.depth > DEEPEST:
@@ -51,11 +47,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def compose_mapping_node(self, anchor: RawYaml) -> yaml.MappingNode:
-        """A mapping whose keys are texts that all differ.
-
-        Raises:
-            MarkedYAMLError: names the key.
-        """
+        """A mapping whose keys are texts that all differ."""
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
