@@ -56,9 +56,9 @@ def open_decompressed(path: Path) -> Iterator["io.BufferedReader[Any]"]:
 
 
 def _damaged(path: Path, error: Exception) -> DataError:
+    reason = error_text(error).rstrip(".")
     return DataError(
-        f"{path}: the file cannot be decompressed ({error_text(error).rstrip('.')}): it is damaged or truncated. Create"
-        " or copy it again."
+        f"{path}: the file cannot be decompressed ({reason}): it is damaged or truncated. Make or copy it again."
     )
 
 

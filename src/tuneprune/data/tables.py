@@ -107,7 +107,7 @@ def read_parquet(path: Path, split: str, left_out: LeftOut) -> Numbered:  # noqa
         with pq.ParquetFile(path) as file:
             return _numbered(file.iter_batches(batch_size=1024), file.schema_arrow)
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
-        raise DataError(f"{path}: the file is not valid Parquet ({error_text(error)}). Create it again.") from None
+        raise DataError(f"{path}: the file is not valid Parquet ({error_text(error)}). Write it again.") from None
 
 
 def read_arrow(path: Path, split: str, left_out: LeftOut) -> Numbered:  # noqa: ARG001  (signature of the readers)
@@ -125,7 +125,7 @@ def read_arrow(path: Path, split: str, left_out: LeftOut) -> Numbered:  # noqa: 
             table = (pa.ipc.open_file if is_file_format else pa.ipc.open_stream)(file).read_all()
         return _numbered(table.to_batches(1024), table.schema)
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
-        raise DataError(f"{path}: the file is not valid Arrow ({error_text(error)}). Create it again.") from None
+        raise DataError(f"{path}: the file is not valid Arrow ({error_text(error)}). Write it again.") from None
 
 
 def _numbered(batches: "Iterable[pa.RecordBatch]", schema: "pa.Schema") -> Numbered:

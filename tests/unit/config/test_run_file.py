@@ -1,4 +1,4 @@
-"""What a run file may say about compensation."""
+"""Compensation in a run file."""
 
 import pytest
 from helpers.tiny import tiny_model

@@ -1,4 +1,4 @@
-"""Run files as people write them: words of other tools, numbers, empty values, short forms."""
+"""Run files as people write them: keys of other tools, numbers, empty values, short forms."""
 
 import datetime
 import json
@@ -74,7 +74,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize(("key", "ours"), FOREIGN.items())
-def test_a_word_of_another_tool_is_answered_with_ours(key, ours):
+def test_a_key_of_another_tool_is_answered_with_ours(key, ours):
     content = CONTENT | {"method": {"name": "random"}} if key.startswith("method") else CONTENT
     content = json.loads(json.dumps(content))
     *parents, leaf = key.split(".")
@@ -90,7 +90,7 @@ def test_a_word_of_another_tool_is_answered_with_ours(key, ours):
     assert "Did you mean" not in said
 
 
-def test_every_key_that_is_named_instead_of_a_foreign_word_exists():
+def test_every_key_that_is_suggested_exists():
     from tuneprune.config import other_tools
 
     for ours in other_tools._KEYS:
@@ -166,7 +166,7 @@ def test_values_are_read_as_they_are_meant(path, written, read, tmp_path):
         ("method", 3, "`method` is a section"),
     ],
 )
-def test_values_that_mean_nothing_are_refused_with_what_to_write(path, value, said):
+def test_invalid_values_are_refused_with_what_to_write(path, value, said):
     content = changed("seed", 0)
     *parents, leaf = path.split(".")
     section = content
@@ -234,13 +234,13 @@ def test_files_of_other_editors_are_read(data, tmp_path):
     assert load_run_file(tmp_path / "run.yaml") == RunConfig.model_validate(CONTENT)
 
 
-def test_tabs_are_named(tmp_path):
+def test_tabs_are_reported_as_tabs(tmp_path):
     (tmp_path / "run.yaml").write_text("tune:\n\tsteps: 3\n")
     with pytest.raises(ConfigError, match=r"line 2: .*it is a tab, and YAML is indented with spaces"):
         load_run_file(tmp_path / "run.yaml")
 
 
-def test_recovery_answers_with_our_words_too(tmp_path):
+def test_recovery_suggests_our_keys_too(tmp_path):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(CONTENT | {"recover": {"lr": 1e-3}}))
     with pytest.raises(ConfigError, match=r"unknown key `tune.lr`: write `tune.learning_rate`"):
         load_recover_file("small", tmp_path / "run.yaml")

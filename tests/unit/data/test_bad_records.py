@@ -1,4 +1,4 @@
-"""What is found in data, and what happens: refused, or left out and counted."""
+"""Problems in data: records are refused, or left out and counted."""
 
 import copy
 import json
@@ -23,7 +23,7 @@ LINES = {  # reason: a line of JSONL, what the refusal says
     "longer than 16 MiB": (b'{"text": "' + b"a" * 2**24 + b'"}\n', "longer than 16 MiB"),
     "blank": (b'{"text": null}\n', None),
 }
-ODD = {  # lines that only look odd, and their texts
+ODD = {  # lines that only look wrong, and their texts
     "NaN in a column that nobody reads": (b'{"text": "a", "score": NaN}\n', "a"),
     "a Windows line end": (b'{"text": "a"}\r\n', "a"),
     "an escaped zero": (rb'{"text": "a\u0000"}', "a\0"),
@@ -94,7 +94,7 @@ def test_a_text_of_a_csv_may_be_long(tmp_path, tokenizer):
     assert len(read(path, tokenizer)[0].completion) == 200_000
 
 
-FILES = {  # refused whatever `data.unusable` says: nothing tells where the next record begins, or which file is meant
+FILES = {  # refused whatever `data.unusable` says: the next record cannot be found, or the file is ambiguous
     "UTF-16": ("a.jsonl", '{"text": "a"}'.encode("utf-16"), "UTF-16 text. Save it as UTF-8"),
     "gzip that is cut off": ("a.jsonl", b"\x1f\x8b\x08\x00", "cannot be decompressed .* it is damaged or truncated"),
     "Parquet under another name": ("a.jsonl", b"PAR1....PAR1", "end in .parquet"),
@@ -136,7 +136,7 @@ def test_two_files_for_one_split_are_ambiguous(tmp_path, tokenizer):
         read(tmp_path, tokenizer)
 
 
-def test_a_file_that_may_not_be_read_is_one_sentence(tmp_path, tokenizer, monkeypatch):
+def test_an_unreadable_file_gives_one_sentence(tmp_path, tokenizer, monkeypatch):
     path = file(tmp_path, GOOD)
 
     def refuse(self, *_, **__):
@@ -160,7 +160,7 @@ def test_a_huge_line_is_not_held_in_memory(tmp_path, tokenizer, monkeypatch):
     assert peak < 2**21
 
 
-def test_columns_of_a_stranger_stay_in_one_short_line(tmp_path, tokenizer):
+def test_untrusted_column_names_stay_on_one_short_line(tmp_path, tokenizer):
     record = {f"column {n}\n\x1b[31m": n for n in range(5000)}
     with pytest.raises(DataError) as refused:
         read(file(tmp_path, json.dumps(record).encode()), tokenizer)
@@ -174,7 +174,7 @@ def test_a_source_that_loses_more_than_half_is_refused(tmp_path, tokenizer):
     assert len(read(half, tokenizer, LeftOut(drops=True))) == 3
     with pytest.raises(DataError, match=r"4 of 7 records cannot be used \(4 not JSON: records 4, 5, 6, 7\)"):
         read(file(tmp_path, GOOD * 3 + b"broken\n" * 4), tokenizer, LeftOut(drops=True))
-    # What `limit` would have left out anyway does not count.
+    # Records that `limit` leaves out anyway are not counted.
     many = file(tmp_path, GOOD * 90 + b"broken\n" * 10)
     assert len(read(many, tokenizer, LeftOut(drops=True), limit=3)) == 3
 

@@ -1,4 +1,4 @@
-"""Conversations as people have them, in templates as models have them: all is written, or something is said."""
+"""Conversations in common formats with templates of real models: all is written, or a message says what is not."""
 
 import copy
 import json
@@ -27,7 +27,7 @@ def turns(*pairs, **more):
 
 @pytest.fixture
 def read(tmp_path, tokenizer):
-    """Reads one record with a template; gives the example."""
+    """Reads one record with a template and returns the example."""
 
     def read(record, template=templates.CHATML, **options):
         chat = copy.deepcopy(tokenizer)
@@ -42,7 +42,7 @@ def read(tmp_path, tokenizer):
     return read
 
 
-def test_a_system_text_goes_into_the_first_user_turn_where_the_template_refuses_the_role(read, caplog):
+def test_a_system_text_is_put_into_the_first_user_turn_if_the_template_refuses_the_role(read, caplog):
     example = read({"messages": turns(SYSTEM, USER, ANSWER, USER, ANSWER)}, templates.NO_SYSTEM)
     assert example.prompt == (
         "<s>user\nYou are a nurse.\n\nWhat is a fever?</s>\n<s>assistant\nAbove 38.</s>\n"
@@ -53,10 +53,10 @@ def test_a_system_text_goes_into_the_first_user_turn_where_the_template_refuses_
     assert "1 with the system text in the user's turn, because the chat template has no role for it" in caplog.text
 
 
-def test_so_it_does_where_the_template_leaves_it_out_in_silence(read):
+def test_a_system_text_is_put_into_the_first_user_turn_if_the_template_silently_omits_it(read):
     folded = read({"messages": turns(SYSTEM, USER, ANSWER)}, templates.DROPS_OTHER_ROLES)
     assert folded.prompt == f"<s>user\nYou are a nurse.\n\nWhat is a fever?</s>\n{ASSISTANT}"
-    # Whether it is there is not told by its words, which the user may say as well.
+    # Its words do not show whether it is there, because the user may say them too.
     said = read({"messages": turns(("system", "fever"), USER, ANSWER)}, templates.DROPS_OTHER_ROLES)
     assert said.prompt == f"<s>user\nfever\n\nWhat is a fever?</s>\n{ASSISTANT}"
 
@@ -74,7 +74,7 @@ def test_folding_can_be_refused(read, template):
     assert read({"messages": turns(USER, ANSWER)}, template, system_role="refuse").notes == ()
 
 
-def test_what_the_template_asks_for_beside_the_system_role_is_its_own_reason(read):
+def test_the_template_may_refuse_a_record_for_another_reason_than_the_system_role(read):
     with pytest.raises(DataError, match="refuses these messages: System role not supported"):
         read({"messages": turns(SYSTEM, ANSWER, USER, ANSWER)}, templates.NO_SYSTEM)
     with pytest.raises(DataError, match="refuses these messages: Conversation roles must alternate"):
@@ -83,7 +83,7 @@ def test_what_the_template_asks_for_beside_the_system_role_is_its_own_reason(rea
         read({"messages": turns(ANSWER, USER, ANSWER)}, templates.NO_SYSTEM)
 
 
-def test_an_empty_system_text_leaves_nothing_behind(read):
+def test_an_empty_system_text_leaves_no_trace(read):
     example = read({"messages": turns(("system", ""), USER, ANSWER)}, templates.NO_SYSTEM)
     assert example.prompt == f"<s>user\nWhat is a fever?</s>\n{ASSISTANT}"
 
@@ -103,7 +103,7 @@ def test_folded_turns_are_counted_in_the_summary_and_the_option_is_recorded(tmp_
         load(DataConfig(train=[SourceConfig(path=path)], system_role="refuse"), chat, 128)
 
 
-def test_a_developer_is_a_system_where_the_template_knows_no_developer(read):
+def test_a_developer_turn_becomes_a_system_turn_if_the_template_has_no_developer_role(read):
     conversation = {"messages": turns(("developer", "You are a nurse."), USER, ANSWER)}
     known = read(conversation)
     assert known.prompt.startswith("<s>developer\nYou are a nurse.")
@@ -162,7 +162,7 @@ def test_an_answer_that_only_calls_a_tool_is_an_answer(read, content, template, 
     ],
     ids=["flat", "as JSON", "a function call"],
 )
-def test_tool_calls_are_read_in_other_spellings(read, calls):
+def test_tool_calls_are_read_in_other_formats(read, calls):
     call = {"tool_calls": calls} if calls else {"function_call": CALL["function"]}
     answer = {"role": "assistant", "content": None} | call
     assert '"arguments": {"city": "Köln"' in read({"messages": [*turns(USER), answer]}, templates.TOOLS).completion
@@ -188,7 +188,7 @@ def test_tool_calls_that_the_template_leaves_out_are_refused(read):
     assert read(record, templates.TOOLS).completion.count("<tool_call>") == 2
 
 
-def test_arguments_of_the_template_come_with_the_record(read):
+def test_a_record_can_hold_arguments_of_the_template(read):
     record = {"messages": turns(USER, ANSWER)}
     assert read(record, templates.THINKING).completion == "<think>\n\n</think>\n\nAbove 38.</s>"
     for further in ({"enable_thinking": False}, {"chat_template_kwargs": {"enable_thinking": False}}):
@@ -234,7 +234,7 @@ def test_prompts_and_completions_of_other_shapes_are_refused(read):
         read({"prompt": ["What?"], "completion": "Above 38."})
 
 
-def test_thinking_of_earlier_turns_goes_as_the_template_has_it_and_that_of_the_answer_stays(read):
+def test_the_template_decides_on_the_thinking_of_earlier_turns_and_that_of_the_answer_is_kept(read):
     thought = ("assistant", "<think>\nhot?\n</think>\n\nAbove 38.")
     example = read({"messages": turns(USER, thought, USER, thought)}, templates.THINKING)
     assert example.prompt.count("hot?") == 0
@@ -247,12 +247,12 @@ def test_a_template_that_cuts_the_thinking_of_the_answer_is_not_used_on_it(read)
     answer = {"role": "assistant", "content": "Above 38.", "reasoning_content": "hot?"}
     with pytest.raises(DataError, match="does not write the field `reasoning_content` of the last answer"):
         read({"messages": [*turns(USER), answer]})
-    # Without thinking the template opens the turn otherwise than it writes it.
+    # Without thinking, the template opens the turn differently than it writes it.
     plain = read({"messages": turns(USER, ANSWER)}, templates.THINKING_CUT)
     assert (plain.prompt, plain.completion) == ("<s>user\nWhat is a fever?</s>\n", "<s>assistant\nAbove 38.</s>")
 
 
-def test_turns_that_are_written_otherwise_once_answered_are_read_as_they_are_asked(read):
+def test_turns_that_are_written_differently_once_answered_are_read_as_in_the_prompt(read):
     example = read({"messages": turns(SYSTEM, USER, ANSWER)}, templates.SYSTEM_IN_LAST_TURN)
     assert example.prompt == "<s>[INST] You are a nurse.\n\nWhat is a fever?[/INST]"
     assert example.completion == " Above 38.</s>"
@@ -262,7 +262,7 @@ def test_turns_that_are_written_otherwise_once_answered_are_read_as_they_are_ask
     assert other.completion == "Above 38.!</s>"
 
 
-def test_a_template_that_asks_for_the_day_is_told_the_same_one_every_day(read, caplog):
+def test_a_template_that_asks_for_the_date_always_gets_the_same_one(read, caplog):
     example = read({"messages": turns(USER, ANSWER)}, templates.DATED)
     assert example.prompt == f"<s>Today is 01 Jan 2025, 1/01.</s>\n<s>user\nWhat is a fever?</s>\n{ASSISTANT}"
     assert example.notes == ("fixed_date",)
@@ -275,12 +275,12 @@ def test_a_template_that_does_not_write_the_answer_is_not_used(read):
             read({"messages": turns(USER, ANSWER)}, template)
 
 
-def test_marks_of_generated_text_change_nothing(read):
+def test_generation_marks_change_nothing(read):
     example = read({"messages": turns(USER, ANSWER, USER, ANSWER)}, templates.GENERATION)
     assert example == read({"messages": turns(USER, ANSWER, USER, ANSWER)})
 
 
-def test_of_several_templates_the_fitting_one_is_used(read):
+def test_the_right_one_of_several_templates_is_used(read):
     several = {"default": templates.CHATML, "tool_use": templates.TOOLS}
     assert read({"messages": turns(USER, ANSWER)}, several).prompt.startswith("<s>user")
     assert read({"messages": turns(USER, ANSWER), "tools": [TOOL]}, several).prompt.startswith("<s>tools")
@@ -330,14 +330,14 @@ def test_other_weights_are_refused(read):
             read({"messages": [*turns(USER), *turns(ANSWER, weight=weight)]})
 
 
-def test_turns_behind_the_last_answer_are_left_out_and_counted(read, caplog):
+def test_turns_after_the_last_answer_are_left_out_and_counted(read, caplog):
     with caplog.at_level(logging.WARNING):
         example = read({"messages": turns(USER, ANSWER, ("user", "Thanks"))})
     assert example.notes == ("later_turns",)
     assert "1 without the turns after the last answer" in caplog.text
 
 
-def test_spaces_around_texts_are_the_templates_to_keep(read):
+def test_the_template_decides_on_spaces_around_texts(read):
     record = {"messages": turns(("user", "  hi "), ("assistant", " ho  "))}
     assert read(record).completion == " ho  </s>"
     assert read(record, templates.NO_SYSTEM).completion == "ho</s>"

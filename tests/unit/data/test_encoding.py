@@ -58,7 +58,7 @@ def test_a_body_can_keep_its_end(tokenizer):
     assert text_of(tokenizer, ids) == '<s>"three four" Q? A: yes</s>'
 
 
-def test_then_the_prompt_loses_its_start(tokenizer):
+def test_the_prompt_loses_its_start_after_the_body(tokenizer):
     assert text_of(tokenizer, encode(task(), tokenizer, 10).input_ids) == "<s>? A: yes</s>"
 
 

@@ -1,4 +1,4 @@
-"""Files as people have them: arrays, compressed, in shards, by `save_to_disk`; each whole, and each damaged."""
+"""Data files in every supported format, intact and damaged: arrays, compressed, in shards, by `save_to_disk`."""
 
 import bz2
 import gzip
@@ -62,7 +62,7 @@ def test_json_in_every_form(name, content, tmp_path, tokenizer):
     assert read(file(tmp_path, name, content), tokenizer) == TEXTS
 
 
-def test_one_record_is_a_record_though_it_holds_a_list(tmp_path, chat_tokenizer):
+def test_a_single_record_with_a_list_is_a_record(tmp_path, chat_tokenizer):
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
     for indent in (None, 1):
         path = file(tmp_path, "a.json", json.dumps({"messages": turns}, indent=indent))
@@ -131,12 +131,14 @@ def test_long_arrays_are_read_piece_by_piece(tmp_path, tokenizer, monkeypatch):
 def test_compressed_files_are_read(ending, name, content, tmp_path, tokenizer):
     packed = PACKED[ending](content)
     assert read(file(tmp_path, name + ending, packed), tokenizer) == TEXTS
-    assert read(file(tmp_path, name + ending, content), tokenizer) == TEXTS  # unpacked on its way, under its old name
+    assert (
+        read(file(tmp_path, name + ending, content), tokenizer) == TEXTS
+    )  # decompressed by something else, which kept the name
     assert read(file(tmp_path, name, packed), tokenizer) == TEXTS
 
 
 @pytest.mark.parametrize("ending", PACKED)
-def test_damaged_compression_is_one_sentence(ending, tmp_path, tokenizer):
+def test_damaged_compression_gives_one_sentence(ending, tmp_path, tokenizer):
     long = b"".join(json.dumps({"text": f"{n} {n * n} {n**5}"}).encode() + b"\n" for n in range(5000))
     packed = PACKED[ending](long)
     middle = len(packed) // 2
@@ -253,7 +255,7 @@ def test_a_pattern_names_several_files(tmp_path, tokenizer):
         read_source(SourceConfig(path=tmp_path / "deep/*/a.jsonl", split="val"), tokenizer, "train")
 
 
-def test_folders_by_save_to_disk(tmp_path, tokenizer):
+def test_folders_written_by_save_to_disk(tmp_path, tokenizer):
     rows = datasets.Dataset.from_list(ROWS)
     rows.save_to_disk(tmp_path / "one")
     rows.select([2, 0]).save_to_disk(tmp_path / "some")

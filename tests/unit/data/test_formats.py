@@ -1,4 +1,4 @@
-"""Records as people have them become the conversation or the prompt that they mean, and nothing of them gets lost."""
+"""Records in common formats become the right conversation or prompt, and nothing is lost."""
 
 import json
 
@@ -35,7 +35,7 @@ def templated(tmp_path, chat_tokenizer):
 
 
 HUMAN, GPT = {"from": "human", "value": FEVER}, {"from": "gpt", "value": ANSWER}
-SAME = {  # records that all mean one question and its answer
+SAME = {  # records that all hold one question and its answer
     "ShareGPT": {"conversations": [HUMAN, GPT], "id": "a1"},
     "ShareGPT of other speakers": {"conversations": [HUMAN | {"from": "User"}, GPT | {"from": "chatgpt"}]},
     "ShareGPT under messages": {"messages": [HUMAN, GPT]},
@@ -94,7 +94,7 @@ def test_a_passage_follows_what_is_asked(passage, tmp_path, chat_tokenizer, temp
     )
 
 
-def test_history_comes_before(tmp_path, chat_tokenizer, templated):
+def test_history_comes_first(tmp_path, chat_tokenizer, templated):
     record = {"instruction": FEVER, "input": "", "output": ANSWER, "history": [["Hello?", "Hi."]]}
     before = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hi."}]
     assert one(tmp_path, chat_tokenizer, record) == templated(*before, *CHAT)
@@ -110,7 +110,7 @@ def test_without_a_template_alpaca_keeps_its_headings(tmp_path, tokenizer):
     assert one(tmp_path, tokenizer, more) == (f"{NURSE}\n\n{hello}\n\n{prompt}", ANSWER)
 
 
-def test_tools_reach_the_template_as_it_knows_them(tmp_path, chat_tokenizer):
+def test_tools_reach_the_template_in_its_format(tmp_path, chat_tokenizer):
     from tuneprune.data.formats import recognise
 
     tool = {"name": "weather", "description": "Tells it.", "parameters": {"type": "object"}}
@@ -168,7 +168,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("record", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_is_not_clear_is_refused(record, message, tmp_path, chat_tokenizer):
+def test_ambiguous_records_are_refused(record, message, tmp_path, chat_tokenizer):
     with pytest.raises((DataError, ConfigError), match=rf"a\.jsonl:1: .*{message}") as refused:
         one(tmp_path, chat_tokenizer, record)
     assert str(refused.value).isprintable()
@@ -185,7 +185,7 @@ def test_a_record_without_an_answer_is_blank(tmp_path, chat_tokenizer, caplog):
     assert "left out: 4 blank: records 5, 6, 7, 8" in caplog.text
 
 
-def test_what_is_converted_and_not_read_is_said_once(tmp_path, chat_tokenizer, tokenizer, caplog):
+def test_conversions_and_unread_columns_are_reported_once(tmp_path, chat_tokenizer, tokenizer, caplog):
     records = [ALPACA | {"id": 1}] * 3 + [{"conversations": [HUMAN, GPT], "source": "x"}]
     examples(tmp_path, chat_tokenizer, *records)
     assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
@@ -208,7 +208,7 @@ def test_what_is_converted_and_not_read_is_said_once(tmp_path, chat_tokenizer, t
 
 
 @pytest.mark.parametrize("companion", ["input", "context", "system", "history"])
-def test_a_mapping_loses_nothing_in_silence(companion, tmp_path, tokenizer, chat_tokenizer, caplog, templated):
+def test_a_mapping_never_loses_a_column_silently(companion, tmp_path, tokenizer, chat_tokenizer, caplog, templated):
     value = [["a", "b"]] if companion == "history" else NURSE
     record = {"instruction": FEVER, companion: value, "output": ANSWER, "id": 1}
     fields = {"prompt": "instruction", "completion": "output"}

@@ -1,4 +1,4 @@
-"""Whatever the bytes of a data file are, there are examples, or one sentence about what is wrong with them.
+"""Whatever the bytes of a data file are, it gives examples, or one sentence about what is wrong.
 
 `TUNEPRUNE_FUZZ_EXAMPLES` sets how many files each test makes.
 """
@@ -69,7 +69,7 @@ ends = st.sampled_from([b"\n", b"\n", b"\r\n", b"\r", b""])
 
 
 def read(path, tokenizer, content, kind, drops):
-    """Read a file of these bytes as training does; only a sentence for the user may come out. Gives what came."""
+    """Read a file of these bytes as training does; it returns the examples or the one-sentence error."""
     path.write_bytes(content)
     config, sentence = SourceConfig(path=path, kind=kind), ""
     try:
@@ -90,7 +90,7 @@ def read(path, tokenizer, content, kind, drops):
 
 
 def parquet():
-    """A good Parquet file, cut or overwritten at some place."""
+    """A valid Parquet file, truncated or overwritten somewhere."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -100,7 +100,7 @@ def parquet():
 
 
 def arrow():
-    """A good Arrow stream, cut or overwritten at some place."""
+    """A valid Arrow stream, truncated or overwritten somewhere."""
     import pyarrow as pa
 
     stream, table = io.BytesIO(), pa.table({"text": ["a good one"] * 20, "n": range(20)})
@@ -110,7 +110,7 @@ def arrow():
 
 
 def damaged(whole):
-    """A file, cut or overwritten at some place."""
+    """A file, truncated or overwritten somewhere."""
     places = st.integers(0, len(whole) - 1)
     cut = places.map(lambda at: whole[:at])
     return cut | st.builds(
@@ -119,13 +119,13 @@ def damaged(whole):
 
 
 def arrays():
-    """Records in one array or under one key, with odd ones among them, and other ends."""
+    """Records in one array or under one key, some of them odd, with various endings."""
     starts = st.sampled_from([b"[", b'{"data": [', b'{"train": [', b'{"n": 1, "rows": [', b"{\n", b" \n["])
     ends = st.sampled_from([b"]", b"]}", b"", b"},", b"] {}"])
     return st.builds(lambda start, parts, end: start + b",\n".join(parts) + end, starts, lines, ends)
 
 
-FILES = {  # the endings of files, and what may be in them
+FILES = {  # suffixes of files, and their content
     ".jsonl": lambda: st.builds(lambda parts, end: end.join(parts), lines, ends),
     ".csv": lambda: st.builds(lambda parts, end: end.join(parts), tables, ends),
     ".parquet": parquet,
@@ -136,7 +136,7 @@ FILES = {  # the endings of files, and what may be in them
 
 
 def outcomes(ending, folder, tokenizer, count):
-    """What becomes of so many files."""
+    """The outcomes for that many files."""
     found = []
 
     @settings(fuzz, max_examples=count)

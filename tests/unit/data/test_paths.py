@@ -1,4 +1,4 @@
-"""Paths with `~` and variables, wherever a run file names data."""
+"""Data paths with `~` and environment variables in a run file."""
 
 import pytest
 from helpers.toy_bytes import byte_level_tokenizer
@@ -43,7 +43,7 @@ def test_an_unknown_user_is_refused():
         SourceConfig(path="~nobody-here/a.jsonl")
 
 
-def test_a_file_that_is_called_so_is_found(tmp_path, monkeypatch, tokenizer):
+def test_a_file_with_a_tilde_or_dollar_in_its_name_is_found(tmp_path, monkeypatch, tokenizer):
     monkeypatch.chdir(tmp_path)
     for name in ("a$b.jsonl", "a[1].jsonl", "~.jsonl"):
         (tmp_path / name).write_text('{"text": "found"}\n')

@@ -209,7 +209,7 @@ def test_hub_sets_come_with_label_names_and_their_own_split_names(monkeypatch, t
         read_source(config.model_copy(update={"split": "test"}), tokenizer, "train")
 
 
-def test_an_unreachable_hub_set_is_one_sentence(monkeypatch, tokenizer):
+def test_an_unreachable_hub_set_gives_one_sentence(monkeypatch, tokenizer):
     import datasets
 
     def refuse(name, subset):
@@ -220,7 +220,9 @@ def test_an_unreachable_hub_set_is_one_sentence(monkeypatch, tokenizer):
         read_source(SourceConfig(source="owner/x"), tokenizer, "train")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a limit that struck inside of gc
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # a time limit that expired during garbage collection
 @pytest.mark.parametrize(
     ("template", "error", "message"),
     [
@@ -237,7 +239,7 @@ def test_an_unreachable_hub_set_is_one_sentence(monkeypatch, tokenizer):
         ("{% for", ConfigError, "chat template is broken"),
     ],
 )
-def test_a_template_of_a_stranger_reaches_nothing_and_comes_to_an_end(
+def test_an_untrusted_template_has_no_access_and_a_time_limit(
     template, error, message, tmp_path, chat_tokenizer, monkeypatch
 ):
     monkeypatch.setattr("tuneprune.data.chat_template.PATIENCE_S", 0.2)

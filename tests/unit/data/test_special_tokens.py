@@ -1,4 +1,4 @@
-"""What stands before and after an example's own tokens is what the tokenizer, or the chat template, puts there."""
+"""The tokens before and after those of an example are the ones that the tokenizer or the chat template adds."""
 
 import pytest
 from helpers.toy_bytes import byte_level_tokenizer
@@ -12,7 +12,7 @@ CHAT = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% en
 
 
 def with_ends():
-    """Puts BOS before and EOS behind every text."""
+    """Puts BOS before and EOS after every text."""
     tokenizer = byte_level_tokenizer(**NAMES)
     ends = [("<s>", BOS), ("</s>", EOS)]
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -45,7 +45,7 @@ def test_every_kind_of_example_starts_as_the_tokenizer_starts_a_text(what):
 
 
 @pytest.mark.parametrize("what", TOKENIZERS)
-def test_every_window_and_a_shortened_prompt_start_so_too(what):
+def test_every_window_and_a_shortened_prompt_start_in_the_same_way(what):
     make, front = TOKENIZERS[what]
     tokenizer, room = make(), 10 - len(TOKENIZERS[what][1])
     parts = windows(Example("", "x" * room * 3), tokenizer, 10)
@@ -57,7 +57,7 @@ def test_every_window_and_a_shortened_prompt_start_so_too(what):
 
 
 @pytest.mark.parametrize("what", TOKENIZERS)
-def test_what_the_tokenizer_adds_is_no_control_token_of_the_text(what):
+def test_what_the_tokenizer_adds_is_not_counted_as_a_control_token_of_the_text(what):
     tokenizer = TOKENIZERS[what][0]()
     assert encode_all([Example("", "plain")], tokenizer, 32).num_control == 0
     assert encode_all([Example("", "pl</s>ain")], tokenizer, 32).num_control == 1
@@ -77,13 +77,13 @@ def test_templated_text_is_exactly_what_the_template_writes(what, opening):
     assert short[-18:] == whole[-18:]
 
 
-def test_an_answer_gets_no_space_that_the_whole_conversation_has_not(spaced_tokenizer):
+def test_an_answer_gets_no_space_that_is_not_in_the_whole_conversation(spaced_tokenizer):
     example = Example("<s>a</s>", "yes</s>", is_templated=True)
     whole = spaced_tokenizer("<s>a</s>yes</s>", add_special_tokens=False)["input_ids"]
     assert encode(example, spaced_tokenizer, 32).input_ids == whole
 
 
-def test_a_start_that_is_spelled_out_does_not_come_twice(tokenizer):
+def test_a_prefix_in_the_text_is_not_added_twice(tokenizer):
     for example in (Example("<s>Q:", " A"), Example("", "<s>Q: A")):
         assert encode(example, tokenizer, 32).input_ids.count(BOS) == 1
     assert windows(Example("", "<s>Q: A"), tokenizer, 32)[0].input_ids.count(BOS) == 1

@@ -13,7 +13,7 @@ PAD = 0
 
 
 def documents(*lengths, first=1):
-    """Documents whose tokens all carry the document's number, from `first`."""
+    """Documents whose tokens are all the document's number, from `first`."""
     return [Encoded([n] * length, [n] * length) for n, length in enumerate(lengths, start=first)]
 
 
@@ -26,7 +26,7 @@ LENGTHS = np.random.default_rng(0).integers(1, 17, 60).tolist()
 
 
 def epoch_rows(source):
-    """The rows of a whole epoch, one document number a token."""
+    """The rows of a whole epoch, with the document number of each token."""
     count = len(source)
     rows = []
     while len(rows) < count:

@@ -1,4 +1,4 @@
-"""A user's adapter: merged as PEFT runs it, of whatever kind of LoRA; refused where it does not belong."""
+"""A user's adapter: every kind of LoRA is merged as PEFT runs it, and refused where it does not fit."""
 
 import itertools
 import json
@@ -19,7 +19,7 @@ from tuneprune.model.location import base_and_adapter
 from tuneprune.structure import spaces
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing"),  # peft asks by the old name
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing"),  # peft uses the old name
     pytest.mark.filterwarnings("ignore:.*_pattern keys did not match"),  # peft on packed experts
     pytest.mark.filterwarnings("ignore:.*tie"),  # peft says that it unties embeddings
 ]
@@ -35,7 +35,7 @@ OF_EVERY_FAMILY = {
     "single tokens": {"trainable_token_indices": [3, 4]},
 }
 FAMILIES = ["llama", "llama3", "mistral", "qwen2", "qwen3", "phi3", "gpt_neox", "mixtral"]
-REFUSED_BY_PEFT = {("mixtral", "dora")}  # packed experts know no DoRA
+REFUSED_BY_PEFT = {("mixtral", "dora")}  # DoRA does not support packed experts
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_merged_as_it_runs(tmp_path, bases, variant, kind):
     model = load_model(bases[variant], str(tmp_path / "adapter"), CPU)
     torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
     assert not [name for name, _ in model.named_parameters() if "lora" in name or "base_layer" in name]
-    config = load_config(bases[variant], str(tmp_path / "adapter"))  # what a run checks before it loads anything
+    config = load_config(bases[variant], str(tmp_path / "adapter"))  # the check of a run before it loads anything
     assert families.describe(model) == families.describe_config(config)
     space = "experts" if variant == "mixtral" else "disp"
     planned, real = (spaces.build(space, families.describe(model), m) for m in (skeleton(config), model))
@@ -66,14 +66,14 @@ def test_merged_as_it_runs(tmp_path, bases, variant, kind):
 
 
 def test_an_adapter_may_untie_embeddings(tmp_path, bases):
-    """Trained apart, embeddings and head are two tensors afterwards, and both count."""
+    """Embeddings and head that were trained separately are two tensors afterwards, and both are counted."""
     make_adapter(tmp_path, "llama3", modules_to_save=["lm_head"])
     assert load_config(bases["llama3"]).tie_word_embeddings
     assert not load_config(bases["llama3"], str(tmp_path)).tie_word_embeddings
 
 
 def grown(folder, variant, rows=72, **options):
-    """An adapter that was trained after tokens were added, as PEFT saves it; gives what the adapted model says."""
+    """Save an adapter that was trained after tokens were added; returns the logits of the adapted model."""
     model = tiny_model(variant, dtype=torch.float32)
     model.resize_token_embeddings(rows, mean_resizing=False)
     torch.manual_seed(3)
@@ -104,7 +104,7 @@ def test_an_adapter_may_bring_more_embeddings(tmp_path, bases, name):
     assert families.describe(model) == families.describe_config(config)
 
 
-def test_the_tokenizer_beside_an_adapter_counts(tmp_path, bases):
+def test_the_tokenizer_of_an_adapter_is_used(tmp_path, bases):
     make_adapter(tmp_path)
     tokenizer = tiny_runs.letter_tokenizer()
     tokenizer.chat_template = "{{ messages[0]['content'] }} of the adapter"
@@ -177,16 +177,16 @@ LOST_STARTS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*eva")  # peft on a start without data
+@pytest.mark.filterwarnings("ignore:.*eva")  # peft, about an initialisation without data
 @pytest.mark.parametrize("start", KEPT_STARTS)
-def test_starts_that_leave_the_base_or_can_be_repeated_are_exact(tmp_path, bases, start):
+def test_initialisations_that_keep_the_base_or_can_be_repeated_are_exact(tmp_path, bases, start):
     expected = make_adapter(tmp_path, init_lora_weights=start)
     torch.manual_seed(99)  # nothing depends on it
     torch.testing.assert_close(logits(load_model(bases["llama"], str(tmp_path), CPU)), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("start", LOST_STARTS)
-def test_starts_that_change_the_base_past_repeating_are_refused(tmp_path, bases, start):
+def test_initialisations_that_cannot_be_repeated_are_refused(tmp_path, bases, start):
     make_adapter(tmp_path)
     settings = tmp_path / "adapter_config.json"
     settings.write_text(

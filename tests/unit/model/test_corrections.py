@@ -1,4 +1,4 @@
-"""What a config says and the files beside it do not bear out: the files count, and it is said."""
+"""Configs that contradict the weight files: the files are used, and the correction is reported."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def configure(folder, **changes):
-    """The folder with other entries in its config.json; None takes one out."""
+    """The folder with other entries in its config.json; None removes one."""
     path = folder / "config.json"
     content = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
@@ -40,7 +40,7 @@ def rewrite(folder, change):
 
 
 def keep_all(folder, out):
-    """The model of a plan that removes nothing: cut in memory, and written by `tuneprune compress` to `out`."""
+    """The model of a plan that removes nothing: pruned in memory, and written by `tuneprune compress` to `out`."""
     model = load_model(str(folder), None, CPU)
     architecture = families.describe(model)
     name = "experts" if model.config.model_type in ("mixtral", "qwen3_moe") else "width"
@@ -68,7 +68,7 @@ def test_weights_that_are_not_tied_stay_two_tensors_whatever_the_config_says(tmp
     assert not json.loads((tmp_path / "small" / "config.json").read_text())["tie_word_embeddings"]
 
 
-def test_other_formats_are_not_made_of_a_config_that_is_wrong(tmp_path):
+def test_other_formats_are_not_exported_from_a_wrong_config(tmp_path):
     folder = configure(tiny_runs.save_model(tmp_path / "model"), tie_word_embeddings=True)
     with pytest.raises(ConfigError, match=r"set tie_word_embeddings to false in its config\.json"):
         export_model(folder, ["gguf"], tmp_path / "out", Progress())
@@ -101,7 +101,7 @@ def test_one_of_two_tensors_is_not_called_an_incomplete_download(tmp_path, missi
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("said", [None, "float32", "bfloat16"])
-def test_the_precision_of_the_files_counts(tmp_path, caplog, stored, said):
+def test_the_precision_of_the_files_is_used(tmp_path, caplog, stored, said):
     tiny_model("llama", dtype=stored).save_pretrained(tmp_path)
     configure(tmp_path, dtype=said, torch_dtype=None)
     assert stored_dtype(load_config(str(tmp_path))) == stored
@@ -109,18 +109,18 @@ def test_the_precision_of_the_files_counts(tmp_path, caplog, stored, said):
     assert (f"stored in {name}" in caplog.text) == (said in ("float32", "bfloat16") and said != name)
 
 
-def test_a_precision_that_is_none_may_be_left_out(tmp_path):
+def test_an_invalid_precision_can_be_removed(tmp_path):
     folder = configure(tiny_runs.save_model(tmp_path), dtype="auto")
     with pytest.raises(ConfigError, match=r"dtype='auto'.* Remove the entry"):
         load_config(str(folder))
 
 
-def test_of_mixed_precisions_that_of_most_parameters_counts(tmp_path, caplog):
+def test_the_precision_of_most_parameters_is_used(tmp_path, caplog):
     tiny_model("llama", dtype=torch.bfloat16).save_pretrained(tmp_path)
 
     def widen(tensors):
         tensors |= {name: tensor.float() for name, tensor in tensors.items() if "norm" in name}
-        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(2**20)  # of another time, and not read
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(2**20)  # from an old version, and ignored
 
     config = load_config(str(rewrite(tmp_path, widen)))
     assert stored_dtype(config) == torch.bfloat16
@@ -138,7 +138,7 @@ def test_of_mixed_precisions_that_of_most_parameters_counts(tmp_path, caplog):
         {"_attn_implementation_internal": "flash_attention_2"},
     ],
 )
-def test_an_attention_that_is_not_there_is_replaced(tmp_path, caplog, entries):
+def test_an_unavailable_attention_is_replaced(tmp_path, caplog, entries):
     folder = tiny_runs.save_model(tmp_path / "model")
     expected = logits(load_model(str(folder), None, CPU))
     configure(folder, **entries)
@@ -151,7 +151,7 @@ def test_an_attention_that_is_not_there_is_replaced(tmp_path, caplog, entries):
 
 
 @pytest.mark.parametrize("name", ["eager", "sdpa"])
-def test_an_attention_that_is_there_is_used(tmp_path, caplog, name):
+def test_an_available_attention_is_used(tmp_path, caplog, name):
     folder = configure(tiny_runs.save_model(tmp_path), _attn_implementation=name)
     assert load_model(str(folder), None, CPU).config._attn_implementation == name
     assert not caplog.text

@@ -68,7 +68,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_folder_that_cannot_work_is_told_why(tmp_path, name):
+def test_a_folder_that_cannot_work_is_refused_with_the_reason(tmp_path, name):
     change, said = REFUSED[name]
     change(save_model(tmp_path))
     with pytest.raises(ConfigError, match=said) as caught:
@@ -102,7 +102,7 @@ ACCEPTED = {
 
 @pytest.mark.filterwarnings("ignore:.*generation flags")
 @pytest.mark.parametrize("name", ACCEPTED)
-def test_a_folder_that_is_odd_loads_and_saves(tmp_path, name):
+def test_an_unusual_folder_loads_and_saves(tmp_path, name):
     expected = logits(LlamaForCausalLM.from_pretrained(save_model(tmp_path / "model")))
     ACCEPTED[name](tmp_path / "model")
     model = load_model(str(tmp_path / "model"), None, CPU)
@@ -114,7 +114,7 @@ def test_a_folder_that_is_odd_loads_and_saves(tmp_path, name):
 
 
 class GatedRepoError(OSError):
-    """As the hub's library names it."""
+    """Named as in the hub's library."""
 
 
 def missing_package():
@@ -140,7 +140,7 @@ REMEDIES = {
 
 
 @pytest.mark.parametrize("name", REMEDIES)
-def test_what_to_do_is_about_the_cause(name):
+def test_the_advice_is_about_the_cause(name):
     fails, remedy = REMEDIES[name]
     with pytest.raises(ConfigError) as caught, wrap_errors("model: cannot load x"):
         fails()
@@ -148,7 +148,7 @@ def test_what_to_do_is_about_the_cause(name):
     assert ("Download it again" in str(caught.value)) == (name == "a file")
 
 
-def test_an_id_that_is_not_there_is_about_the_hub():
+def test_the_advice_for_a_missing_id_is_about_the_hub():
     with pytest.raises(ConfigError, match="Check the connection to the hub"):
         load_config("nobody/has-this")
 
@@ -169,13 +169,13 @@ def test_a_sentencepiece_file_alone_is_a_tokenizer(tmp_path):
 
 
 def poison(path, name, number):
-    """One number of a tensor in a safetensors file, of the first whose name begins so."""
+    """Set one number of the first tensor with this prefix in a safetensors file."""
     tensors = load_file(path)
     next(tensor for key, tensor in tensors.items() if key.startswith(name)).view(-1)[0] = number
     save_file(tensors, path, {"format": "pt"})
 
 
-def test_a_way_through_the_stored_precision_changes_nothing_that_the_weights_can_hold():
+def test_casting_to_the_stored_precision_and_back_changes_nothing():
     model = tiny_model("llama3", dtype=torch.float32)
     for parameter in model.parameters():
         parameter.data = parameter.data.bfloat16().float()
@@ -189,7 +189,7 @@ def test_a_way_through_the_stored_precision_changes_nothing_that_the_weights_can
     "load", [lambda folder: load_model(str(folder), None, CPU), lambda f: load_smaller(str(f), CPU)]
 )
 @pytest.mark.parametrize("number", [math.nan, math.inf])
-def test_a_model_whose_weights_are_not_finite_is_refused_by_the_name_of_one(tmp_path, load, number):
+def test_a_model_with_weights_that_are_not_finite_is_refused_by_the_name_of_one(tmp_path, load, number):
     poison(save_model(tmp_path) / "model.safetensors", "model.layers.1.mlp.up_proj.weight", number)
     with pytest.raises(ConfigError, match=r"`model.layers.1.mlp.up_proj.weight` of .* holds NaN or infinite"):
         load(str(tmp_path))
@@ -205,7 +205,7 @@ def test_an_adapter_whose_weights_are_not_finite_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("file", [CONFIG, GENERATION])
-def test_the_cache_that_gradient_checkpointing_turned_off_is_on_again(tmp_path, caplog, file):
+def test_the_cache_that_gradient_checkpointing_turned_off_is_turned_on(tmp_path, caplog, file):
     remark.cache_clear()
     entries(file, use_cache=False)(save_model(tmp_path))
     config = load_config(str(tmp_path))
