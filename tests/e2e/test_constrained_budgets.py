@@ -56,7 +56,7 @@ def test_every_method_keeps_protected_layers_at_every_step(tmp_path, name, space
 
 @pytest.mark.parametrize("name", ["pat", "slicegpt", "magnitude", "atp"])
 def test_one_list_of_dims_has_no_layers_to_protect(tmp_path, name):
-    with pytest.raises(ConfigError, match="whose dims run through all layers"):
+    with pytest.raises(ConfigError, match="whose dims belong to all layers"):
         decided(tmp_path, name, "residual", Budget(keep=0.75, protect=[1]))
 
 

@@ -1,9 +1,9 @@
-"""How much to keep: what a user asks for, what can be reached, and the only place where it becomes a hard mask."""
+"""How much to keep: the budget a user sets, the range that can be reached, and the hard masks that meet it."""
 
 from tuneprune.budget.allocation import (
     Reserved,
     allocate,
-    check,
+    check_reachable,
     count_parameters,
     fewest_units,
     fractional_ranks,
@@ -17,7 +17,7 @@ __all__ = [
     "Reserved",
     "Scores",
     "allocate",
-    "check",
+    "check_reachable",
     "count_parameters",
     "fewest_units",
     "fractional_ranks",

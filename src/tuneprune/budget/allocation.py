@@ -1,4 +1,4 @@
-"""How much to keep: the only place where a budget becomes a hard mask."""
+"""Turns scores and a budget into hard masks; nothing else in the project does."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,34 +10,34 @@ from torch import Tensor
 
 from tuneprune.budget.chains import Chain, Scores, chains_of
 from tuneprune.budget.request import Budget
-from tuneprune.budget.unreachable import sentences
+from tuneprune.budget.unreachable import explanation
 from tuneprune.errors import TunePruneError, UnreachableBudget
 from tuneprune.structure.space import Group, Masks, PruningSpace
 
 Reserved = int | Callable[[Mapping[str, int]], int]
-"""Parameters that a plan adds to what it keeps: a number, or one that follows from the units kept in every group."""
+"""Parameters that a plan adds: a number, or a function of the numbers of units kept in every group."""
 
 
 def reachable(space: PruningSpace, budget: Budget, reserved: Reserved = 0) -> tuple[int, int]:
-    """The smallest and largest cost a decision under the budget's constraints can have, in what the budget counts.
+    """The smallest and largest cost of a decision under the budget's constraints, in the budget's unit.
 
-    What is `reserved` counts.
+    Includes what is `reserved`.
 
     Raises:
         ConfigError: `multiple_of` is larger than a width of the model.
     """
-    # Whichever layer a decision keeps at least, it is not larger than the one that this keeps.
+    # Scores are sizes, so that the layer that always stays is the largest: whichever one it will be costs no more.
     sizes = {group.name: torch.full((group.size,), float(_block_size(space, group))) for group in space.groups}
     chains = _chains(sizes, space, budget)
     floors, whole = [chain.floor for chain in chains], [len(chain) for chain in chains]
     return _count(space, chains, floors, budget, reserved), _count(space, chains, whole, budget, reserved)
 
 
-def check(space: PruningSpace, budget: Budget, reserved: Reserved = 0) -> None:
-    """Refuse a budget that the space cannot meet when `reserved` parameters of it are spent on other things.
+def check_reachable(space: PruningSpace, budget: Budget, reserved: Reserved = 0) -> None:
+    """Refuse a budget that the space cannot meet if `reserved` parameters of it are used for other things.
 
     Raises:
-        UnreachableBudget: with the range of `keep` that can be reached.
+        UnreachableBudget: with the reachable range of `keep`.
     """
     low, _ = reachable(space, budget, reserved)
     if budget.target(space) >= low:
@@ -48,7 +48,7 @@ def check(space: PruningSpace, budget: Budget, reserved: Reserved = 0) -> None:
             f"{budget.name} leaves no room for the {added:,} parameters that the method adds. Use budget.keep, or"
             " options with which the method adds none."
         )
-    raise UnreachableBudget(sentences(space, budget, lambda other: reachable(space, other, reserved), added))
+    raise UnreachableBudget(explanation(space, budget, lambda other: reachable(space, other, reserved), added))
 
 
 def allocate(
@@ -61,24 +61,24 @@ def allocate(
 ) -> dict[str, Tensor]:
     """Hard masks that keep the highest scores within the budget.
 
-    At most the budgeted number of parameters is kept (or time, where the budget counts that), and no removed step of
-    units would still fit. Every group keeps at least the share `budget.min_keep` of its units, and one step; of whole
-    layers only the best one has to stay. Ties
-    are broken by position, so the decision is deterministic. A larger `keep` never costs less.
+    The masks keep at most the budgeted number of parameters (or time, if the budget counts that), and no removed step
+    of units would still fit. Every group keeps at least the share `budget.min_keep` of its units, and one step; of
+    whole layers only the best one has to stay. Ties are broken by position, so the decision is deterministic. A larger
+    `keep` never costs less.
 
     Args:
         scope: `global` ranks all units of the model in one list, so scores must be comparable over groups;
             `local` removes the same share from every group. Layers, groups of one unit, are ranked in one
             list under both.
-        reserved: parameters the plan adds elsewhere (biases, routers, skip matrices), which the budget also pays;
-            they may not shrink when more is kept. They count for nothing in a budget of time.
+        reserved: parameters that the plan adds (biases, routers, skip matrices), which count against the budget; they
+            must not become fewer if more is kept. A budget of time ignores them.
 
     Raises:
         ConfigError: `multiple_of` is larger than a width of the model, or the layers differ under `uniform`.
         TunePruneError: a score is NaN.
         UnreachableBudget: the budget is below what the floors of all groups need.
     """
-    check(space, budget, reserved)
+    check_reachable(space, budget, reserved)
     _refuse_nan(scores)
     if scope == "local":
         scores = {
@@ -111,11 +111,7 @@ def allocate(
 
 
 def _refuse_nan(scores: Scores) -> None:
-    """Sorting would rank NaN above every number and so keep exactly the units nothing is known about.
-
-    Raises:
-        TunePruneError: naming the first group with a NaN.
-    """
+    """Refuse NaN, which sorting would rank above every number."""
     for name, score in scores.items():
         if score.isnan().any():
             raise TunePruneError(
@@ -125,7 +121,7 @@ def _refuse_nan(scores: Scores) -> None:
 
 
 def fewest_units(space: PruningSpace, budget: Budget) -> dict[str, int]:
-    """What every group keeps at least; of whole layers, the first one."""
+    """The fewest units that every group can keep; of whole layers, the first one stays."""
     chains = _chains(space.ones(), space, budget)
     return {name: chain.floor * chain.size for chain in chains for name in chain.orders}
 
@@ -147,10 +143,9 @@ def _integers(tensor: Tensor) -> list[int]:
 def _fill(
     chains: Sequence[Chain], steps: list[int], rest: Sequence[int], fits: Callable[[Sequence[int]], bool]
 ) -> list[int]:
-    """Add the best-scored steps that still fit.
+    """Add the steps with the best scores that still fit.
 
-    A chain whose step does not fit once is closed: a later one would cost as much, or more if other widths
-    grew.
+    A chain is closed once a step of it does not fit: a later one would cost as much, or more if other widths grew.
     """
     steps = list(steps)
     closed: set[int] = set()
@@ -175,12 +170,12 @@ def _count(
 
 
 def _block_size(space: PruningSpace, group: Group) -> int:
-    """Parameters of a whole layer; 0 for other groups, of which some always stays."""
+    """Parameters of a whole layer; 0 for other groups, which always keep some units."""
     return sum(math.prod(space.shapes[piece.param]) for piece in group.slices) if group.kind == "block" else 0
 
 
 def fractional_ranks(score: Float[Tensor, " units"]) -> Float[Tensor, " units"]:
-    """Towards 1 for the best unit of a group, 0 for its worst: one threshold cuts equal shares everywhere."""
+    """Ranks from nearly 1 (best unit) to 0 (worst): one threshold then removes the same share from every group."""
     order = torch.argsort(score.detach().cpu().double(), descending=True, stable=True)
     ranks = torch.empty(len(score), dtype=torch.double)
     ranks[order] = 1 - (torch.arange(len(score)).double() + 1) / len(score)

@@ -8,23 +8,14 @@ from typing import Annotated
 from pydantic import BeforeValidator
 
 PARAMETERS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
-BYTES = {
-    "": 1,
-    "b": 1,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-    "tb": 10**12,
-    "kib": 2**10,
-    "mib": 2**20,
-    "gib": 2**30,
-    "tib": 2**40,
-}
+DECIMAL = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+BINARY = {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+BYTES = {"": 1, "b": 1, **DECIMAL, **BINARY}
 NANOSECONDS = {"us": 10**3, "ms": 10**6, "s": 10**9}
 
 
 def parse_amount(text: str, units: Mapping[str, int]) -> int | None:
-    """A number with a unit as a whole number of the smallest one; None where it is none."""
+    """A number with a unit, as a whole number of the smallest unit; None if the text is something else."""
     found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", text.lower())
     if found is None or found[2] not in units:
         return None
@@ -32,7 +23,7 @@ def parse_amount(text: str, units: Mapping[str, int]) -> int | None:
 
 
 def rounded_up(count: int, units: Mapping[str, int]) -> str:
-    """A number with four digits and a unit that `parse_amount` reads as no less."""
+    """A number with four digits and a unit, rounded up, in a form that `parse_amount` reads."""
     names = {
         10**3: {"k": "k", "kb": "kB", "us": "us"},
         10**6: {"m": "M", "mb": "MB", "ms": "ms"},
@@ -60,10 +51,10 @@ def milliseconds_written(nanoseconds: int) -> str:
 
 
 def read_share(value: object) -> object:
-    """A share that is written in percent (60%, 60 %) as a number; anything else as it is."""
+    """A share written in percent (60%, 60 %) as a number; any other value unchanged."""
     found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*%\s*", value) if isinstance(value, str) else None
     return value if found is None else round(float(found[1]) / 100, 12)
 
 
 Share = Annotated[float, BeforeValidator(read_share)]
-"""A number from 0 to 1, which a person may also write in percent."""
+"""A number from 0 to 1, which may also be written in percent."""

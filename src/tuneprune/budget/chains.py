@@ -15,15 +15,15 @@ from tuneprune.structure.space import Group, PruningSpace
 Scores = Mapping[str, Float[Tensor, " units"]]
 MultipleOf = int | Literal["auto"]
 WIDE, ALIGNED = 2048, 128
-"""`auto` aligns widths of so many features, to multiples of so many."""
+"""`auto` makes widths of at least `WIDE` features multiples of `ALIGNED`."""
 
 
 @dataclass(frozen=True)
 class Chain:
-    """The units of one group (for uniform widths: of all groups of one place), best first, in steps.
+    """The units of one group (for uniform widths: of the groups at one place of all layers), best first, in steps.
 
-    A step is the fewest units that respect `multiple_of`; step i keeps `orders[name][i * size : (i + 1) *
-    size]` of every group in the chain. Every chain keeps at least its first `floor` steps, one or more but for layers.
+    A step is the fewest units that respect `multiple_of`; step i keeps `orders[name][i * size : (i + 1) * size]` of
+    every group in the chain. Every chain keeps at least its first `floor` steps; only a layer's floor may be 0.
     """
 
     orders: Mapping[str, Tensor]
@@ -43,11 +43,11 @@ def chains_of(
     min_keep: float = 0.0,
     pinned: Mapping[str, int] | None = None,
 ) -> list[Chain]:
-    """The chains of a space, in its order; of whole layers the best one has a floor.
+    """The chains of a space, in its order; of whole layers only the best one has a floor.
 
     Args:
-        min_keep: share of its units that every group keeps at least, in whole steps; no matter for whole layers.
-        pinned: units that groups keep whatever their scores; one that keeps all is a single step.
+        min_keep: share of its units that every group keeps at least, in whole steps; ignored for whole layers.
+        pinned: units that groups keep whatever their scores; a group that keeps all is a single step.
 
     Raises:
         ConfigError: `multiple_of` is larger than a width of the model, or the layers differ under `uniform`.
@@ -66,7 +66,7 @@ def chains_of(
         floor = max(floor, math.ceil(least / size))
         chains.append(Chain(orders, size, torch.stack(best).mean(0), floor))
     layers = [index for index, chain in enumerate(chains) if not chain.floor]
-    if layers and len(layers) == sum(bundle[0].kind == "block" for bundle in bundles):  # no layer stays anyway
+    if layers and len(layers) == sum(bundle[0].kind == "block" for bundle in bundles):  # no layer is pinned
         best_layer = max(layers, key=lambda index: chains[index].scores[0].item())
         chains[best_layer] = replace(chains[best_layer], floor=1)
     return chains
@@ -76,28 +76,28 @@ def _least(bundle: Sequence[Group], pinned: Mapping[str, int]) -> int:
     """The units that every group of a bundle keeps whatever its scores.
 
     Raises:
-        ConfigError: some groups keep more of them than others that have to become equal.
+        ConfigError: the groups have to become equal, but some are to keep more than others.
     """
     least = {pinned.get(group.name, 0) for group in bundle}
     if len(least) > 1:
         held = next(group.name for group in bundle if pinned.get(group.name))
         raise ConfigError(
-            f"budget.protect and budget.widths cannot hold {held} apart from other layers where all get equal"
+            f"budget.protect and budget.widths cannot treat {held} differently from other layers if all get equal"
             " widths. Name its kind, or leave equal widths (budget.per_layer=uniform, or the method's `uniform`) out."
         )
     return least.pop()
 
 
 def steps_at_least(group: Group, min_keep: float, size: int) -> int:
-    """The fewest steps of `size` units that hold the share `min_keep` of a group: one, and no more than there are."""
+    """The fewest steps of `size` units that make the share `min_keep` of a group: at least one, at most all."""
     return min(max(1, math.ceil(min_keep * group.size / size - 1e-9)), group.size // size)
 
 
 def _bundles(space: PruningSpace) -> list[list[Group]]:
-    """Groups that must end with equal widths: those at the same place of every block; a whole layer has none.
+    """Groups that must end with equal widths: those at the same place of every block. A whole layer is on its own.
 
     Raises:
-        ConfigError: the layers of the model differ already.
+        ConfigError: the layers of the model have different widths.
     """
     per_layer: dict[int, list[Group]] = {}
     for group in space.groups:
@@ -106,17 +106,17 @@ def _bundles(space: PruningSpace) -> list[list[Group]]:
     bundles = [list(bundle) for bundle in zip(*per_layer.values(), strict=True)]
     if any(len({(group.kind, group.size) for group in bundle}) > 1 for bundle in bundles):
         raise ConfigError(
-            "budget.per_layer=uniform needs layers of equal width, but this model's differ already."
+            "budget.per_layer=uniform needs layers of equal width, but those of this model differ."
             " Use budget.per_layer=free."
         )
     return bundles + [[group] for group in space.groups if group.kind == "block"]
 
 
 def alignment(group: Group, multiple_of: MultipleOf) -> int:
-    """How many features the kept width of a group is a multiple of.
+    """The number of features that the kept width of a group must be a multiple of.
 
-    `auto` is 128 where that divides a width of 2048 features or more, which real models have and toys have not; kernels
-    and quantisation formats want it there.
+    `auto` is 128 for widths of 2048 features or more that 128 divides, because kernels and quantisation formats need
+    it; smaller widths occur in toy models only.
     """
     if multiple_of != "auto":
         return multiple_of

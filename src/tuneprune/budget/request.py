@@ -1,4 +1,4 @@
-"""What a user asks to keep, in the user's units."""
+"""The budget that a user sets, in the user's units."""
 
 import math
 from collections.abc import Mapping
@@ -31,16 +31,16 @@ ABSOLUTE = {
     "bytes": (amounts.BYTES, "bytes, such as 300MB or 1.5GiB"),
     "latency": (amounts.NANOSECONDS, "a time, such as 12ms"),
 }
-"""What `at_most` is written in, by what is counted."""
+"""The units of `at_most`, by what is counted."""
 
 INDEXED: dict[Kind, int] = {"read": 8, "write": 8, "qk_pair": 16}
-"""Bytes of the stored indices of a unit, for kinds whose kept units a layer has to find; a pair has two."""
+"""Bytes of the stored indices of a kept unit, for kinds that need indices; a pair has two."""
 
 
 class Budget(BaseModel):
-    """Keep the share `keep` of what `of` counts, or `at_most` so much of it.
+    """Keep the share `keep` of what `of` counts, or `at_most` the given amount.
 
-    A run turns `at_most` into a share of its model (`on`) before a method sees it.
+    A run turns `at_most` into a share of its model (`on`) before a method gets the budget.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,13 +53,13 @@ class Budget(BaseModel):
     )
     of: Literal["total", "prunable", "bytes", "latency"] = Field(
         default="total",
-        description="count all parameters, only those of the tensors the space reaches, the bytes of the weight files,"
-        " or the time of a forward pass by a table of measured layers",
+        description="count all parameters, only those of tensors that the space can cut, the bytes of the weight files,"
+        " or the time of a forward pass, from a table of measured layers",
     )
     multiple_of: MultipleOf = Field(
         default="auto",
         description="every kept width is a multiple of this many features; `auto` is 128 for widths of 2048 features or"
-        " more that 128 divides, and 1 for others; a dropped layer changes no width",
+        " more that 128 divides, and 1 for others; does not apply to dropped layers",
     )
     per_layer: Literal["free", "uniform"] = Field(
         default="free",
@@ -69,8 +69,8 @@ class Budget(BaseModel):
         default=0.05,
         ge=0,
         le=1,
-        description="share of its units that every group keeps at least, and one step of `multiple_of`; 0 leaves it at"
-        " that step. Whole layers are dropped all the same",
+        description="share of its units that every group keeps at least, but always one step of `multiple_of`; does not"
+        " apply to whole layers",
     )
     table: Path | None = Field(
         default=None, description="`of: latency`: the latency.json of an earlier run, instead of measuring again"
@@ -82,13 +82,13 @@ class Budget(BaseModel):
     batch_size: int | None = Field(default=None, ge=1, description="`of: latency`: rows of the batch; 1 by default")
     protect: list[int | str] = Field(
         default=[],
-        description="what stays whole: numbers of layers, from the end below 0, kinds of units, or names of groups with"
-        " * for any part",
+        description="what is kept whole: numbers of layers (negative ones count from the end), kinds of units, or names"
+        " of groups with * for any part",
     )
     widths: dict[str, Annotated[int, Field(ge=1)]] | None = Field(
         default=None,
-        description="instead of `keep`: units that stay, by kind (mlp_channel: 1024) or name of a group; what is not"
-        " named stays whole",
+        description="instead of `keep`: numbers of units to keep, by kind (mlp_channel: 1024) or name of a group;"
+        " groups that are not named are kept whole",
     )
     _asked: str = PrivateAttr(default="")
     _exact: dict[str, int] = PrivateAttr(default={})
@@ -96,7 +96,7 @@ class Budget(BaseModel):
 
     @field_validator("at_most", mode="before")
     @classmethod
-    def _text(cls, value: Any) -> Any:  # noqa: ANN401  (raw YAML)
+    def _text(cls, value: object) -> object:
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @field_validator("protect", mode="before")
@@ -104,12 +104,12 @@ class Budget(BaseModel):
     def _several(cls, value: object) -> object:
         entries = cast("list[object]", value) if isinstance(value, list) else [value]
         if any(isinstance(entry, bool) for entry in entries):
-            raise ValueError("write numbers of layers, kinds or names of groups, not a truth")
+            raise ValueError("write numbers of layers, kinds or names of groups, not true or false")
         return entries
 
     @field_validator("multiple_of", mode="plain")
     @classmethod
-    def _auto_or_whole(cls, value: Any) -> Any:  # noqa: ANN401  (raw YAML)
+    def _auto_or_whole(cls, value: object) -> object:
         if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
             return value
         raise ValueError(f"write `auto` or a whole number from 1 up, not {value!r}")
@@ -118,30 +118,32 @@ class Budget(BaseModel):
     def _one_amount(self) -> Self:
         if self.at_most is not None:
             if "keep" in self.model_fields_set:
-                raise ValueError("`keep` and `at_most` say two sizes; write one of them")
+                raise ValueError("`keep` and `at_most` give two sizes; write one of them")
             if self.of not in ABSOLUTE:
                 raise ValueError(f"`at_most` cannot be combined with `of: {self.of}`; use `keep`, or `of: total`")
             units, form = ABSOLUTE[self.of]
             if not amounts.parse_amount(self.at_most, units):
-                raise ValueError(f"at_most={self.at_most} with `of: {self.of}` is {form}; write it so")
+                raise ValueError(f"at_most={self.at_most} is not possible with `of: {self.of}`; write {form}")
         if self.widths is not None:
-            said = self.model_fields_set & {"keep", "at_most", "multiple_of", "min_keep", "protect"}
-            if said or not self.widths:
+            given = self.model_fields_set & {"keep", "at_most", "multiple_of", "min_keep", "protect"}
+            if given or not self.widths:
                 raise ValueError(
-                    f"`widths` says exactly what stays; leave {' and '.join(f'`{name}`' for name in sorted(said))} out"
-                    if said
+                    f"`widths` gives exact sizes; leave {' and '.join(f'`{name}`' for name in sorted(given))} out"
+                    if given
                     else "`widths` names no units; write them as mlp_channel: 1024"
                 )
             if self.of != "total":
-                raise ValueError(f"`widths` are units, so nothing is counted in {self.of}; leave `of` out")
+                raise ValueError(
+                    f"`widths` are numbers of units and cannot be combined with `of: {self.of}`; leave `of` out"
+                )
         timing = [name for name in ("table", "phase", "batch_size") if getattr(self, name) is not None]
         if timing and self.of != "latency":
             raise ValueError(f"`{timing[0]}` belongs to `of: latency`, but this budget counts {self.of}; leave it out")
         return self
 
     @model_serializer(mode="wrap")
-    def _only_said(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the share that `at_most` stands for, and without options that are not given."""
+    def _given_only(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out options that are not given, and `keep` if another option determines it."""
         content: dict[str, Any] = serialise(self)
         optional = ("at_most", "table", "phase", "batch_size", "protect", "widths")
         left_out = {name for name in optional if content.get(name) in (None, [])}
@@ -151,12 +153,12 @@ class Budget(BaseModel):
 
     @property
     def name(self) -> str:
-        """The budget as it was asked for, with its key."""
+        """The budget as it is in the run file, with its key."""
         return self._asked or f"budget.keep={self.keep}"
 
     @property
     def key(self) -> str:
-        """The key of the run file that says how much."""
+        """The key of the run file that gives the size."""
         return self.name.partition("=")[0]
 
     @property
@@ -165,13 +167,13 @@ class Budget(BaseModel):
         return {"bytes": "weight bytes", "latency": "latency"}.get(self.of, f"{self.of} parameters")
 
     def on(self, space: PruningSpace, bytes_each: int = 0) -> "Budget":
-        """This budget as a share of one model: no `at_most` or `widths`, and no `auto` where nothing is wide enough.
+        """This budget as a share of one model: no `at_most` or `widths`, no `auto` if it would always be 1.
 
         Args:
             bytes_each: bytes of one stored parameter.
 
         Raises:
-            ConfigError: nothing would go, or widths that are not there.
+            ConfigError: nothing would be removed, or `widths` does not fit the model.
         """
         changes: dict[str, Any] = {}
         if self.multiple_of == "auto" and all(alignment(group, "auto") == 1 for group in space.groups):
@@ -188,7 +190,7 @@ class Budget(BaseModel):
             asked = f"budget.widths={self.widths}"
             exact = exact_widths(space, self.widths)
             changes |= {"widths": None, "multiple_of": 1, "min_keep": 0.0}
-            changes |= {"keep": space.count(exact) / space.num_parameters, "per_layer": _layout(space, exact)}
+            changes |= {"keep": space.count(exact) / space.num_parameters, "per_layer": _per_layer(space, exact)}
         budget = self.model_copy(update=changes)
         budget._asked, budget._bytes_each, budget._exact = asked, bytes_each, exact
         if budget.target(space) >= self.dense(space) and (budget.keep < 1 or self.at_most is not None):
@@ -199,14 +201,14 @@ class Budget(BaseModel):
 
     @property
     def is_exact(self) -> bool:
-        """Whether it says the width of every group."""
+        """Whether it gives the width of every group."""
         return bool(self._exact)
 
     def pinned(self, space: PruningSpace) -> dict[str, int]:
         """Units that groups keep at least, whatever their scores: all of protected ones, and exact widths.
 
         Raises:
-            ConfigError: what is to be protected is not there.
+            ConfigError: something in `protect` is not in the model.
         """
         protected = [group for entry in self.protect for group in groups_at(space, entry, "budget.protect")]
         return self._exact | {group.name: group.size for group in protected}
@@ -216,7 +218,7 @@ class Budget(BaseModel):
         return frozenset(name for name, kept in self.pinned(space).items() if kept == space.by_name[name].size)
 
     def smallest(self, space: PruningSpace, cost: int) -> str:
-        """The smallest number under the budget's key that has room for a whole model of this cost."""
+        """The smallest value of the budget's key that leaves room for a whole model of this cost."""
         if self.key == "budget.keep":
             return f"{self.smallest_keep(space, cost):.4f}"
         if self.of == "bytes":
@@ -224,7 +226,7 @@ class Budget(BaseModel):
         return amounts.rounded_up(cost, ABSOLUTE[self.of][0])
 
     def cost(self, space: PruningSpace, kept: Mapping[str, int]) -> int:
-        """What a model costs whose groups keep so many units: parameters, or nanoseconds where the budget is a time."""
+        """The cost of a model whose groups keep these numbers of units: parameters, or nanoseconds."""
         return _latency(space).count(kept) if self.of == "latency" else space.count(kept)
 
     def cost_left(self, space: PruningSpace, masks: Masks) -> Float[Tensor, ""]:
@@ -232,20 +234,20 @@ class Budget(BaseModel):
         return _latency(space).left(masks) if self.of == "latency" else space.parameters_left(masks)
 
     def dense(self, space: PruningSpace) -> int:
-        """What the dense model costs."""
+        """The cost of the dense model."""
         return _latency(space).dense if self.of == "latency" else space.num_parameters
 
     def fixed(self, space: PruningSpace) -> int:
-        """The part of it that no decision changes."""
+        """The part of the dense cost that no decision changes."""
         return _latency(space).fixed if self.of == "latency" else space.num_parameters - space.num_prunable
 
     def denominator(self, space: PruningSpace) -> int:
-        """What `keep` is a share of."""
+        """The cost that `keep` is a share of."""
         return space.num_prunable if self.of == "prunable" else self.dense(space)
 
     def target(self, space: PruningSpace) -> int:
-        """What the whole model may cost at most."""
-        assert self.at_most is None, "a budget is put on a space before it is a share"
+        """The most that the whole model may cost."""
+        assert self.at_most is None, "`on` has to be called first"
         if self.of == "prunable":
             return space.num_parameters - round((1 - self.keep) * space.num_prunable)
         return round(self.keep * self.dense(space))
@@ -256,11 +258,11 @@ class Budget(BaseModel):
         return (cost - self.dense(space) + whole) / whole
 
     def smallest_keep(self, space: PruningSpace, cost: int) -> float:
-        """The smallest `keep`, to four digits, with room for a whole model of this cost."""
+        """The smallest `keep`, to four digits, that leaves room for a whole model of this cost."""
         return math.ceil(self.share(space, cost) * 1e4) / 1e4
 
     def written(self, space: PruningSpace, cost: int) -> str:
-        """A cost as the budget's key counts it: `at_most` bytes are those of whole files."""
+        """A cost in the unit of the budget's key: bytes of `at_most` are those of whole files."""
         if self.of == "bytes" and self.key != "budget.keep":
             return amounts.bytes_written(cost * self._bytes_each + header_bytes(space))
         return self.amount(cost)
@@ -274,7 +276,7 @@ class Budget(BaseModel):
         return f"{cost:,} parameters"
 
 
-def _layout(space: PruningSpace, widths: Mapping[str, int]) -> Literal["free", "uniform"]:
+def _per_layer(space: PruningSpace, widths: Mapping[str, int]) -> Literal["free", "uniform"]:
     """Whether widths are the same in all layers."""
     by_kind: dict[tuple[str, str], set[tuple[int, int]]] = {}
     for group in space.groups:
@@ -284,7 +286,7 @@ def _layout(space: PruningSpace, widths: Mapping[str, int]) -> Literal["free", "
 
 
 def header_bytes(space: PruningSpace) -> int:
-    """At least what weight files hold beside the weights: what they say about them, and which dims a layer keeps."""
+    """A bound on the bytes in weight files besides the weights: headers, and the indices of dims that a layer keeps."""
     indices = sum(INDEXED.get(group.kind, 0) * group.size for group in space.groups)
     return 1024 + sum(len(name) + 128 for name in space.shapes) + indices
 

@@ -1,4 +1,4 @@
-"""Groups that a run file names: by layer, by kind or by name."""
+"""Finds the groups that a run file names by layer, kind or name."""
 
 from fnmatch import fnmatchcase
 
@@ -7,13 +7,13 @@ from tuneprune.structure.space import Group, PruningSpace
 
 
 def groups_at(space: PruningSpace, entry: int | str, key: str) -> list[Group]:
-    """The groups of a layer (from 0, or from the end below 0), of a kind, or whose name matches a pattern with `*`.
+    """The groups of a layer (negative numbers count from the end), of a kind, or matching a pattern with `*`.
 
     Args:
         key: the key of the run file that names them.
 
     Raises:
-        ConfigError: there are none, with those there are.
+        ConfigError: there are none, with the possible values.
     """
     if isinstance(entry, str):
         found = [group for group in space.groups if group.kind == entry or fnmatchcase(group.name, entry)]
@@ -27,7 +27,7 @@ def groups_at(space: PruningSpace, entry: int | str, key: str) -> list[Group]:
     num_layers = 1 + max(group.layer for group in space.groups)
     if any(group.kind == "hidden" for group in space.groups):
         raise ConfigError(
-            f"{key}: layer {entry} has no units of its own in space `{space.name}`, whose dims run through all layers."
+            f"{key}: layer {entry} has no units of its own in space `{space.name}`, whose dims belong to all layers."
             " Leave it out, or choose another space."
         )
     if not -num_layers <= entry < num_layers:
@@ -39,17 +39,17 @@ def groups_at(space: PruningSpace, entry: int | str, key: str) -> list[Group]:
 
 
 def exact_widths(space: PruningSpace, widths: dict[str, int]) -> dict[str, int]:
-    """Units that every group keeps: those that are named, and all where nothing is.
+    """The units that every group keeps: the given number, or all if the group is not named.
 
     Raises:
-        ConfigError: nothing of that name, more units than there are, or all units everywhere.
+        ConfigError: an unknown name, more units than a group has, or all units of all groups.
     """
     kept = {group.name: group.size for group in space.groups}
     for name, width in widths.items():
         for group in groups_at(space, name, "budget.widths"):
             if group.kind == "block":
                 raise ConfigError(
-                    "budget.widths says how wide layers are, and space `depth` drops whole ones. Use budget.keep."
+                    "budget.widths sets how wide layers are, but space `depth` drops whole layers. Use budget.keep."
                 )
             if width > group.size:
                 raise ConfigError(

@@ -1,4 +1,4 @@
-"""Why a budget cannot be met, and what would make it one that can."""
+"""Explains why a budget cannot be met, and which changes of the run file would help."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -10,14 +10,14 @@ from tuneprune.structure.space import Kind, PruningSpace
 from tuneprune.structure.spaces import UNIT_NAMES
 
 Reach = Callable[[Budget], tuple[int, int]]
-"""The smallest and largest cost that decisions under another budget can have, with what the method adds."""
+"""Gives the smallest and largest cost of decisions under another budget, with what the method adds."""
 
 
-def sentences(space: PruningSpace, budget: Budget, reach: Reach, added: int) -> str:
-    """What was asked, what is possible, why, and what to do.
+def explanation(space: PruningSpace, budget: Budget, reach: Reach, added: int) -> str:
+    """The whole message: what was asked, what is possible, why, and what to do.
 
     Args:
-        added: what the smallest model costs more for what the method adds to it.
+        added: the cost of what the method adds to the smallest model.
     """
     low, high = reach(budget)
     if low - added >= budget.dense(space):
@@ -40,10 +40,10 @@ def sentences(space: PruningSpace, budget: Budget, reach: Reach, added: int) -> 
 
 
 def _causes(space: PruningSpace, budget: Budget, low: int, added: int) -> Iterator[str]:
-    """What takes up the budget, where it does."""
+    """Sentences about what takes up the budget."""
     dense, fixed, target = budget.dense(space), budget.fixed(space), budget.target(space)
     if budget.of in ("total", "bytes") and (fixed >= target or 2 * fixed > low):
-        yield f"{fixed / dense:.1%} of all parameters are beyond this space{_largest_beyond(space)}."
+        yield f"{fixed / dense:.1%} of all parameters are out of reach of this space{_largest_beyond(space)}."
     kinds: list[Kind] = [group.kind for group in space.groups]
     for kind in dict.fromkeys(kinds):
         if not _is_single(space, kind):
@@ -51,7 +51,7 @@ def _causes(space: PruningSpace, budget: Budget, low: int, added: int) -> Iterat
         if kind == "block":
             yield "The model has a single layer, which stays."
         else:
-            yield f"There is one of the {UNIT_NAMES[kind]} in each layer, which stays, so none of them can go."
+            yield f"Each layer has only one of the {UNIT_NAMES[kind]}, which stays, so none of them can be removed."
     if budget.protect:
         whole = len(budget.pinned(space))
         yield f"budget.protect keeps {whole} of {len(space.groups)} groups whole."
@@ -70,13 +70,13 @@ def _largest_beyond(space: PruningSpace) -> str:
 
 
 def _is_single(space: PruningSpace, kind: Kind) -> bool:
-    """Whether nothing of a kind can go, because at every place there is one unit only."""
+    """Whether no unit of a kind can be removed, because there is only one at every place."""
     groups = [group for group in space.groups if group.kind == kind]
     return len(groups) == 1 and groups[0].size == 1 if kind == "block" else all(group.size == 1 for group in groups)
 
 
 def _cures(space: PruningSpace, budget: Budget, reach: Reach) -> Iterator[str]:
-    """Changes of the run file, each of which would do by itself."""
+    """Changes of the run file, each of which would be enough by itself."""
 
     def helps(**changes: object) -> bool:
         other = budget.model_copy(update=changes)
@@ -89,7 +89,7 @@ def _cures(space: PruningSpace, budget: Budget, reach: Reach) -> Iterator[str]:
     if low < budget.dense(space):
         yield f"raise {budget.key} to {budget.smallest(space, low)} or more"
     if budget.of == "total" and budget.key == "budget.keep" and helps(of="prunable"):
-        yield "count only what the space reaches (budget.of: prunable)"
+        yield "count only what the space can cut (budget.of: prunable)"
     shares = (percent / 100 for percent in range(math.ceil(100 * budget.min_keep) - 1, -1, -1))
     share = next((share for share in shares if helps(min_keep=share)), None)
     if share is not None:

@@ -17,18 +17,18 @@ from tuneprune.errors import TunePruneError
 from tuneprune.system import model_folder
 
 EQUAL_RUN = 2**22
-"""Numbers of two tensors that are compared at once."""
+"""How many numbers of two tensors are compared at once."""
 
 
 class Checkpoint:
     """Stored tensors by their names in the loaded model.
 
-    A file is opened for every read and closed again: as long as it is open, what was read of it is memory of this
+    A file is opened for every read and closed again: while it is open, everything read from it counts as memory of the
     process.
     """
 
     def __init__(self, files: list[Path], model: PreTrainedModel) -> None:
-        """Look into the files of `model`, which needs no weights.
+        """Read the headers of the files of `model`, which needs no weights.
 
         Raises:
             SafetensorError: a damaged file.
@@ -38,7 +38,7 @@ class Checkpoint:
         self._shapes: dict[str, tuple[int, ...]] = {}
         for file in files:
             with safe_open(file, framework="pt") as stored:
-                for key in stored.keys():  # noqa: SIM118  (no mapping)
+                for key in stored.keys():  # noqa: SIM118  (not a mapping)
                     view = stored.get_slice(key)
                     self._files[key], self._types[key] = file, str(view.get_dtype())
                     self._shapes[key] = tuple(view.get_shape())
@@ -48,13 +48,13 @@ class Checkpoint:
 
     @classmethod
     def find(cls, model_id: str, model: PreTrainedModel, *, local_files_only: bool = False) -> "Checkpoint | None":
-        """The files of a folder or hub id; None where none are readable safetensors.
+        """The files of a folder or hub id; None if they are not readable safetensors.
 
         Args:
-            local_files_only: whether to leave those of a hub id alone that were not downloaded yet.
+            local_files_only: whether to use only downloaded files of a hub id.
 
         Raises:
-            ConfigError: an index of files that leads out of its folder.
+            ConfigError: an index names files outside its folder.
         """
         try:
             return cls(_files(model_id, local_files_only=local_files_only), model)
@@ -64,11 +64,11 @@ class Checkpoint:
             return None
 
     def __contains__(self, name: object) -> bool:
-        """Whether the tensor is there in the shape that the model has, and can be read by rows."""
+        """Whether the tensor is stored in the shape that it has in the model, and can be read by rows."""
         return name in self._sources
 
     def holds(self, name: str) -> bool:
-        """Whether the files have something of that name, in whatever shape."""
+        """Whether the files have a tensor of that name, in any shape."""
         return name in self._held
 
     def names(self) -> Collection[str]:
@@ -76,7 +76,7 @@ class Checkpoint:
         return self._files.keys()
 
     def misfits(self) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-        """Tensors that are stored whole in another shape than the model's: name, stored shape, and the model's."""
+        """Tensors that are stored whole, but not in the model's shape: name, stored shape, and the model's."""
         for name, sources in self._held.items():
             for key in sources.get(None, ()):
                 if self._shapes[key] != self._conversion.shapes[name]:
@@ -91,7 +91,7 @@ class Checkpoint:
         return counts
 
     def are_equal(self, name: str, other: str) -> bool:
-        """Whether two tensors, in the shapes that the model has, hold the same numbers; read in runs of rows."""
+        """Whether two tensors, in the model's shapes, have the same numbers; they are read in runs of rows."""
         if name not in self or other not in self:
             return False
         length, width = self._conversion.shapes[name][0], prod(self._conversion.shapes[name][1:])
@@ -122,7 +122,7 @@ class Checkpoint:
 
 
 def _files(model_id: str, *, local_files_only: bool) -> list[Path]:
-    """The weight files, one or those that an index names.
+    """The weight file, or the files that an index names.
 
     Raises:
         OSError: there are none.

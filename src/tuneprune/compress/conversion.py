@@ -1,4 +1,4 @@
-"""How a model's tensors are stored: under other names than in memory, or in parts that loading joins."""
+"""Converts between tensors in memory and in files, where they may have other names or be split into parts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
@@ -18,11 +18,11 @@ from transformers.core_model_loading import (
 )
 
 Pattern = str | None
-"""What a stored name matches when several tensors become one, None where it stands for a whole tensor."""
+"""The pattern that a stored name matches if several tensors become one; None for a whole tensor."""
 
 
 class Conversion:
-    """The rules that transformers itself applies to the files of `model`'s class, which needs no weights."""
+    """The rules that transformers applies to the files of `model`'s class; the model needs no weights."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         rules = get_model_conversion_mapping(model)
@@ -34,7 +34,7 @@ class Conversion:
         self._by_pattern = {pattern: rule for rule in self._converters for pattern in rule.source_patterns}
 
     def sources(self, keys: Iterable[str]) -> dict[str, dict[Pattern, list[str]]]:
-        """The stored `keys` that every tensor of the model is made of, by pattern; other keys are passed over."""
+        """The stored `keys` that every tensor of the model is made of, by pattern; other keys are ignored."""
         found: dict[str, dict[Pattern, list[str]]] = {}
         for key in sorted(keys, key=dot_natural_key):
             name, pattern = rename_source_key(
@@ -47,7 +47,7 @@ class Conversion:
         return found
 
     def joins_by_row(self, name: str, shapes: Mapping[Pattern, Sequence[tuple[int, ...]]]) -> bool:
-        """Whether each of the parts of these shapes belongs to one row of `name`, so that rows can be joined alone."""
+        """Whether each part of these shapes belongs to one row of `name`, so that rows can be joined separately."""
         rule = next((self._by_pattern[pattern] for pattern in shapes if pattern in self._by_pattern), None)
         if rule is None or set(rule.source_patterns) != set(shapes):
             return False
@@ -59,7 +59,7 @@ class Conversion:
         return tuple(self.join(name, empty).shape) == self.shapes[name]
 
     def join(self, name: str, parts: Mapping[Pattern, Iterable[Tensor]]) -> Tensor:
-        """The tensor `name`, or some of its rows, of its parts."""
+        """Join parts to the tensor `name` or to some of its rows."""
         rule: Any = deepcopy(next(self._by_pattern[pattern] for pattern in parts if pattern is not None))
         for pattern, tensors in parts.items():
             for tensor in tensors:
@@ -68,10 +68,10 @@ class Conversion:
         return joined[0] if isinstance(joined, list) else joined
 
     def split(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors as they are stored: under those names, and in parts."""
+        """The tensors as they are stored: under their stored names, and in parts."""
         return revert_weight_conversion(self.model, dict(tensors))
 
     def part(self, name: str, row: Tensor, pattern: str) -> Tensor:
-        """What is stored of one row of the tensor `name` under names that match `pattern`."""
+        """The stored part of one row of the tensor `name` whose name matches `pattern`."""
         parts = self.split({name: row})
         return parts[self.sources(parts)[name][pattern][0]]

@@ -1,8 +1,8 @@
 """A stock Hugging Face decoder with widths that differ from layer to layer.
 
-`config.per_layer_config` says, as transformers defines it, which layers have fewer heads or narrower MLPs, and
-`config.pruned` what else differs from the stock class; `resize` gives a freshly built stock model those shapes. The
-file is self-contained: it travels with every checkpoint that needs it and imports nothing but torch and transformers.
+`config.per_layer_config`, which transformers defines, has the layers with fewer heads or narrower MLPs, and
+`config.pruned` everything else that differs from the stock class; `resize` gives a new stock model those shapes. The
+file is self-contained: every checkpoint that needs it has a copy, and it imports only torch and transformers.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE on the leading `cos.shape[-1]` dims of every head; dims j and j + half turn together."""
+    """RoPE on the leading `cos.shape[-1]` dims of every head; dims j and j + half rotate together."""
     turned, rest = states[..., : cos.shape[-1]], states[..., cos.shape[-1] :]
     first, second = turned.chunk(2, dim=-1)
     turned = (turned * cos + torch.cat((-second, first), dim=-1) * sin).to(states.dtype)
@@ -29,9 +29,9 @@ def scatter(states: Tensor, index: Tensor, width: int) -> Tensor:
 
 
 class PrunedAttention(nn.Module):
-    """Attention with head dims of its own (`qk_dim`, `v_dim`), or at rows of a packed projection of its own.
+    """Attention with its own head dims (`qk_dim`, `v_dim`), or its own row offsets in a packed projection.
 
-    Takes over all that a stock attention module holds, so that parameter names stay.
+    Takes over all parts of a stock attention module, so that parameter names stay the same.
     """
 
     config: Any
@@ -63,11 +63,11 @@ class PrunedAttention(nn.Module):
         past_key_values: Any = None,  # noqa: ANN401  (transformers' Cache)
         **kwargs: Any,  # noqa: ANN401  (passed on to the attention backend)
     ) -> tuple[Tensor, Tensor | None]:
-        """Attention output on the full residual stream, and the attention weights where the backend gives them."""
+        """Attention output on the full residual stream, and the attention weights if the backend returns them."""
         if self.read_index is not None:
             hidden_states = hidden_states.index_select(-1, self.read_index)
         queries, keys, values = self.heads(hidden_states)
-        if getattr(self, "use_rope", True):  # some layers of some families know no positions
+        if getattr(self, "use_rope", True):  # some layers of some families have no RoPE
             queries, keys = self.turned(queries, keys, *position_embeddings)
         if past_key_values is not None:
             keys, values = past_key_values.update(keys, values, self.layer_idx)
@@ -92,14 +92,14 @@ class PrunedAttention(nn.Module):
         return (output if self.write_index is None else scatter(output, self.write_index, self.width)), weights
 
     def turned(self, queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys after RoPE, by the frequencies that survive."""
+        """Queries and keys after RoPE, with the remaining frequencies."""
         if self.rotary_index is not None:
             cos, sin = cos.index_select(-1, self.rotary_index), sin.index_select(-1, self.rotary_index)
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
         return rotate(queries, cos, sin), rotate(keys, cos, sin)
 
     def heads(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values as [batch, heads, length, dim], normalised where the family does so."""
+        """Queries, keys and values as [batch, heads, length, dim], normalised if the family does so."""
         module: Any = self
         if hasattr(self, "qkv_proj"):
             sizes = (
@@ -122,7 +122,7 @@ class PrunedAttention(nn.Module):
 
 
 class PartAttention(nn.Module):
-    """A stock attention module, whose place and forward it takes, on its own part of the residual stream."""
+    """Replaces a stock attention module and uses its forward on a part of the residual stream."""
 
     read_index: Tensor | None
     write_index: Tensor | None
@@ -137,7 +137,7 @@ class PartAttention(nn.Module):
         _add_index(self, "write_index", shape.get("write", 0))
 
     def forward(self, hidden_states: Tensor, **inputs: Any) -> tuple[Tensor, Tensor | None]:  # noqa: ANN401
-        """Attention output on the full residual stream, and the attention weights where the backend gives them."""
+        """Attention output on the full residual stream, and the attention weights if the backend returns them."""
         if self.read_index is not None:
             hidden_states = hidden_states.index_select(-1, self.read_index)
         output, weights = self.stock.forward(self, hidden_states, **inputs)
@@ -145,7 +145,7 @@ class PartAttention(nn.Module):
 
 
 def _head_counts(config: Any, layer_idx: int, shape: Mapping[str, int]) -> tuple[int, int]:  # noqa: ANN401
-    """Query heads and KV heads of a layer, from its shape where its own config could not say them."""
+    """Query heads and KV heads of a layer, from `shape` if its own config could not have them."""
     own = config.per_layer_config[layer_idx]
     num_heads = shape.get("num_heads", own.num_attention_heads)
     return num_heads, shape.get("num_kv_heads", getattr(own, "num_key_value_heads", None) or num_heads)
@@ -160,7 +160,7 @@ def eager_attention(
     scaling: float,
     dropout: float = 0.0,
     softcap: float | None = None,
-    **_: Any,  # noqa: ANN401  (what other backends take)
+    **_: Any,  # noqa: ANN401  (arguments of other backends)
 ) -> tuple[Tensor, Tensor]:
     """Plain attention over explicit weights, returned with them."""
     key = key.repeat_interleave(module.num_key_value_groups, dim=1)
@@ -176,7 +176,7 @@ def eager_attention(
 
 
 class PrunedMlp(nn.Module):
-    """A stock MLP, whose place and forward it takes, on its own part of the residual stream."""
+    """Replaces a stock MLP and uses its forward on a part of the residual stream."""
 
     read_index: Tensor | None
     write_index: Tensor | None
@@ -190,7 +190,7 @@ class PrunedMlp(nn.Module):
         _add_index(self, "write_index", shape.get("write", 0))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """The MLP's contribution to the full residual stream."""
+        """The output of the MLP on the full residual stream."""
         if self.read_index is not None:
             hidden_states = hidden_states.index_select(-1, self.read_index)
         output = self.stock.forward(self, hidden_states)
@@ -198,12 +198,12 @@ class PrunedMlp(nn.Module):
 
 
 class RoutedMlp(PrunedMlp):
-    """A gated MLP of which every token computes the channels of `top_k` experts, chosen by a router.
+    """A gated MLP in which every token uses the channels of `top_k` experts, chosen by a router.
 
-    `experts` says which channels each expert has; channels may belong to several. Many tokens at once are grouped, and
-    only the channels that their experts have are computed. For few tokens gathering those weights may take longer than
-    all channels do: then, and where autograd watches, all are computed and masked. The router learns through the
-    straight-through derivative of its softmax.
+    `experts` is a mask of every expert's channels; channels may belong to several. If there are many tokens, they are
+    grouped, and only the channels of their experts are computed. For few tokens, gathering those weights may take
+    longer than computing all channels: then, and if gradients are needed, all are computed and masked. The router
+    learns through the straight-through derivative of its softmax.
     """
 
     tokens_worth_grouping = 32  # per expert; a choice, see docs/methods/tomoe.md
@@ -222,10 +222,10 @@ class RoutedMlp(PrunedMlp):
         self.register_buffer("experts", torch.zeros(shape["experts"], stock.down_proj.in_features, dtype=torch.bool))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """The MLP's contribution to the full residual stream."""
+        """The output of the MLP on the full residual stream."""
         with torch.autocast(hidden_states.device.type, enabled=False):
             logits = nn.functional.linear(hidden_states.float(), self.router.float())
-        chosen = logits.sort(dim=-1, descending=True, stable=True).indices[..., : self.top_k]  # of equal ones the first
+        chosen = logits.sort(dim=-1, descending=True, stable=True).indices[..., : self.top_k]  # ties go to the first
         if self.read_index is not None:
             hidden_states = hidden_states.index_select(-1, self.read_index)
         if self._may_group(chosen):
@@ -267,7 +267,7 @@ class RoutedMlp(PrunedMlp):
         return self.activation_fn(gate) if hasattr(self, "gate_up_proj") else self.act_fn(gate)
 
     def _may_group(self, chosen: Tensor) -> bool:
-        """Whether it pays, and the weights say all: no adapter, quantisation, offloading or hook around them."""
+        """Whether grouping is worth it, and possible: no adapter, quantisation, offloading or hook on the weights."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return False
         if chosen.numel() < self.tokens_worth_grouping * len(self.experts):
@@ -287,9 +287,9 @@ def _rows_of(linear: Any, rows: Tensor, states: Tensor) -> Tensor:  # noqa: ANN4
 
 
 class RotatedBlock(GradientCheckpointingLayer):
-    """A stock decoder layer whose attention and MLP each write to the residual stream in a basis of their own.
+    """A stock decoder layer whose attention and MLP each write to the residual stream in their own basis.
 
-    Matrices on the two skip connections carry the stream from one basis to the next (SliceGPT, arXiv 2401.15024).
+    Matrices on the two skip connections convert the stream from one basis to the next (SliceGPT, arXiv 2401.15024).
     """
 
     input_layernorm: nn.Module
@@ -304,21 +304,21 @@ class RotatedBlock(GradientCheckpointingLayer):
         self.attention_skip = nn.Linear(width, width, bias=False, **like)
         self.mlp_skip = nn.Linear(width, width, bias=False, **like)
 
-    def forward(self, hidden_states: Tensor, **inputs: Any) -> Tensor:  # noqa: ANN401  (what the attention takes)
-        """The stream after the layer, in the basis of what reads it next."""
+    def forward(self, hidden_states: Tensor, **inputs: Any) -> Tensor:  # noqa: ANN401  (arguments of the attention)
+        """The stream after the layer, in the basis of its next reader."""
         attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **inputs)
         hidden_states = self.attention_skip(hidden_states) + self.scaled(attended, "resid_attn_dropout")
         computed = self.mlp(self.post_attention_layernorm(hidden_states))
         return self.mlp_skip(hidden_states) + self.scaled(computed, "resid_mlp_dropout")
 
     def scaled(self, output: Tensor, dropout: str) -> Tensor:
-        """What a sublayer adds to the stream: its output, scaled or thinned out where the family does so."""
+        """The output of a sublayer as it is added to the stream: scaled, or with dropout, if the family does so."""
         output = output * getattr(self, "residual_multiplier", 1.0)
         return getattr(self, dropout)(output) if hasattr(self, dropout) else output
 
 
-def _keep_experts(module: Any, number: int) -> None:  # noqa: ANN401  (a router, or what holds packed experts)
-    """Give a part of a mixture of experts room for `number` of them; a router picks no more than there are."""
+def _keep_experts(module: Any, number: int) -> None:  # noqa: ANN401  (a router, or packed experts)
+    """Resize a part of a mixture of experts for `number` experts; a router chooses at most that many."""
     for name, weights in list(module.named_parameters(recurse=False)):
         setattr(module, name, nn.Parameter(weights.new_empty(number, *weights.shape[1:])))
     module.num_experts = number
@@ -336,22 +336,22 @@ def _take_over(module: nn.Module, stock: nn.Module) -> None:
 
 
 def _add_index(module: nn.Module, name: str, length: int) -> None:
-    """A persistent index buffer (a non-persistent one would come back uninitialised), or None for `length` 0."""
+    """Add a persistent index buffer (others are uninitialised after loading), or None for `length` 0."""
     module.register_buffer(name, torch.zeros(length, dtype=torch.long) if length else None)
 
 
 def epsilon_name(norm: nn.Module) -> str:
-    """What an RMSNorm calls its epsilon."""
+    """The attribute of an RMSNorm that has its epsilon."""
     return "eps" if hasattr(norm, "eps") else "variance_epsilon"
 
 
 @contextmanager
 def equal_layers(config: Any) -> Iterator[None]:  # noqa: ANN401  (every family has its own config class)
-    """The config without its layers' own widths, which no stock constructor of a whole model reads."""
+    """Hide the layers' own widths in the config, which constructors of stock models do not support."""
     if not config.is_heterogeneous:
         yield
         return
-    names = config.per_layer_attributes  # read off the layers: reading them off the whole config says a warning
+    names = config.per_layer_attributes  # read from the layers, because reading from the whole config warns
     own = {index: {name: getattr(layer, name) for name in names} for index, layer in enumerate(config.per_layer_config)}
     config.per_layer_config = None
     try:
@@ -361,14 +361,14 @@ def equal_layers(config: Any) -> Iterator[None]:  # noqa: ANN401  (every family 
 
 
 def fit_layers(model: Any) -> None:  # noqa: ANN401  (a stock causal LM, or its inner part)
-    """Give every layer of a stock model the widths that `config.per_layer_config` has for it, in place."""
+    """Give every layer of a stock model its widths in `config.per_layer_config`, in place."""
     if not model.config.is_heterogeneous:
         return
     layers = model.base_model.layers
     for index, stock in enumerate(layers):
         layer = type(stock)(model.config.per_layer_config[index], index)
         for module in layer.modules():
-            if hasattr(module, "config"):  # that of the whole model, whose attention implementation may change
+            if hasattr(module, "config"):  # the whole model's config, whose attention implementation may change
                 module.config = model.config
         like = next(stock.parameters())
         layers[index] = layer.to(device=like.device, dtype=like.dtype)
@@ -377,13 +377,13 @@ def fit_layers(model: Any) -> None:  # noqa: ANN401  (a stock causal LM, or its 
 def resize(model: PreTrainedModel, prefix: str = "") -> None:
     """Give a stock model of equal layers the shapes in its config, in place; weights are to be loaded afterwards.
 
-    Beside `config.per_layer_config`, `config.pruned` has `linears` {path: [inputs, outputs]}, with a third entry where
-    a bias is new, `norms` {path: [size, epsilon]}, `attentions` and `mlps` {path: shape} for the blocks that the stock
-    classes cannot run, `experts` {path: number} for routers and packed experts, and `stream` (`width`, and in `skips`
-    the paths of the blocks that change its basis) where the residual stream is not the stock model's.
+    In addition to `config.per_layer_config`, `config.pruned` has `linears` {path: [inputs, outputs]}, with a third
+    entry if a bias is new, `norms` {path: [size, epsilon]}, `attentions` and `mlps` {path: shape} for modules that the
+    stock classes cannot run, `experts` {path: number} for routers and packed experts, and `stream` (`width`, and in
+    `skips` the paths of the blocks that change its basis) if the residual stream differs from the stock model's.
 
     Args:
-        prefix: what to strip from the paths, for a model that is the inner part of the causal LM.
+        prefix: the start of the paths to remove, for a model that is the inner part of the causal LM.
     """
     pruned: Mapping[str, Mapping[str, Any]] = model.config.pruned
     fit_layers(model)

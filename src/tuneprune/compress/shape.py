@@ -1,4 +1,4 @@
-"""The shape of a model, read off its config: the widths of each layer, and what no stock class does."""
+"""The shape of a model, read from its config: the widths of each layer, and what no stock class can do."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,12 +8,13 @@ from transformers import PretrainedConfig
 
 from tuneprune import families
 from tuneprune.compress.modeling_pruned import equal_layers
+from tuneprune.families.base import HfConfig
 from tuneprune.structure.architecture import Architecture, Block, Experts
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Widths of one decoder layer; `mlp_width` is 0 in a mixture, `num_experts` everywhere else."""
+    """Widths of one decoder layer; `mlp_width` is 0 in a mixture of experts, `num_experts` in other layers."""
 
     num_heads: int
     num_kv_heads: int
@@ -27,9 +28,9 @@ class LayerShape:
 class Shape:
     """A model as its config states it.
 
-    `architecture` is that of the config's stock class, before any layer's own widths. `oddities` are what such a layer
-    does not do in any stock class: `biases`, `routers` and `skip matrices` that a plan added, `parts of the stream` and
-    `rotary pairs` of a layer's own.
+    `architecture` is that of the config's stock class, without any layer's own widths. `oddities` are the features that
+    no stock class has: `biases`, `routers` and `skip matrices` that a plan added, layers that use `parts of the stream`
+    or have their own `rotary pairs`.
     """
 
     config: PretrainedConfig
@@ -39,7 +40,7 @@ class Shape:
     oddities: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, config: Any) -> "Shape":  # noqa: ANN401  (every family has its own config class)
+    def of(cls, config: HfConfig) -> "Shape":
         """The shape of an exported model, stock or ragged, or of any model of a known family.
 
         Raises:
@@ -55,7 +56,7 @@ class Shape:
 
     @property
     def is_ragged(self) -> bool:
-        """Whether no stock class holds it, so that it comes with a modelling file."""
+        """Whether no stock class can hold it, so that it comes with a modelling file."""
         return hasattr(self.config, "pruned")
 
     @property

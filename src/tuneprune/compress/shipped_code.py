@@ -1,4 +1,4 @@
-"""The Python file that travels with a ragged checkpoint, so that it loads without tuneprune."""
+"""The Python file that is shipped with a ragged checkpoint, so that it loads without tuneprune."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ MODULE = "modeling_pruned"
 
 _TAIL = '''
 
-# What follows is written for one model family; all of the above is the same for every one.
+# The rest is generated for one model family; everything above is the same for all.
 from transformers import {causal}, {inner}  # noqa: E402
 
 
@@ -50,10 +50,10 @@ def classes(config: PretrainedConfig) -> dict[str, str]:
 
 
 def entries(config: PretrainedConfig) -> dict[str, Any]:
-    """What the config.json of a ragged model of this family says of the shipped file.
+    """The entries about the shipped file in the config.json of a ragged model of this family.
 
-    The architecture is a name that no library knows, so that none picks its own class of the family, whose shapes do
-    not fit.
+    The architecture is a name that no library knows, so that none uses its own class of the family, which has other
+    shapes.
     """
     named = classes(config)
     auto_map = {auto: f"{MODULE}.{name}" for auto, name in named.items()}
@@ -61,7 +61,7 @@ def entries(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def source(config: PretrainedConfig) -> str:
-    """The text of the modelling file for a ragged model of this family; needs nothing but torch and transformers."""
+    """The text of the modelling file for a ragged model of this family; it needs only torch and transformers."""
     causal, inner = _stock_names(config)
     prefix = families.stock_class(config).base_model_prefix
     tail = _TAIL.format(causal=causal, inner=inner, model_type=config.model_type, prefix=prefix)

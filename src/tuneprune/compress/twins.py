@@ -1,7 +1,7 @@
-"""Stock models of random weights and of a pruned model's size: what even widths would give, to be measured beside it.
+"""Stock models with random weights and the size of a pruned model, to measure what equal widths would give.
 
-A decision may cut any kind of unit from any layer; its twin keeps as many KV groups and MLP channels (or experts) in
-every layer as makes the same number of parameters. Only speed and memory of a twin mean anything.
+A decision may cut any kind of unit from any layer; its twin has the same number of parameters, but equal numbers of KV
+groups and MLP channels (or experts) in all layers. Only the speed and memory of a twin are meaningful.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,19 +17,19 @@ from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.space import Group, Kind, PruningSpace
 
 TOLERANCE = 0.05
-"""How far a twin's size may be from the pruned model's, relative to it: widths in steps meet no size exactly."""
+"""Relative difference allowed between the sizes of a twin and the pruned model: widths in steps rarely fit exactly."""
 
 
 @dataclass(frozen=True)
 class Twin:
-    """A stock model to be: its config, the units that every layer keeps by kind, and its number of parameters."""
+    """A planned stock model: its config, the units that every layer keeps by kind, and its number of parameters."""
 
     config: PretrainedConfig
     widths: Mapping[Kind, int]
     parameters: int
 
     def build(self, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-        """The model with freshly drawn weights."""
+        """The model with random weights."""
         model: Any = AutoModelForCausalLM.from_config(self.config, dtype=dtype)
         return model.to(device).eval()
 
@@ -42,14 +42,14 @@ def uniform_twin(
     shares: Mapping[Kind, float],
     multiple_of: int = 1,
 ) -> Twin | None:
-    """The stock model of `target` parameters with the same widths in all layers, or None where there is none.
+    """The stock model of `target` parameters with the same widths in all layers, or None if there is none.
 
     Args:
         config: of the dense model.
         space: `width` or `experts` on the dense model.
-        shares: the share of each kind of unit that the pruned model kept; among twins of the right size the one with
-            the nearest share of KV groups is taken.
-        multiple_of: what the widths are multiples of.
+        shares: the share of each kind of unit that the pruned model kept; of the twins of the right size, the one with
+            the nearest shares is taken.
+        multiple_of: the widths are multiples of this number.
     """
     fallback = target / space.num_parameters
     candidates: list[tuple[float, Twin]] = []
@@ -66,7 +66,7 @@ def uniform_twin(
 
 
 def _counts(space: PruningSpace, target: int, multiple_of: int) -> Iterator[dict[Kind, int]]:
-    """Units of each kind per layer that come nearest to `target` parameters, for every number of KV groups."""
+    """Units of each kind per layer that give about `target` parameters, for every number of KV groups."""
     kinds = {group.kind: group for group in space.groups}
     heads = kinds.pop("kv_group", None)
     (rest,) = kinds.values()
@@ -80,9 +80,9 @@ def _counts(space: PruningSpace, target: int, multiple_of: int) -> Iterator[dict
 
 
 def _steps(group: Group, multiple_of: int) -> range:
-    """The counts of a group whose features are a multiple of `multiple_of`; none where it is too small for one."""
+    """The counts of a group whose features are a multiple of `multiple_of`; none if the group is too small."""
     if group.kind == "expert":
-        return range(1, group.size + 1)  # a count of whole MLPs, whose own widths stay
+        return range(1, group.size + 1)  # experts are whole MLPs, whose widths stay
     step = units_per_step(group, multiple_of) if multiple_of <= group.size * group.features else group.size + 1
     return range(step, group.size + 1, step)
 

@@ -15,8 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tuneprune.budget import Budget, allocate, fractional_ranks
-from tuneprune.budget import check as check_budget
+from tuneprune.budget import Budget, allocate, check_reachable, fractional_ranks
 from tuneprune.calibration.activations import (
     consumer,
     consumer_weight,
@@ -63,7 +62,7 @@ class Flap(Method):
         Raises:
             UnreachableBudget: with the range of `keep` that can be reached.
         """
-        check_budget(space, budget, sum(new_biases(space).values()) if self.bias else 0)
+        check_reachable(space, budget, sum(new_biases(space).values()) if self.bias else 0)
 
     def adds(self, space: PruningSpace) -> frozenset[Addition]:
         """Biases of linears that have none in the dense model."""

@@ -17,8 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tuneprune.budget import Budget, Reserved, allocate
-from tuneprune.budget import check as check_budget
+from tuneprune.budget import Budget, Reserved, allocate, check_reachable
 from tuneprune.calibration.residual_stream import (
     Moments,
     Walk,
@@ -60,7 +59,7 @@ class SliceGpt(Method):
         Raises:
             UnreachableBudget: with the range of `keep` that can be reached.
         """
-        check_budget(space, budget, self._reserved(space))
+        check_reachable(space, budget, self._reserved(space))
 
     def check_family(self, architecture: Architecture) -> None:
         """Refuse families whose norms do not commute with a rotation.

@@ -7,7 +7,7 @@ import torch
 from transformers import PretrainedConfig
 
 from tuneprune import evaluate, families
-from tuneprune.budget import Budget, check
+from tuneprune.budget import Budget, check_reachable
 from tuneprune.budget.amounts import bytes_written, milliseconds_written
 from tuneprune.budget.latency_table import LatencyTable, refuse_untimed
 from tuneprune.errors import ConfigError, TunePruneError, UnreachableBudget
@@ -99,8 +99,8 @@ def check_reach(costs: Costs, method: Method, config: PretrainedConfig) -> None:
         TunePruneError: names the causes and what to change.
     """
     try:
-        method.check(costs.space, costs.budget)  # first, as its limits can be narrower than the space's
-        check(costs.space, costs.budget)
+        method.check(costs.space, costs.budget)  # it may reach less than others, so its numbers come first
+        check_reachable(costs.space, costs.budget)
     except UnreachableBudget as error:
         raise UnreachableBudget(f"{error}{_other_spaces(costs, method, config)}") from None
 
@@ -114,7 +114,7 @@ def _other_spaces(costs: Costs, method: Method, config: PretrainedConfig) -> str
     for name in (name for name in SPACES if name != costs.space.name):
         try:
             space = spaces.build(name, architecture, skeleton(config))
-            check(space, budget)
+            check_reachable(space, budget)
             if name in method.spaces:
                 method.check(space, budget)
         except TunePruneError:

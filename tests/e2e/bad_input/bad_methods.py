@@ -36,13 +36,13 @@ ROWS = {
     "budget of unknown things": budget(["`budget.of`", "'total'", "weights"], keep=0.5, of="weights"),
     "two budgets": budget(["`keep` and `at_most`", "write one"], keep=0.5, at_most="10k"),
     "amount of prunable parameters": budget(["`at_most`", "use `keep`"], at_most="10k", of="prunable"),
-    "amount that is none": budget(["at_most=much", "write it so"], at_most="much"),
+    "amount that is none": budget(["at_most=much", "write parameters"], at_most="much"),
     "uneven multiple": budget(["multiple_of", "write `auto` or a whole number"], keep=0.6, multiple_of=0),
     "unknown way with layers": budget(["`budget.per_layer`", "'free' or 'uniform'"], keep=0.6, per_layer="equal"),
     "phase of a budget that counts no time": budget(["`phase` belongs to `of: latency`"], keep=0.6, phase="decode"),
     "table that is not there": Row(["latency.json", "Name the latency.json"], table),
     "table that is none": Row(
-        ["no latency table", "leave the table out"], all_of(table, holding("latency.json", "{}"))
+        ["not a latency table", "leave the table out"], all_of(table, holding("latency.json", "{}"))
     ),
     "times of a space without": Row(
         ["budget.of=latency", "`disp`", "Use space"], merged(space="disp", budget={"of": "latency", "keep": 0.6})

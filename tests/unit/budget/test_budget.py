@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tuneprune.budget import Budget, allocate, check, count_parameters, reachable, units_per_step
+from tuneprune.budget import Budget, allocate, check_reachable, count_parameters, reachable, units_per_step
 from tuneprune.budget.chains import steps_at_least
 from tuneprune.errors import ConfigError, TunePruneError, UnreachableBudget
 
@@ -28,7 +28,7 @@ def cases(draw, **fixed):
     }
     budget = Budget(keep=draw(st.floats(0.05, 1)), **chosen | fixed)
     try:
-        check(space, budget)
+        check_reachable(space, budget)
     except (ConfigError, UnreachableBudget):
         assume(False)
     return space, budget, draw(scores_of(space))
@@ -199,11 +199,11 @@ def test_floors_move_the_range_and_are_named_where_they_stand_in_the_way():
     low = space.count({group.name: wide[group.kind] for group in space.groups})
     assert reachable(space, Budget(min_keep=0.5))[0] == low
     keep = low / space.num_parameters - 0.01
-    check(space, Budget(keep=keep))
+    check_reachable(space, Budget(keep=keep))
     with pytest.raises(UnreachableBudget, match=r"Raise budget\.keep to .*, or lower budget\.min_keep to 0\.\d+\.$"):
-        check(space, Budget(keep=keep, min_keep=0.5))
+        check_reachable(space, Budget(keep=keep, min_keep=0.5))
     with pytest.raises(UnreachableBudget) as told:
-        check(space, Budget(keep=0.01, min_keep=0))
+        check_reachable(space, Budget(keep=0.01, min_keep=0))
     assert "min_keep" not in str(told.value)
     assert "multiple_of" not in str(told.value)
 
@@ -249,13 +249,13 @@ def test_an_unreachable_budget_names_the_range_and_its_ends_work(name, of):
     masks = allocate(space.ones(), space, Budget(keep=lowest, of=of))
     assert floor <= count_parameters(space, masks) <= floor + 1e-4 * space.num_parameters
     with pytest.raises(UnreachableBudget):
-        check(space, Budget(keep=lowest - 2e-4, of=of))
+        check_reachable(space, Budget(keep=lowest - 2e-4, of=of))
 
 
 def test_multiple_of_larger_than_a_width_is_refused():
     space = tiny_space()
     with pytest.raises(ConfigError, match=r"multiple_of=64 cannot be met: .*self_attn has only 2 units of 16 features"):
-        check(space, Budget(multiple_of=64))
+        check_reachable(space, Budget(multiple_of=64))
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_uniform_refuses_layers_that_differ():
     narrow = tiny_space(intermediate_size=40)
     mixed = type(space)("width", (*space.groups[:2], *narrow.groups[2:]), space.shapes)
     with pytest.raises(ConfigError, match=r"layers of equal width.*per_layer=free"):
-        check(mixed, Budget(per_layer="uniform"))
+        check_reachable(mixed, Budget(per_layer="uniform"))
 
 
 def test_scores_that_are_no_numbers_are_refused():

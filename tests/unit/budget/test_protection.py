@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tuneprune.budget import Budget, allocate, check, count_parameters, reachable
+from tuneprune.budget import Budget, allocate, check_reachable, count_parameters, reachable
 from tuneprune.errors import ConfigError, UnreachableBudget
 
 LAYERS = {"num_hidden_layers": 4}
@@ -47,7 +47,7 @@ def test_protected_layers_lose_nothing_and_the_budget_is_met(which, layers, keep
         return
     if budget.target(space) < low:
         with pytest.raises(UnreachableBudget, match=r"budget\.protect keeps \d+ of \d+ groups whole"):
-            check(space, budget)
+            check_reachable(space, budget)
         return
     masks = allocate(draw(space, seed), space, budget, scope)
     for group in space.groups:
@@ -86,13 +86,13 @@ def test_patterns_and_kinds_name_groups():
 )
 def test_what_is_not_there_cannot_be_protected(entry, name, said):
     with pytest.raises(ConfigError, match=said):
-        check(tiny_space(name=name, **LAYERS), Budget(protect=[entry]))
+        check_reachable(tiny_space(name=name, **LAYERS), Budget(protect=[entry]))
 
 
 def test_equal_widths_and_protected_layers_exclude_each_other():
     space = TOY["llama", "width"]
-    with pytest.raises(ConfigError, match=r"cannot hold model.layers.0.self_attn apart from other layers"):
-        check(space, Budget(keep=0.8, per_layer="uniform", protect=[0]))
+    with pytest.raises(ConfigError, match=r"cannot treat model.layers.0.self_attn differently from other layers"):
+        check_reachable(space, Budget(keep=0.8, per_layer="uniform", protect=[0]))
     masks = allocate(draw(space), space, Budget(keep=0.8, per_layer="uniform", protect="kv_group"))
     assert len({width for name, width in widths(masks).items() if name.endswith("mlp")}) == 1
     assert all(masks[name].all() for name in masks if name.endswith("attn"))
@@ -117,7 +117,7 @@ def test_exact_widths_are_kept_exactly(given, kept, layout, scope):
     space = TOY["llama", "width"]
     budget = Budget(widths=given).on(space)
     assert (budget.per_layer, budget.widths) == (layout, None)
-    check(space, budget)
+    check_reachable(space, budget)
     scores = draw(space)
     masks = allocate(scores, space, budget, scope)
     assert all(width == kept[name.rpartition(".")[2]] for name, width in widths(masks).items())
@@ -150,14 +150,14 @@ def test_widths_are_kept_in_every_space(name):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"widths": {"mlp_channel": 9}, "keep": 0.5}, "`widths` says exactly what stays; leave `keep` out"),
+        ({"widths": {"mlp_channel": 9}, "keep": 0.5}, "`widths` gives exact sizes; leave `keep` out"),
         ({"widths": {"mlp_channel": 9}, "multiple_of": 8}, "leave `multiple_of` out"),
         ({"widths": {"mlp_channel": 9}, "protect": [0]}, "leave `protect` out"),
-        ({"widths": {"mlp_channel": 9}, "of": "bytes"}, "nothing is counted in bytes"),
+        ({"widths": {"mlp_channel": 9}, "of": "bytes"}, "cannot be combined with `of: bytes`"),
         ({"widths": {}}, "names no units"),
         ({"widths": {"mlp_channel": 0}}, "greater than or equal to 1"),
         ({"widths": 9}, "valid dictionary"),
-        ({"protect": True}, "not a truth"),
+        ({"protect": True}, "not true or false"),
     ],
 )
 def test_widths_that_contradict_are_refused(settings, said):
@@ -171,7 +171,7 @@ def test_widths_that_contradict_are_refused(settings, said):
         ({"mlp_channel": 49}, "width", "49 is more than the 48 units of model.layers.0.mlp. Use at most 48"),
         ({"heads": 1}, "width", r"no units `heads`"),
         ({"mlp_channel": 48}, "width", "the model's own widths"),
-        ({"block": 1}, "depth", "drops whole ones. Use budget.keep"),
+        ({"block": 1}, "depth", "drops whole layers. Use budget.keep"),
     ],
 )
 def test_widths_that_are_not_there_are_refused(given, name, said):
@@ -182,7 +182,7 @@ def test_widths_that_are_not_there_are_refused(given, name, said):
 def test_exact_widths_leave_no_room_for_what_a_method_adds():
     space = TOY["llama", "width"]
     with pytest.raises(UnreachableBudget, match=r"leaves no room for the 5 parameters that the method adds"):
-        check(space, Budget(widths={"mlp_channel": 9}).on(space), reserved=5)
+        check_reachable(space, Budget(widths={"mlp_channel": 9}).on(space), reserved=5)
 
 
 @pytest.mark.parametrize("settings", [{"widths": {"mlp_channel": 9}}, {"protect": [0, -1, "kv_group"], "keep": 0.7}])

@@ -6,7 +6,7 @@ from helpers.toy_latency import timed
 from helpers.toy_spaces import tiny_space
 from pydantic import ValidationError
 
-from tuneprune.budget import Budget, check, units_per_step
+from tuneprune.budget import Budget, check_reachable, units_per_step
 from tuneprune.budget.amounts import (
     BYTES,
     NANOSECONDS,
@@ -56,11 +56,11 @@ def test_amounts_are_written():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"keep": 0.5, "at_most": "3M"}, "say two sizes"),
+        ({"keep": 0.5, "at_most": "3M"}, "give two sizes"),
         ({"of": "prunable", "at_most": "3M"}, "cannot be combined with `of: prunable`"),
-        ({"at_most": "300MB"}, "is parameters, such as 350M"),
-        ({"of": "bytes", "at_most": "12ms"}, "is bytes, such as 300MB"),
-        ({"of": "latency", "at_most": "12"}, "is a time, such as 12ms"),
+        ({"at_most": "300MB"}, "write parameters, such as 350M"),
+        ({"of": "bytes", "at_most": "12ms"}, "write bytes, such as 300MB"),
+        ({"of": "latency", "at_most": "12"}, "write a time, such as 12ms"),
         ({"at_most": "0"}, "at_most=0 "),
         ({"phase": "prefill"}, "`phase` belongs to `of: latency`, but this budget counts total"),
         ({"of": "bytes", "table": "x.json"}, "`table` belongs to"),
@@ -150,7 +150,7 @@ def test_an_amount_that_removes_nothing_is_refused(settings, said):
 def test_an_amount_out_of_reach_is_told_as_it_was_asked(settings, said):
     space = timed(tiny_space("llama_mha_biased"))
     with pytest.raises(UnreachableBudget, match=said):
-        check(space, Budget(**settings).on(space, 4))
+        check_reachable(space, Budget(**settings).on(space, 4))
 
 
 def group(size, features, kind="mlp_channel"):

@@ -1,4 +1,4 @@
-"""What a budget that cannot be met is answered with: causes that are true, and cures that each work by themselves."""
+"""The answer to a budget that cannot be met: causes that are true, and cures that each work alone."""
 
 import re
 
@@ -6,7 +6,7 @@ import pytest
 from helpers.toy_latency import timed
 from helpers.toy_spaces import tiny_space
 
-from tuneprune.budget import Budget, check, reachable
+from tuneprune.budget import Budget, check_reachable, reachable
 from tuneprune.budget.amounts import BYTES, PARAMETERS, parse_amount, rounded_up
 from tuneprune.errors import ConfigError, UnreachableBudget
 
@@ -22,16 +22,16 @@ CURES = {
 
 def refused(space, each=4, reserved=0, **settings):
     with pytest.raises(UnreachableBudget) as told:
-        check(space, Budget(**settings).on(space, each), reserved)
+        check_reachable(space, Budget(**settings).on(space, each), reserved)
     return str(told.value)
 
 
 def apply_cures(space, said, each=4, reserved=0, **settings):
-    """Apply every cure alone; gives how many there were."""
+    """Apply every cure alone; returns how many there were."""
     found = [(change(match), match[0]) for cure, change in CURES.items() if (match := re.search(cure, said))]
     for changes, what in found:
         changed = settings | changes
-        check(space, Budget(**changed).on(space, each), reserved), what
+        check_reachable(space, Budget(**changed).on(space, each), reserved), what
     advice = said.rpartition(". ")[2]
     assert len(found) == 1 + advice.count(", or "), said
     return len(found)
@@ -64,7 +64,7 @@ def test_causes_and_cures(settings, changes, says, silent):
 def test_a_single_kv_head_is_named():
     space = tiny_space(num_key_value_heads=1, intermediate_size=8)
     said = refused(space, keep=0.3)
-    assert "There is one of the KV groups in each layer, which stays, so none of them can go." in said
+    assert "Each layer has only one of the KV groups, which stays, so none of them can be removed." in said
     apply_cures(space, said, keep=0.3)
 
 
@@ -74,9 +74,9 @@ def test_large_embeddings_are_named_with_their_share():
     beyond = 1 - space.num_prunable / space.num_parameters
     assert embedding > 0.5
     said = refused(space, keep=0.55)
-    assert f"{beyond:.1%} of all parameters are beyond this space" in said
+    assert f"{beyond:.1%} of all parameters are out of reach of this space" in said
     assert f"{embedding:.1%} in `model.embed_tokens.weight` alone" in said
-    assert "count only what the space reaches (budget.of: prunable)" in said
+    assert "count only what the space can cut (budget.of: prunable)" in said
     apply_cures(space, said, keep=0.55)
 
 
@@ -86,14 +86,14 @@ def test_a_single_layer_leaves_nothing_to_drop():
     assert "space `depth` can remove nothing from this model. The model has a single layer, which stays." in said
     assert "1.0000 to 1.0000" not in said
     assert "Raise" not in said
-    check(space, Budget(keep=1.0).on(space))
+    check_reachable(space, Budget(keep=1.0).on(space))
 
 
 def test_what_a_method_adds_is_named_where_it_is_the_cause():
     space = tiny_space()
     low = reachable(space, Budget())[0]
     keep = (low + 50) / space.num_parameters
-    check(space, Budget(keep=keep))
+    check_reachable(space, Budget(keep=keep))
     said = refused(space, keep=keep, reserved=1000)
     assert "What the method adds takes 1,000 parameters of it." in said
     apply_cures(space, said, keep=keep, reserved=1000)

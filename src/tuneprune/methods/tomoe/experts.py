@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, one_hot
 
-from tuneprune.budget import Budget, check
+from tuneprune.budget import Budget, check_reachable
 from tuneprune.calibration.finite import Batch
 from tuneprune.calibration.statistics import IGNORED
 from tuneprune.calibration.subject import Runtime
@@ -224,7 +224,7 @@ def check_routable(space: PruningSpace, budget: Budget, num_experts: int) -> Non
     """
     mlps = [group for group in space.groups if group.kind == "mlp_channel"]
     hidden = next(space.shapes[piece.param][1] for piece in mlps[0].slices if piece.dim == 0)  # a matrix comes first
-    check(space, budget, len(mlps) * num_experts * hidden)
+    check_reachable(space, budget, len(mlps) * num_experts * hidden)
     if {group.name for group in mlps} <= budget.whole(space):
         raise ConfigError(
             "budget.protect keeps every MLP whole, and method `tomoe` routes MLPs. Protect fewer, or choose another"

@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tuneprune.budget import Budget, allocate, check, units_per_step
+from tuneprune.budget import Budget, allocate, check_reachable, units_per_step
 from tuneprune.calibration.finite import Batch
 from tuneprune.calibration.scores import prior, standardised_logs
 from tuneprune.calibration.subject import Subject
@@ -131,7 +131,7 @@ class TomoeSearch(Search):
         self.device, space = subject.model.device, subject.space
         self.routed = [group.name for group in space.groups if group.kind == "mlp_channel"]
         self.added = len(self.routed) * options.experts * (hidden := subject.architecture.hidden)
-        check(space, budget, self.added)
+        check_reachable(space, budget, self.added)
         self.gates = Gates(subject.model, space)
         self.generator = ExpertGenerator(
             space,
