@@ -122,7 +122,7 @@ def test_a_table_of_its_own(tmp_path, model_folder, tuneprune, capsys):
         ({"of": "latency", "table": "{other}"}, {}, "a model of other shapes"),
         ({"of": "bytes", "at_most": "1GB"}, {}, "removes nothing: the dense model has 78.46 kB"),
         ({"of": "bytes", "keep": 0.5, "at_most": "1kB"}, {}, "write one of them"),
-        ({"at_most": "1MB"}, {}, "is parameters, such as 350M"),
+        ({"at_most": "1MB"}, {}, "write parameters, such as 350M"),
         ({"phase": "decode"}, {}, "`phase` belongs to `of: latency`"),
         ({"multiple_of": "128"}, {}, "write `auto` or a whole number"),
         ({"of": "tokens"}, {}, "'total', 'prunable', 'bytes' or 'latency'"),

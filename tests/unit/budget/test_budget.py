@@ -1,4 +1,4 @@
-"""The one place where a budget becomes a hard mask."""
+"""Hard masks meet their budget."""
 
 import pytest
 import torch
@@ -123,7 +123,7 @@ def test_the_decision_is_deterministic(case):
 @quick
 @given(cases(per_layer="free", multiple_of=1))
 def test_global_scope_keeps_what_scores_higher_up_to_the_step_that_does_not_fit(case):
-    """No unit that could stand in for a kept one of the same cost in another layer scores higher."""
+    """No removed unit that could replace a kept one of the same cost in another layer scores higher."""
     space, budget, scores = case
     assume(space.name != "disp")  # there the cost of a unit depends on the other widths
     masks = allocate(scores, space, budget)

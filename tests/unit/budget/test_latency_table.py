@@ -1,4 +1,4 @@
-"""Budgets of time: tables of what layers take, and decisions that meet them."""
+"""Budgets of time: tables of measured times, and decisions that meet the budget."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What stays whole whatever its scores, and widths that are given."""
+"""Groups that are kept whole whatever their scores, and exact widths."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What a user may ask for: shares and amounts, in parameters, bytes and time, with aligned widths."""
+"""Budgets in a run file: shares and amounts, in parameters, bytes and time, with aligned widths."""
 
 import pytest
 import yaml

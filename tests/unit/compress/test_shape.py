@@ -1,4 +1,4 @@
-"""A shape read off a config is that of the weights, and the one foreseen is one that the method may make."""
+"""The shape read from a config is that of the weights, and the predicted shape is one that the method can make."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""`tuneprune compress` reads, cuts and writes without loading: files as from memory, and nothing half written."""
+"""`tuneprune compress` works without loading the model: same files as from memory, and none half written."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def space_of(model, name):
 
 
 def make_plan(folder, name, *, uniform=False, edits=None):
-    """A random plan, with what `edits` adds to it, saved beside the model."""
+    """A random plan, with what `edits` adds to it, saved next to the model."""
     architecture, space = space_of(load_model(str(folder), None, torch.device("cpu")), name)
     plan = Plan.from_masks(random_masks(space, uniform=uniform), space)
     plan = edits(plan, space, architecture) if edits else plan
@@ -49,7 +49,7 @@ def make_plan(folder, name, *, uniform=False, edits=None):
 
 
 def in_memory(folder, plan, out, dtype, shard=ONE):
-    """What loading in float32, cutting and rounding writes."""
+    """The folder written by loading in float32, cutting and rounding."""
     dense = load_model(str(folder), None, torch.device("cpu"))
     plan = Plan.load(plan)
     small = compress(dense, *space_of(dense, plan.provenance["space"]), plan).to(dtype)
@@ -167,7 +167,7 @@ def test_names_without_the_causal_lm_s_prefix_are_found(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("difference", [0, 1])
 def test_a_tied_tensor_that_is_stored_twice_is_loaded(tmp_path, difference):
-    """Loading compares the two, and does not tie them where they differ."""
+    """Loading compares the two, and does not tie them if they differ."""
     folder = save(tmp_path / "dense", "llama3", shard=ONE)
     stored = load_file(folder / "model.safetensors")
     stored["lm_head.weight"] = stored["model.embed_tokens.weight"] + difference

@@ -1,4 +1,4 @@
-"""Cut models: which stock class holds them, and what is refused."""
+"""Cut models: the stock class that they become, and what is refused."""
 
 import copy
 

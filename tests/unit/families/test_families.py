@@ -1,4 +1,4 @@
-"""What every supported family is, read off its config and checked against its weights."""
+"""The description of every supported family, compared with its weights."""
 
 import pytest
 import torch
@@ -137,7 +137,7 @@ def test_layers_with_an_mlp_among_layers_with_experts_are_refused():
 
 
 def test_interleaved_projections_are_the_heads_of_the_stock_class():
-    """GPT-NeoX: rows of head 1's keys, zeroed, make that head attend evenly, and no other."""
+    """GPT-NeoX: zeroing the query and key rows of head 1 makes that head attend evenly, and no other."""
     model = tiny_model("gpt_neox")
     attention = families.describe(model).blocks[0].attention
     width, head = attention.head_dim, 1

@@ -1,4 +1,4 @@
-"""Gates and noise: what a masked forward is, and that it leaves nothing behind."""
+"""Gates and noise: a masked forward computes the right numbers and leaves nothing behind."""
 
 import math
 

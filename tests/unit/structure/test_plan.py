@@ -1,4 +1,4 @@
-"""Plans: saved, loaded, refused where they do not belong."""
+"""Plans are saved, loaded, and refused on models they do not fit."""
 
 import json
 
@@ -143,7 +143,7 @@ def provenance(**entries):
 
 
 def header_of(size):
-    """A safetensors file that declares one tensor of so many bytes, and holds none."""
+    """A safetensors file that declares one tensor of `size` bytes and contains none."""
     text = json.dumps({"x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
     return len(text).to_bytes(8, "little") + text
 
@@ -193,7 +193,7 @@ BLOCKS = ("model.layers.0", "model.layers.1")
 
 
 def block_space() -> PruningSpace:
-    """Two blocks of one weight each, as a depth space has them: a block's unit owns all of its rows."""
+    """Two blocks of one weight each, as in the space `depth`: a block's unit has all of its rows."""
     groups = [
         Group(block, layer, "block", 1, (WeightSlice(f"{block}.weight", 0, Segment((1, 4), 0)),), (), ())
         for layer, block in enumerate(BLOCKS)

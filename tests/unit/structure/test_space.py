@@ -120,7 +120,7 @@ def test_fingerprint_sees_every_part_of_an_address():
 
 
 def test_fingerprints_are_the_same_in_every_process_and_version():
-    """Plans on disk name this value; one that changes makes all of them foreign."""
+    """Plans on disk contain this value; if it changes, all of them are refused."""
     assert tiny_space().fingerprint == "53baa2f8c07f1443"
 
 

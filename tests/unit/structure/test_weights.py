@@ -1,4 +1,4 @@
-"""Weights as methods see them, with and without LoRA, against hand-made numbers."""
+"""Weights and norms, with and without LoRA, against numbers worked out by hand."""
 
 import pytest
 import torch
