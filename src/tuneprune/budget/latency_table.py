@@ -10,8 +10,7 @@ import numpy
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from tuneprune.errors import ConfigError
-from tuneprune.structure.latency import Latency
-from tuneprune.structure.space import PruningSpace
+from tuneprune.structure.space import Latency, PruningSpace
 
 Phase = Literal["decode", "prefill"]
 TIMED = ("width", "depth")

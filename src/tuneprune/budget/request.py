@@ -23,8 +23,7 @@ from tuneprune.budget.chains import MultipleOf, alignment
 from tuneprune.budget.latency_table import Phase
 from tuneprune.budget.selection import exact_widths, groups_at
 from tuneprune.errors import ConfigError
-from tuneprune.structure.latency import Latency
-from tuneprune.structure.space import Kind, Masks, PruningSpace
+from tuneprune.structure.space import Kind, Latency, Masks, PruningSpace
 
 ABSOLUTE = {
     "total": (amounts.PARAMETERS, "parameters, such as 350M or 3.5B"),

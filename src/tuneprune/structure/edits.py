@@ -12,7 +12,6 @@ from torch import Tensor
 from tuneprune.errors import PlanMismatch
 from tuneprune.structure.space import PruningSpace
 
-Tensors = Mapping[str, Tensor]
 EVERYWHERE = "*"
 Addition = Literal["biases", "routers", "skip matrices"]
 """Parts that edits can add to a model but no stock class has."""
@@ -108,7 +107,7 @@ def to_entry(edit: Edit) -> dict[str, Any]:
     return entry
 
 
-def from_entry(entry: Mapping[str, Any], tensors: Tensors) -> Edit:
+def from_entry(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Edit:
     """The edit that `to_entry` and `tensors_of` stored.
 
     Raises:

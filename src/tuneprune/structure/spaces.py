@@ -84,21 +84,16 @@ def head_dim(layer: int, block: Block, architecture: Architecture, shapes: Shape
         UnsupportedModel: RoPE covers only a part of every head, q, k and v are interleaved, or q and k have LayerNorms.
     """
     attention = block.attention
-    if attention.rotary_dim not in (0, attention.head_dim):
-        raise UnsupportedModel(
-            f"{architecture.family}: space `head_dim` needs RoPE over the whole head, but here it covers"
-            f" {attention.rotary_dim} of {attention.head_dim} dims. Use space `width` or `disp`."
-        )
-    if attention.q.interleaved > 1:
-        raise UnsupportedModel(
-            f"{architecture.family}: space `head_dim` needs q, k and v in separate rows, but here those of every head"
-            " are together. Use space `width` or `disp`."
-        )
-    if attention.qk_norm and architecture.norms.is_centred:
-        raise UnsupportedModel(
-            f"{architecture.family}: space `head_dim` cannot cut a LayerNorm of queries and keys, whose mean would"
-            " change. Use space `width` or `disp`."
-        )
+    whole, rotated = attention.head_dim, attention.rotary_dim
+    for reason, applies in {
+        f"needs RoPE over the whole head, but here it covers {rotated} of {whole} dims": rotated not in (0, whole),
+        "needs q, k and v in separate rows, but here those of every head are together": attention.q.interleaved > 1,
+        "cannot cut a LayerNorm of queries and keys, whose mean would change": (
+            attention.qk_norm is not None and architecture.norms.is_centred
+        ),
+    }.items():
+        if applies:
+            raise UnsupportedModel(f"{architecture.family}: space `head_dim` {reason}. Use space `width` or `disp`.")
     return (
         _qk_pairs(layer, attention, shapes),
         _vo_dims(layer, attention, shapes),

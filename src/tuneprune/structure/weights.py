@@ -1,6 +1,7 @@
 """The weights of a model with or without LoRA; no other file knows how PEFT wraps a linear."""
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -60,12 +61,8 @@ def by_unit(tensor: Tensor, piece: WeightSlice, size: int) -> Float[Tensor, "uni
 
 def group_norms(model: nn.Module, group: Group) -> Float[Tensor, " units"]:
     """L2 norm of every unit over all its weights, LoRA and biases included."""
-    total: Tensor | None = None
-    for piece in group.slices:
-        squares = by_unit(effective_weight(model, piece.param), piece, group.size).float().pow(2).sum(1)
-        total = squares if total is None else total + squares
-    assert total is not None
-    return total.sqrt()
+    weights = (by_unit(effective_weight(model, piece.param), piece, group.size) for piece in group.slices)
+    return reduce(torch.add, (weight.float().pow(2).sum(1) for weight in weights)).sqrt()
 
 
 def lora_entries(model: nn.Module, group: Group) -> list[tuple[Tensor, WeightSlice]]:

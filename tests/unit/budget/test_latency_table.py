@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tuneprune.budget import Budget, allocate, check_reachable, reachable, units_per_step
 from tuneprune.budget.latency_table import Curve, LatencyTable
 from tuneprune.errors import ConfigError, UnreachableBudget
-from tuneprune.structure.latency import Latency
+from tuneprune.structure.space import Latency
 
 TOY = {name: tiny_space("llama_mha_biased", name) for name in ("width", "depth")}
 quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.filter_too_much])
