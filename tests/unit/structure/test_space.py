@@ -147,6 +147,6 @@ def test_a_layer_is_one_unit_of_everything_inside_it(variant):
 
 
 def test_head_dim_refuses_partial_rotary():
-    with pytest.raises(UnsupportedModel, match=r"turns 6 of 8 dims.*width"):
+    with pytest.raises(UnsupportedModel, match=r"covers 6 of 8 dims.*width"):
         tiny_space("phi3", "head_dim", partial_rotary_factor=0.75)
     assert tiny_space("phi3", "width", partial_rotary_factor=0.75).groups
