@@ -24,10 +24,8 @@ from tuneprune.calibration.scores import unit_costs
 from tuneprune.calibration.subject import Subject
 from tuneprune.errors import TunePruneError
 from tuneprune.methods.base import Method, Metrics, Search, churn
-from tuneprune.methods.regularise import project, settle
-from tuneprune.methods.removal import cubic, partial, shrink
-from tuneprune.structure.masks import Gates
-from tuneprune.structure.plan import Plan
+from tuneprune.methods.regularise import project
+from tuneprune.methods.removal import cubic, scheduled_budget, shrink, starts_before_it_ends
 from tuneprune.structure.space import Gate, Group, Masks
 from tuneprune.structure.weights import base_weight
 
@@ -49,11 +47,7 @@ class Apt(Method):
         default=0.1, ge=0, lt=1, description="share of the steps in which the mask of a dropped unit falls to zero"
     )
 
-    @model_validator(mode="after")
-    def _in_order(self) -> "Apt":
-        if self.start_share >= self.end_share:
-            raise ValueError(f"start_share={self.start_share} must be below end_share={self.end_share}")
-        return self
+    _in_order = model_validator(mode="after")(starts_before_it_ends)
 
     def begin(self, subject: Subject, budget: Budget) -> Search:
         """Start from the whole model."""
@@ -108,31 +102,28 @@ class AptSearch(Search):
     """One APT run: the moving salience, the decision in force and how far its masks have fallen."""
 
     def __init__(self, options: Apt, subject: Subject, budget: Budget) -> None:
-        self.options, self.subject, self.budget = options, subject, budget
-        self.device = subject.model.device
-        self.gates = Gates(subject.model, subject.space)
+        self.attach(options, subject, budget)
+        self.options = options
         self.activities = {group.name: Activity(group, self.device) for group in subject.space.groups}
         total = subject.total_steps
         self.fall_steps = max(1, round(options.fall_share * total))
         self.end = max(1, min(round(options.end_share * total), total - self.fall_steps))
         self.start = min(round(options.start_share * total), self.end - 1)
-        self.decided = False
         self._weights = {name: weight_moments(subject, activity) for name, activity in self.activities.items()}
         self._salience: dict[str, Tensor] | None = None
-        self._masks: Masks = subject.space.ones(self.device)
         self._soft: Masks = self._masks
 
     @property
-    def phase(self) -> str:  # type: ignore[override]
+    def phase(self) -> str:
         """`control` until the last unit has fallen to zero, then `frozen`."""
-        is_over = self.decided and all(torch.equal(self._soft[name], mask) for name, mask in self._masks.items())
+        is_over = self.frozen and all(torch.equal(self._soft[name], mask) for name, mask in self._masks.items())
         return "frozen" if is_over else "control"
 
-    def before_step(self, step: int) -> Metrics:
+    def before_step(self, step: int, /) -> Metrics:
         """Decide every few steps, and let what is dropped fall."""
         before = self._masks
         is_due = step > self.start and (step - self.start) % self.options.every == 0
-        if self._salience is not None and not self.decided and (is_due or step >= self.end):
+        if self._salience is not None and not self.frozen and (is_due or step >= self.end):
             self._decide(1.0 if step >= self.end else cubic((step - self.start) / (self.end - self.start)))
         self._soft = {name: fallen(soft, self._masks[name], self.fall_steps) for name, soft in self._soft.items()}
         for activity in self.activities.values():
@@ -150,11 +141,11 @@ class AptSearch(Search):
 
     def context(self) -> AbstractContextManager[None]:
         """The falling masks, on weights and LoRA alike; observed until everything is decided."""
-        return self.gates(self._soft) if self.decided else self._observed()
+        return self.gates(self._soft) if self.frozen else self._observed()
 
     def after_backward(self) -> None:
         """Mix this step's salience into the moving average."""
-        if self.decided:
+        if self.frozen:
             return
         fresh = self._fresh()
         if not self.subject.runtime.accepts(
@@ -167,26 +158,18 @@ class AptSearch(Search):
         for name, value in fresh.items():
             self._salience[name].mul_(momentum).add_(value, alpha=1 - momentum)
 
-    def after_step(self, learning_rate: float) -> None:  # noqa: ARG002  (a hook's signature)
+    def after_step(self, _: float, /) -> None:
         """What has fallen to zero holds no LoRA either."""
         reached = {name: (soft > 0).float() for name, soft in self._soft.items()}
         project(self.subject.model, self.subject.space, reached)
 
-    def masks(self) -> Masks:
-        """The hard masks towards which the soft ones fall."""
-        return self._masks
-
-    def plan(self) -> Plan:
-        """The last decision; made now where the run was too short for one.
+    def freeze(self) -> None:
+        """Decide on the whole budget, where the run was too short for the schedule.
 
         Raises:
             TunePruneError: no step was taken, so nothing was observed.
         """
-        if self._salience is None:
-            raise TunePruneError("`apt` saw no finite gradient to decide by. Lower tune.learning_rate.")
-        if not self.decided:
-            self._decide(1.0)
-        return settle(self._masks, self.subject, self.budget, self.options)
+        self._decide(1.0)
 
     def state_dict(self) -> dict[str, Any]:
         """Salience, decision and soft masks; what a step observes is gone when it ends."""
@@ -194,25 +177,24 @@ class AptSearch(Search):
             "salience": self._salience,
             "masks": dict(self._masks),
             "soft": dict(self._soft),
-            "decided": self.decided,
+            "decided": self.frozen,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`."""
         if state["salience"] is not None:
-            self._salience = {name: value.to(self.device) for name, value in state["salience"].items()}
-        self._masks, self._soft = (
-            {name: mask.to(self.device) for name, mask in state[key].items()} for key in ("masks", "soft")
-        )
-        self.decided = state["decided"]
+            self._salience = self.on_device(state["salience"])
+        self._masks, self._soft = self.on_device(state["masks"]), self.on_device(state["soft"])
+        self.frozen = state["decided"]
 
     def _decide(self, done: float) -> None:
         """Keep the units of highest salience per parameter, out of those that are kept now."""
-        assert self._salience is not None
+        if self._salience is None:
+            raise TunePruneError("`apt` saw no finite gradient to decide by. Lower tune.learning_rate.")
         costs = unit_costs(self.subject.space)
         density = {name: value.double() / costs[name] for name, value in self._salience.items()}
-        self._masks = shrink(self._masks, density, self.subject.space, partial(self.budget, done))
-        self.decided = done >= 1.0
+        self._masks = shrink(self._masks, density, self.subject.space, scheduled_budget(self.budget, done))
+        self.frozen = done >= 1.0
 
     def _fresh(self) -> dict[str, Tensor]:
         """This step's salience of every unit, both terms with mean 1 over the units of the model."""

@@ -23,7 +23,7 @@ from tuneprune.calibration.activations import consumer, gather
 from tuneprune.calibration.residual_stream import Turns, streams
 from tuneprune.calibration.subject import Subject
 from tuneprune.errors import UnreachableBudget
-from tuneprune.methods.base import Decided, Method, Search, decide
+from tuneprune.methods.base import Method, Search
 from tuneprune.structure.space import Group, PruningSpace
 from tuneprune.structure.weights import by_unit, effective_weight
 
@@ -80,7 +80,7 @@ class Cfsp(Method):
         scores = {group.name: torch.ones(group.size) for group in subject.space.groups}  # above every MLP channel
         for group, keep in zip(mlps, keeps.tolist(), strict=True):
             scores[group.name] = -(1 - fractional_ranks(found[group.name])) / keep
-        return Decided(decide(allocate(scores, subject.space, budget), subject, budget, self))
+        return self.decided(allocate(scores, subject.space, budget), subject, budget)
 
     def _observe(self, subject: Subject) -> dict[str, Tensor]:
         """The influence of every layer, and the score of every MLP channel within its layer."""

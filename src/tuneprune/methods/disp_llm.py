@@ -21,9 +21,8 @@ from tuneprune.budget import Budget, allocate
 from tuneprune.calibration.subject import Subject
 from tuneprune.methods.base import Method, Metrics, Search, Trained, churn, generator_for
 from tuneprune.methods.generator import budget_distance, lifted
-from tuneprune.methods.regularise import project, settle
-from tuneprune.structure.masks import Gates, gumbel, gumbel_sigmoid, straight_through
-from tuneprune.structure.plan import Plan
+from tuneprune.methods.regularise import project
+from tuneprune.structure.masks import gumbel, gumbel_sigmoid, straight_through
 from tuneprune.structure.space import Masks, PruningSpace
 
 
@@ -77,9 +76,8 @@ class DispLlmSearch(Search):
     penalty_name = "budget_penalty"
 
     def __init__(self, options: DispLlm, subject: Subject, budget: Budget) -> None:
-        self.options, self.subject, self.budget = options, subject, budget
-        self.device = subject.model.device
-        self.gates = Gates(subject.model, subject.space)
+        self.attach(options, subject, budget)
+        self.options = options
         self.hypernetwork = Hypernetwork(
             subject.space,
             input_size=options.input_size,
@@ -88,14 +86,8 @@ class DispLlmSearch(Search):
         ).to(self.device)
         self.random = generator_for(subject.seed, purpose=3)
         self.search_steps = max(1, round(options.search_share * subject.total_steps))
-        self.frozen, self.whole = False, budget.whole(subject.space)
+        self.whole = budget.whole(subject.space)
         self._noise: dict[str, Tensor] = {}
-        self._masks: Masks = subject.space.ones(self.device)
-
-    @property
-    def phase(self) -> str:  # type: ignore[override]
-        """`control` while the hypernetwork learns, then `frozen`."""
-        return "frozen" if self.frozen else "control"
 
     @property
     def trains_lora(self) -> bool:
@@ -107,13 +99,13 @@ class DispLlmSearch(Search):
         options = self.options
         return [Trained(list(self.hypernetwork.parameters()), rate=options.rate, weight_decay=options.weight_decay)]
 
-    def before_step(self, step: int) -> Metrics:
+    def before_step(self, step: int, /) -> Metrics:
         """Draw this step's noise, or fix the decision when the search is over."""
         if self.frozen:
             return {}
         before = self._masks
         if step >= self.search_steps:
-            self._freeze()
+            self.freeze()
             return {"mask_churn": churn(before, self._masks)}
         self._noise = {
             group.name: gumbel((group.size,), self.random).to(self.device) for group in self.subject.space.groups
@@ -137,20 +129,10 @@ class DispLlmSearch(Search):
         distance = budget_distance(space, masks, self.budget.target(space))
         return self.options.budget_weight * distance.float()
 
-    def after_step(self, learning_rate: float) -> None:  # noqa: ARG002  (a hook's signature)
+    def after_step(self, _: float, /) -> None:
         """What is switched off for good holds no LoRA either."""
         if self.frozen:
             project(self.subject.model, self.subject.space, self._masks)
-
-    def masks(self) -> Masks:
-        """This step's rounded masks, or the fixed decision."""
-        return self._masks
-
-    def plan(self) -> Plan:
-        """The fixed decision; fixed now where the search lasts as long as the run."""
-        if not self.frozen:
-            self._freeze()
-        return settle(self._masks, self.subject, self.budget, self.options)
 
     def state_dict(self) -> dict[str, Any]:
         """Hypernetwork, noise, and the decision in force."""
@@ -165,7 +147,7 @@ class DispLlmSearch(Search):
         """Go on from a `state_dict`."""
         self.hypernetwork.load_state_dict(state["hypernetwork"])
         self.random.set_state(state["random"])
-        self._masks = {name: mask.to(self.device) for name, mask in state["masks"].items()}
+        self._masks = self.on_device(state["masks"])
         self.frozen = state["frozen"]
 
     def _logits(self) -> dict[str, Tensor]:
@@ -181,10 +163,9 @@ class DispLlmSearch(Search):
         }
 
     @torch.no_grad()
-    def _freeze(self) -> None:
-        """The best logits that fit the budget, without noise."""
-        masks = allocate(self._logits(), self.subject.space, self.budget)
-        self._masks = {name: mask.to(self.device) for name, mask in masks.items()}
+    def freeze(self) -> None:
+        """Keep the best logits that fit the budget, without noise."""
+        self._masks = self.on_device(allocate(self._logits(), self.subject.space, self.budget))
         self.frozen = True
 
 

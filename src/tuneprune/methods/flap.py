@@ -26,7 +26,7 @@ from tuneprune.calibration.activations import (
 )
 from tuneprune.calibration.statistics import Statistics
 from tuneprune.calibration.subject import Subject
-from tuneprune.methods.base import Decided, Method, Search, decide
+from tuneprune.methods.base import Method, Search
 from tuneprune.structure.edits import Addition, Bias
 from tuneprune.structure.space import Group, Masks, PruningSpace
 
@@ -64,7 +64,7 @@ class Flap(Method):
         """
         check_reachable(space, budget, sum(new_biases(space).values()) if self.bias else 0)
 
-    def adds(self, space: PruningSpace) -> frozenset[Addition]:
+    def adds(self, space: PruningSpace, /) -> frozenset[Addition]:
         """Biases of linears that have none in the dense model."""
         return frozenset(("biases",) if self.bias and any(new_biases(space)) else ())
 
@@ -77,7 +77,7 @@ class Flap(Method):
         elif self.structure != "al-am":
             scores = self._manual(subject, scores)
         masks, biases = self._allocate(subject, budget, scores, found)
-        return Decided(decide(masks, subject, budget, self, biases))
+        return self.decided(masks, subject, budget, biases)
 
     def _score(self, subject: Subject, group: Group, found: dict[str, Statistics]) -> Tensor:
         """Standardised over the layer's features of this kind, then averaged over the features of each unit."""

@@ -22,10 +22,9 @@ from tuneprune.calibration.gradients import refuse_without_gradients
 from tuneprune.calibration.subject import Subject
 from tuneprune.calibration.unit_gradients import UnitGradients, unit_gradients
 from tuneprune.methods.base import Method, Metrics, Search, churn
-from tuneprune.methods.regularise import project, settle
-from tuneprune.methods.removal import partial, shrink
+from tuneprune.methods.regularise import project
+from tuneprune.methods.removal import scheduled_budget, shrink, starts_before_it_ends
 from tuneprune.structure.masks import Gates
-from tuneprune.structure.plan import Plan
 from tuneprune.structure.space import Masks
 from tuneprune.structure.weights import base_weight
 
@@ -50,11 +49,7 @@ class Hesso(Method):
     )
     max_cycles: int = Field(default=10, ge=1, description="most corrective cycles; each costs three backward passes")
 
-    @model_validator(mode="after")
-    def _starts_before_it_ends(self) -> "Hesso":
-        if self.start_share >= self.end_share:
-            raise ValueError(f"start_share={self.start_share} must be below end_share={self.end_share}")
-        return self
+    _in_order = model_validator(mode="after")(starts_before_it_ends)
 
     def begin(self, subject: Subject, budget: Budget) -> Search:
         """Start from the whole model.
@@ -71,24 +66,22 @@ class HessoSearch(Search):
     """One HESSO run: what is gone, what is falling, and how far it has fallen."""
 
     def __init__(self, options: Hesso, subject: Subject, budget: Budget) -> None:
-        self.options, self.subject, self.budget = options, subject, budget
-        self.device = subject.model.device
-        self.gates = Gates(subject.model, subject.space)
+        self.attach(options, subject, budget)
+        self.options = options
         self.bounds = period_bounds(options, subject.total_steps)
         self.step, self.marked = 0, 0
         self._fixed: dict[str, Tensor] | None = None
-        self._gone: Masks = subject.space.ones(self.device)
-        self._masks: Masks = self._gone
+        self._gone: Masks = self._masks
 
     @property
-    def phase(self) -> str:  # type: ignore[override]
+    def phase(self) -> str:
         """`control` until everything marked is zero, then `frozen`."""
         return "control" if self.step < self.bounds[-1] else "frozen"
 
-    def before_step(self, step: int) -> Metrics:
+    def before_step(self, step: int, /) -> Metrics:
         """Mark the next units at the start of a period."""
         self.step = step
-        if self.marked == len(self.bounds) - 1 or step < self.bounds[self.marked]:
+        if self.frozen or step < self.bounds[self.marked]:
             return {}
         before = self._masks
         self._mark(self.marked + 1)
@@ -106,20 +99,14 @@ class HessoSearch(Search):
             share = (end - step) / (end - start)
         return {name: mask + share * (self._gone[name] - mask) for name, mask in self._masks.items()}
 
-    def after_step(self, learning_rate: float) -> None:  # noqa: ARG002  (a hook's signature)
+    def after_step(self, _: float, /) -> None:
         """What has reached zero holds no LoRA either."""
         reached = {name: (mask > 0).float() for name, mask in self.soft_masks(self.step + 1).items()}
         project(self.subject.model, self.subject.space, reached)
 
-    def masks(self) -> Masks:
-        """Everything but what is marked or gone."""
-        return self._masks
-
-    def plan(self) -> Plan:
-        """The units that were never marked; all periods are over at the end of a run."""
-        if self.marked < len(self.bounds) - 1:
-            self._mark(len(self.bounds) - 1)
-        return settle(self._masks, self.subject, self.budget, self.options)
+    def freeze(self) -> None:
+        """Mark the units of all periods that are left."""
+        self._mark(len(self.bounds) - 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Period, corrected saliencies, what is gone and what is marked; how far it fell follows from the step."""
@@ -134,13 +121,12 @@ class HessoSearch(Search):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`."""
         self.step, self.marked, self._fixed = state["step"], state["marked"], state["fixed"]
-        self._gone, self._masks = (
-            {name: mask.to(self.device) for name, mask in state[key].items()} for key in ("gone", "masks")
-        )
+        self._gone, self._masks = self.on_device(state["gone"]), self.on_device(state["masks"])
+        self.frozen = self.marked == len(self.bounds) - 1
 
     def _mark(self, period: int) -> None:
         """Begin a period, counted from 1: its share of the removals starts to fall."""
-        space, budget = self.subject.space, partial(self.budget, period / (len(self.bounds) - 1))
+        space, budget = self.subject.space, scheduled_budget(self.budget, period / (len(self.bounds) - 1))
         if self._fixed is not None:
             scores = self._fixed
         elif self.options.corrective:
@@ -148,7 +134,7 @@ class HessoSearch(Search):
         else:
             with self.gates(self._masks):
                 scores = saliency(unit_gradients(self.subject))
-        self._gone, self.marked = self._masks, period
+        self._gone, self.marked, self.frozen = self._masks, period, period == len(self.bounds) - 1
         self._masks = shrink(self._masks, scores, space, budget)
 
 

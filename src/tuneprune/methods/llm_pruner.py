@@ -24,7 +24,7 @@ from tuneprune.calibration.finite import Batch
 from tuneprune.calibration.gradients import Gradients, rows_of, weight_gradients, with_prompts
 from tuneprune.calibration.subject import Subject
 from tuneprune.errors import UnreachableBudget
-from tuneprune.methods.base import Decided, Method, Search, decide
+from tuneprune.methods.base import Method, Search
 from tuneprune.methods.protection import Layers, end_layers
 from tuneprune.structure.space import PruningSpace, WeightSlice
 from tuneprune.structure.weights import base_weight, by_unit
@@ -88,7 +88,7 @@ class LlmPruner(Method):
         data = {"batches": self.batches, "prompt_loss": self.prompt_loss}
         scores = subject.scores("llm_pruner", lambda: self.importance(subject), **options, **data)
         masks = allocate(scores, space, self.protecting(space, budget), self.scope)
-        return Decided(decide(masks, subject, budget, self))
+        return self.decided(masks, subject, budget)
 
     def protecting(self, space: PruningSpace, budget: Budget) -> Budget:
         """The budget under which the first and last layers stay whole too."""

@@ -24,11 +24,9 @@ from tuneprune.calibration.subject import Subject
 from tuneprune.errors import TunePruneError
 from tuneprune.methods.base import Method, Metrics, Search, churn
 from tuneprune.methods.protection import Layers, end_layers
-from tuneprune.methods.regularise import project, settle
-from tuneprune.methods.removal import cubic, partial, shrink
-from tuneprune.structure.masks import Gates
-from tuneprune.structure.plan import Plan
-from tuneprune.structure.space import Group, Masks
+from tuneprune.methods.regularise import project
+from tuneprune.methods.removal import cubic, scheduled_budget, shrink, starts_before_it_ends
+from tuneprune.structure.space import Group
 from tuneprune.structure.weights import LoraFactors, by_unit, effective_weight, lora_factors
 
 
@@ -59,11 +57,7 @@ class LoraPrune(Method):
     )
     protect_last: Layers = Field(default=1, description="the same from the last layer on")
 
-    @model_validator(mode="after")
-    def _starts_before_it_ends(self) -> "LoraPrune":
-        if self.start_share >= self.end_share:
-            raise ValueError(f"start_share={self.start_share} must be below end_share={self.end_share}")
-        return self
+    _in_order = model_validator(mode="after")(starts_before_it_ends)
 
     def begin(self, subject: Subject, budget: Budget) -> Search:
         """Start from the whole model."""
@@ -74,22 +68,14 @@ class LoraPruneSearch(Search):
     """One LoRAPrune run: the moving importance and the decision in force."""
 
     def __init__(self, options: LoraPrune, subject: Subject, budget: Budget) -> None:
-        self.options, self.subject, self.budget = options, subject, budget
-        self.device = subject.model.device
-        self.gates = Gates(subject.model, subject.space)
+        self.attach(options, subject, budget)
+        self.options = options
         self.start = round(options.start_share * subject.total_steps)
         self.end = max(1, round(options.end_share * subject.total_steps))
-        self.frozen = False
         self._costs = unit_costs(subject.space)
         self._importance: dict[str, Tensor] | None = None
-        self._masks: Masks = subject.space.ones(self.device)
 
-    @property
-    def phase(self) -> str:  # type: ignore[override]
-        """`control` while units are removed, then `frozen`."""
-        return "frozen" if self.frozen else "control"
-
-    def before_step(self, step: int) -> Metrics:
+    def before_step(self, step: int, /) -> Metrics:
         """Decide every few steps of the schedule, and for the last time at its end."""
         if self.frozen or self._importance is None:
             return {}
@@ -123,26 +109,18 @@ class LoraPruneSearch(Search):
             for name, value in fresh.items():
                 self._importance[name].mul_(momentum).add_(value, alpha=1 - momentum)
 
-    def after_step(self, learning_rate: float) -> None:  # noqa: ARG002  (a hook's signature)
+    def after_step(self, _: float, /) -> None:
         """What is switched off for good holds no LoRA either."""
         if self.frozen or not self.options.revisable:
             project(self.subject.model, self.subject.space, self._masks)
 
-    def masks(self) -> Masks:
-        """The hard masks in force."""
-        return self._masks
-
-    def plan(self) -> Plan:
-        """The last decision; made now where the schedule ends with the run.
+    def freeze(self) -> None:
+        """Decide on the whole budget, where the schedule ends with the run.
 
         Raises:
             TunePruneError: no step was taken, so no gradient was seen.
         """
-        if self._importance is None:
-            raise TunePruneError("`loraprune` saw no finite gradient to decide by. Lower tune.learning_rate.")
-        if not self.frozen:
-            self._decide(1.0)
-        return settle(self._masks, self.subject, self.budget, self.options)
+        self._decide(1.0)
 
     def state_dict(self) -> dict[str, Any]:
         """Importance, the decision in force, and whether it is the last."""
@@ -151,24 +129,24 @@ class LoraPruneSearch(Search):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`."""
         if state["importance"] is not None:
-            self._importance = {name: value.to(self.device) for name, value in state["importance"].items()}
-        self._masks = {name: mask.to(self.device) for name, mask in state["masks"].items()}
+            self._importance = self.on_device(state["importance"])
+        self._masks = self.on_device(state["masks"])
         self.frozen = state["frozen"]
 
     def _decide(self, done: float) -> None:
         """Keep the most important units within what the schedule allows."""
-        space, budget = self.subject.space, partial(self.budget, done)
+        space, budget = self.subject.space, scheduled_budget(self.budget, done)
         scores = self._ranking()
         if self.options.revisable:
-            masks = allocate(scores, space, budget)
-            self._masks = {name: mask.to(self.device) for name, mask in masks.items()}
+            self._masks = self.on_device(allocate(scores, space, budget))
         else:
             self._masks = shrink(self._masks, scores, space, budget)
         self.frozen = done >= 1.0
 
     def _ranking(self) -> dict[str, Tensor]:
         """Scores that one list can rank: those of protected layers lie above all others."""
-        assert self._importance is not None
+        if self._importance is None:
+            raise TunePruneError("`loraprune` saw no finite gradient to decide by. Lower tune.learning_rate.")
         space, options = self.subject.space, self.options
         spared = end_layers(space, options.protect_first, options.protect_last, part_counts=False)
         known = {name: value.double().cpu() for name, value in self._importance.items()}

@@ -4,10 +4,10 @@ Paper: https://arxiv.org/abs/1608.08710 (filters by norm). Changed: a unit's nor
 group loses the same share, because norms of groups of different shape do not compare.
 """
 
-from tuneprune.budget import Budget, allocate
+from tuneprune.budget import Scores
 from tuneprune.calibration.scores import magnitude
 from tuneprune.calibration.subject import Subject
-from tuneprune.methods.base import Decided, Method, Search, decide
+from tuneprune.methods.base import Method
 
 
 class Magnitude(Method):
@@ -17,9 +17,8 @@ class Magnitude(Method):
     paper = "https://arxiv.org/abs/1608.08710"
     spaces = ("width", "head_dim", "disp", "residual", "depth", "experts")
     one_shot = True
+    ranking = "local"
 
-    def begin(self, subject: Subject, budget: Budget) -> Search:
-        """Decide at once."""
-        scores = subject.scores("magnitude", lambda: magnitude(subject))
-        masks = allocate(scores, subject.space, budget, "local")
-        return Decided(decide(masks, subject, budget, self))
+    def scores(self, subject: Subject, /) -> Scores:
+        """L2 norms."""
+        return subject.scores("magnitude", lambda: magnitude(subject))

@@ -15,12 +15,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tuneprune.budget import Budget, allocate, reachable
+from tuneprune.budget import Budget, Scores, reachable
 from tuneprune.calibration.activations import consumer
 from tuneprune.calibration.finite import FiniteSums
 from tuneprune.calibration.statistics import reading, real_tokens
 from tuneprune.calibration.subject import Subject
-from tuneprune.methods.base import Decided, Method, Search, decide
+from tuneprune.methods.base import Method
 from tuneprune.structure.space import PruningSpace
 
 Join = Literal["mean", "l2"]
@@ -33,6 +33,7 @@ class Minitron(Method):
     paper = "https://arxiv.org/abs/2407.14679"
     spaces = ("width",)
     one_shot = True
+    ranking = "local"
 
     over_sequence: Join = Field(default="mean", description="how sizes are joined over the tokens of a row")
     over_batch: Join = Field(default="l2", description="how rows are joined")
@@ -49,12 +50,10 @@ class Minitron(Method):
         """
         reachable(space, self.constrained(budget))
 
-    def begin(self, subject: Subject, budget: Budget) -> Search:
-        """Decide at once."""
-        budget = self.constrained(budget)
+    def scores(self, subject: Subject, /) -> Scores:
+        """The importance of every unit."""
         options = self.model_dump(exclude={"uniform"})
-        scores = subject.scores("minitron", lambda: importance(subject, **options), **options)
-        return Decided(decide(allocate(scores, subject.space, budget, "local"), subject, budget, self))
+        return subject.scores("minitron", lambda: importance(subject, **options), **options)
 
     def constrained(self, budget: Budget) -> Budget:
         """Equal widths in all layers, where `uniform` asks for them."""

@@ -89,40 +89,36 @@ class PatSearch(Search):
     penalty_name = "pat"
 
     def __init__(self, options: Pat, subject: Subject, budget: Budget) -> None:
-        self.options, self.subject, self.budget = options, subject, budget
+        self.attach(options, subject, budget)
+        self.options = options
         (self.group,) = subject.space.groups
         self.milestone = max(1, round(options.milestone_share * subject.total_steps))
         self.freeze_at = math.ceil(options.freeze_share * self.milestone)
-        device, random = subject.model.device, generator_for(subject.seed, purpose=5)
+        random = generator_for(subject.seed, purpose=5)
         present = dict(subject.model.named_modules()).keys()
         self.sites = [gate.module for gate in self.group.gates if gate.module in present]
         rank = max(1, round(options.rank_share * self.group.size))
         architecture = subject.architecture
         self.operators = {
-            site: Operator(self.group.size, rank, random).to(device)
+            site: Operator(self.group.size, rank, random).to(self.device)
             for site in self.sites
             if not (architecture.tied and site == architecture.embed)
         }
-        self.logits = nn.Parameter(torch.zeros(self.group.size, device=device))
+        self.logits = nn.Parameter(torch.zeros(self.group.size, device=self.device))
         self.step = 0
         self._decision: Tensor | None = None
         self._plan: Plan | None = None
-
-    @property
-    def phase(self) -> str:  # type: ignore[override]
-        """`control` while the mask is learned, then `frozen`."""
-        return "control" if self._decision is None else "frozen"
 
     def parameters(self) -> list[Trained]:
         """The mask's logits, and the operators."""
         operators = [parameter for operator in self.operators.values() for parameter in operator.parameters()]
         return [Trained([self.logits], rate=self.options.mask_rate), Trained(operators)]
 
-    def before_step(self, step: int) -> Metrics:
+    def before_step(self, step: int, /) -> Metrics:
         """Decide when it is time to."""
         self.step = step
-        if self._decision is None and step >= self.freeze_at:
-            self._freeze()
+        if not self.frozen and step >= self.freeze_at:
+            self.freeze()
         return {"active_dims": float((self._hard() > 0).sum())}
 
     def context(self) -> AbstractContextManager[None]:
@@ -157,7 +153,8 @@ class PatSearch(Search):
     def plan(self) -> Plan:
         """The decision, exactly on budget, with the operators folded into the weights that write to the stream."""
         if self._plan is None:
-            self._freeze()
+            if not self.frozen:
+                self.freeze()
             masks = {self.group.name: self._hard()}
             self._fold()
             project(self.subject.model, self.subject.space, masks)
@@ -176,17 +173,18 @@ class PatSearch(Search):
         decision = state["decision"]
         with torch.no_grad():
             self.logits.copy_(state["logits"])
-        self._decision = None if decision is None else decision.to(self.logits.device)
+        self._decision = None if decision is None else decision.to(self.device)
+        self.frozen = decision is not None
 
     def _hard(self) -> Tensor:
         """The indicator of positive logits, or the decision."""
         return (self.logits.detach() > 0).float() if self._decision is None else self._decision
 
-    def _freeze(self) -> None:
+    def freeze(self) -> None:
         """Keep the largest logits that fit the budget."""
-        if self._decision is None:
-            masks = allocate({self.group.name: self.logits}, self.subject.space, self.budget)
-            self._decision = masks[self.group.name].to(self.logits.device)
+        masks = allocate({self.group.name: self.logits}, self.subject.space, self.budget)
+        self._decision = masks[self.group.name].to(self.device)
+        self.frozen = True
 
     @contextmanager
     def _modules(self, mask: Tensor) -> Generator[None, None, None]:

@@ -5,9 +5,9 @@ Paper for the surprising strength of the floor: https://arxiv.org/abs/2202.02643
 
 import torch
 
-from tuneprune.budget import Budget, allocate
+from tuneprune.budget import Scores
 from tuneprune.calibration.subject import Subject
-from tuneprune.methods.base import Decided, Method, Search, decide, generator_for
+from tuneprune.methods.base import Method, generator_for
 
 
 class Random(Method):
@@ -17,9 +17,9 @@ class Random(Method):
     paper = "https://arxiv.org/abs/2202.02643"
     spaces = ("width", "head_dim", "disp", "residual", "depth", "experts")
     one_shot = True
+    ranking = "local"
 
-    def begin(self, subject: Subject, budget: Budget) -> Search:
-        """Decide at once."""
+    def scores(self, subject: Subject, /) -> Scores:
+        """Uniform random numbers."""
         generator = generator_for(subject.seed, purpose=1)
-        scores = {group.name: torch.rand(group.size, generator=generator) for group in subject.space.groups}
-        return Decided(decide(allocate(scores, subject.space, budget, "local"), subject, budget, self))
+        return {group.name: torch.rand(group.size, generator=generator) for group in subject.space.groups}

@@ -8,10 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tuneprune.budget import Budget
 from tuneprune.calibration.subject import Subject
-from tuneprune.methods.base import Method, decide
-from tuneprune.structure.plan import Plan
 from tuneprune.structure.space import Masks, PruningSpace
 from tuneprune.structure.weights import lora_norms, scale_lora
 
@@ -82,14 +79,6 @@ def project(model: PreTrainedModel, space: PruningSpace, masks: Masks) -> None:
     """Set LoRA on removed units to exactly zero."""
     for group in space.groups:
         scale_lora(model, group, masks[group.name])
-
-
-def settle(masks: Masks, subject: Subject, budget: Budget, method: Method) -> Plan:
-    """The signed plan of hard masks, after LoRA on removed units was set to zero; it records how much LoRA that was."""
-    residue = lora_residue(subject.model, subject.space, masks)
-    project(subject.model, subject.space, masks)
-    plan = decide(masks, subject, budget, method)
-    return Plan(plan.edits, plan.space, {**plan.provenance, "lora_residue": residue})
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Removal step by step: budgets on the way to the final one, and decisions in which what is gone stays gone."""
 
 from collections.abc import Mapping
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -9,12 +10,33 @@ from tuneprune.budget import Budget, allocate
 from tuneprune.structure.space import Masks, PruningSpace
 
 
+class Shares(Protocol):
+    """Options of a method that removes units between two shares of the steps."""
+
+    start_share: float
+    end_share: float
+
+
+Options = TypeVar("Options", bound=Shares)
+
+
+def starts_before_it_ends(options: Options) -> Options:
+    """A validator: the options, if their removals end after they start.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if options.start_share >= options.end_share:
+        raise ValueError(f"start_share={options.start_share} must be below end_share={options.end_share}")
+    return options
+
+
 def cubic(progress: float) -> float:
     """Share of all removals that is due, 1 - (1 - p)^3: fast at first, slow towards the end (Zhu & Gupta 2017)."""
     return 1 - (1 - min(1.0, max(0.0, progress))) ** 3
 
 
-def partial(budget: Budget, done: float) -> Budget:
+def scheduled_budget(budget: Budget, done: float) -> Budget:
     """The budget when the share `done` of all removals is due: the whole model at 0, the budget itself at 1."""
     if done >= 1:
         return budget

@@ -18,13 +18,13 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from tuneprune.budget import Budget, allocate
+from tuneprune.budget import Budget, Scores, allocate
 from tuneprune.calibration.finite import Batch, FiniteSums
 from tuneprune.calibration.residual_stream import Turns, streams
 from tuneprune.calibration.statistics import real_tokens
 from tuneprune.calibration.subject import Subject
 from tuneprune.errors import ConfigError
-from tuneprune.methods.base import Decided, Method, Search, decide
+from tuneprune.methods.base import Method, Search
 from tuneprune.structure.space import PruningSpace
 
 
@@ -58,19 +58,21 @@ class Short(Method):
                 " budget.protect names. Protect fewer, raise the budget, or set contiguous: false."
             )
 
+    def scores(self, subject: Subject, /) -> Scores:
+        """Block influence."""
+        return subject.scores("influence", lambda: block_influence(subject, self.batches), batches=self.batches)
+
     def begin(self, subject: Subject, budget: Budget) -> Search:
-        """Decide at once, after one forward pass over the calibration batches."""
+        """Decide at once: by block influence, or for a run of neighbours by the angle across it."""
+        if not self.contiguous:
+            return super().begin(subject, budget)
         space = subject.space
-        if self.contiguous:
-            found = subject.scores("angular", lambda: angular_distances(subject, self.batches), batches=self.batches)
-            num_dropped = dropped_layers(space, budget)
-            first = flattest(found["distances"], num_dropped, protected(space, budget))
-            run = range(first, first + num_dropped)
-            scores = {group.name: torch.tensor([float(group.layer not in run)]) for group in space.groups}
-        else:
-            found = subject.scores("influence", lambda: block_influence(subject, self.batches), batches=self.batches)
-            scores = {group.name: found[group.name] for group in space.groups}
-        return Decided(decide(allocate(scores, space, budget), subject, budget, self))
+        found = subject.scores("angular", lambda: angular_distances(subject, self.batches), batches=self.batches)
+        num_dropped = dropped_layers(space, budget)
+        first = flattest(found["distances"], num_dropped, protected(space, budget))
+        run = range(first, first + num_dropped)
+        scores = {group.name: torch.tensor([float(group.layer not in run)]) for group in space.groups}
+        return self.decided(allocate(scores, space, budget), subject, budget)
 
 
 @torch.no_grad()

@@ -74,7 +74,7 @@ class SliceGpt(Method):
                 " `magnitude`."
             )
 
-    def adds(self, space: PruningSpace) -> frozenset[Addition]:  # noqa: ARG002
+    def adds(self, _: PruningSpace, /) -> frozenset[Addition]:
         """A basis for every norm takes matrices on the skip connections."""
         return frozenset(("skip matrices",) if self.variant == "skip" else ())
 

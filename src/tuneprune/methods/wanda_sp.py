@@ -21,7 +21,7 @@ from tuneprune.calibration.activations import consumer, input_statistics, per_un
 from tuneprune.calibration.finite import Batch, FiniteSums, refuse_none
 from tuneprune.calibration.statistics import Statistics
 from tuneprune.calibration.subject import Subject
-from tuneprune.methods.base import Decided, Method, Search, decide
+from tuneprune.methods.base import Method, Search
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.space import Group
 
@@ -54,7 +54,7 @@ class WandaSp(Method):
             found = input_statistics(subject, self.batches)
             scores = {group.name: unit_scores(subject, group, found) for group in space.groups}
             masks = allocate(scores, space, budget, "local")
-        return Decided(decide(masks, subject, budget, self))
+        return self.decided(masks, subject, budget)
 
 
 def unit_scores(subject: Subject, group: Group, found: dict[str, Statistics]) -> Tensor:

@@ -105,8 +105,7 @@ def tune_merged(
     """
     inject_lora(model, architecture, options.lora, job.config.seed, named_in=job.architecture)
     tuner = job.tuner(model, options, folder)
-    search = Search()
-    search.phase = "recover" if stage == "recover" else Search.phase
+    search = Search("recover") if stage == "recover" else Search()
     job.results[stage] = tuner.run(search, fingerprint=job.fingerprint(stage), resume=job.resume)
     job.findings[stage] = tuner.findings()
     merge_lora(model, architecture)

@@ -65,7 +65,7 @@ def test_the_merged_model_is_the_stack_of_modules(tmp_path, variant, full_precis
         for parameter in (*factors, *lora, search.logits):
             parameter.copy_(0.3 * torch.randn(parameter.shape))
     dense = logits(made.model)
-    search._freeze()
+    search.freeze()
     with search.context():
         expected = logits(made.model)
     assert (expected - dense).abs().max() > 1e-3

@@ -5,7 +5,7 @@ import torch
 from helpers.tiny_tuning import setting
 
 from tuneprune.budget import Budget, count_parameters
-from tuneprune.methods.removal import cubic, partial, shrink
+from tuneprune.methods.removal import cubic, scheduled_budget, shrink
 
 
 def test_cubic_by_hand():
@@ -14,9 +14,9 @@ def test_cubic_by_hand():
 
 def test_partial_budget_is_linear_in_what_is_due():
     budget = Budget(keep=0.6, of="prunable", multiple_of=4)
-    assert [partial(budget, done).keep for done in (0.0, 0.25, 0.875)] == pytest.approx([1.0, 0.9, 0.65])
-    assert partial(budget, 1.0) is budget
-    assert partial(budget, 0.5).multiple_of == 4
+    assert [scheduled_budget(budget, done).keep for done in (0.0, 0.25, 0.875)] == pytest.approx([1.0, 0.9, 0.65])
+    assert scheduled_budget(budget, 1.0) is budget
+    assert scheduled_budget(budget, 0.5).multiple_of == 4
 
 
 @pytest.mark.parametrize("options", [{}, {"multiple_of": 4}, {"per_layer": "uniform"}])
@@ -29,7 +29,7 @@ def test_what_is_gone_stays_gone_within_one_unit_of_the_budget(tmp_path, options
     masks = space.ones()
     for step in range(1, 9):
         scores = {group.name: torch.rand(group.size, generator=draw) for group in space.groups}
-        budget = partial(Budget(keep=0.6, **options), cubic(step / 8))
+        budget = scheduled_budget(Budget(keep=0.6, **options), cubic(step / 8))
         after = shrink(masks, scores, space, budget)
         assert all((after[name] <= masks[name]).all() for name in masks)
         assert budget.target(space) - dearest < count_parameters(space, after) <= budget.target(space)

@@ -26,11 +26,9 @@ from tuneprune.methods.atp.compensation import Compensation
 from tuneprune.methods.atp.presets import ATP_PAPER
 from tuneprune.methods.base import Method, Metrics, Search, churn, generator_for
 from tuneprune.methods.generator import GeneratorOptimizer, budget_distance, lifted, make_generator, on_budget, sampled
-from tuneprune.methods.regularise import Regulariser, settle
-from tuneprune.methods.removal import cubic, partial
-from tuneprune.structure.masks import Gates, straight_through
-from tuneprune.structure.plan import Plan
-from tuneprune.structure.space import Masks
+from tuneprune.methods.regularise import Regulariser
+from tuneprune.methods.removal import cubic, scheduled_budget
+from tuneprune.structure.masks import straight_through
 
 
 class Atp(Method):
@@ -117,9 +115,8 @@ class AtpSearch(Search):
     penalty_name = "lasso"
 
     def __init__(self, options: Atp, subject: Subject, budget: Budget) -> None:
-        self.options, self.subject, self.budget = options, subject, budget
-        self.device = subject.model.device
-        self.gates = Gates(subject.model, subject.space)
+        self.attach(options, subject, budget)
+        self.options = options
         self.generator = make_generator(
             options.generator,
             subject.space,
@@ -144,26 +141,20 @@ class AtpSearch(Search):
             Compensation(subject, options.compensate_ridge, options.prior_momentum) if options.compensate else None
         )
         self._scores: dict[str, Tensor] | None = None
-        self._masks = subject.space.ones(self.device)
 
-    @property
-    def phase(self) -> str:  # type: ignore[override]
-        """`control` while decisions are revised, then `frozen`."""
-        return "control" if self.frozen_at < 0 else "frozen"
-
-    def before_step(self, step: int) -> Metrics:
+    def before_step(self, step: int, /) -> Metrics:
         """Revise the decision, or freeze it when the control phase is over."""
         self.step = step
-        if self.frozen_at >= 0:
+        if self.frozen:
             return {}
         metrics: Metrics = {}
         before = self._masks
         if self.options.decision == "static":
             for index in range(0, self.control_steps, self.options.decision_every):
                 metrics, _ = self._improve(index)
-            self._freeze()
+            self.freeze()
         elif step >= self.control_steps:
-            self._freeze()
+            self.freeze()
         elif step % self.options.decision_every == 0:
             metrics, is_good = self._improve(step)
             if is_good:  # else the decision stays as it is, like everything else
@@ -178,21 +169,11 @@ class AtpSearch(Search):
 
     def penalty(self) -> Tensor | None:
         """What the regulariser adds to the loss for LoRA on removed units."""
-        return self.regulariser.penalty(self._masks, frozen=self.frozen_at >= 0)
+        return self.regulariser.penalty(self._masks, frozen=self.frozen)
 
-    def after_step(self, learning_rate: float) -> None:
+    def after_step(self, learning_rate: float, /) -> None:
         """What the regulariser does to LoRA on removed units."""
         self.regulariser.after_step(self._masks, self.step, self.frozen_at, learning_rate)
-
-    def masks(self) -> Masks:
-        """The hard masks in force."""
-        return self._masks
-
-    def plan(self) -> Plan:
-        """Freeze the decision if it is not, project LoRA on removed units to zero, and record how large it was."""
-        if self.frozen_at < 0:
-            self._freeze()
-        return settle(self._masks, self.subject, self.budget, self.options)
 
     def state_dict(self) -> dict[str, Any]:
         """Generator, its optimiser and noise, prior, and the decision in force."""
@@ -212,8 +193,9 @@ class AtpSearch(Search):
         self.optimizer.load_state_dict(state["optimizer"])
         self.noise.set_state(state["noise"])
         self._scores = state["scores"]
-        self._masks = {name: mask.to(self.device) for name, mask in state["masks"].items()}
+        self._masks = self.on_device(state["masks"])
         self.frozen_at = state["frozen_at"]
+        self.frozen = self.frozen_at >= 0
         if self.compensation is not None:
             self.compensation.load_state_dict(state["compensation"], self._masks)
 
@@ -224,8 +206,7 @@ class AtpSearch(Search):
             if self.compensation is not None:
                 self.compensation.begin(self.options.prior_batches)
         logits, start = self.generator(), standardised_logs(self._scores, self.options.prior_scale)
-        scored = {name: value + start[name].to(self.device) for name, value in logits.items()}
-        return lifted(scored, self.whole)
+        return lifted({name: value + start[name].to(self.device) for name, value in logits.items()}, self.whole)
 
     def _follow(self, masks: dict[str, Tensor], gradients: Sequence[Tensor]) -> None:
         """Let the Taylor scores follow the weights: an exponential mean of squared gate derivatives per parameter."""
@@ -244,15 +225,14 @@ class AtpSearch(Search):
 
     def _allocate(self, logits: dict[str, Tensor], done: float = 1.0) -> dict[str, Tensor]:
         """The best-scored units within the budget, or within its gradual form when the control phase is not done."""
-        budget = partial(self.budget, cubic(done)) if self.options.gradual else self.budget
-        masks = allocate(logits, self.subject.space, budget)
-        return {name: mask.to(self.device) for name, mask in masks.items()}
+        budget = scheduled_budget(self.budget, cubic(done)) if self.options.gradual else self.budget
+        return self.on_device(allocate(logits, self.subject.space, budget))
 
-    def _freeze(self) -> None:
-        """The deterministic decision, exactly on budget."""
+    def freeze(self) -> None:
+        """Decide deterministically, exactly on budget."""
         with torch.no_grad():
             self._masks = self._allocate(self._logits())
-        self.frozen_at = self.step
+        self.frozen, self.frozen_at = True, self.step
         self._compensate()
         if self.compensation is not None:
             self.compensation.settle()

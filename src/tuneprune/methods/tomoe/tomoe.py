@@ -24,9 +24,8 @@ from tuneprune.calibration.finite import Batch
 from tuneprune.calibration.scores import prior, standardised_logs
 from tuneprune.calibration.subject import Subject
 from tuneprune.errors import UnsupportedModel
-from tuneprune.methods.base import Method, Metrics, Search, decide, generator_for
+from tuneprune.methods.base import Method, Metrics, Search, generator_for
 from tuneprune.methods.generator import GeneratorOptimizer, lifted
-from tuneprune.methods.regularise import lora_residue, project
 from tuneprune.methods.tomoe.experts import (
     ExpertGenerator,
     SampledChoice,
@@ -45,9 +44,9 @@ from tuneprune.methods.tomoe.experts import (
 )
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.edits import Addition, Edit, Keep, Route
-from tuneprune.structure.masks import Gates, routed, token_mask
+from tuneprune.structure.masks import routed, token_mask
 from tuneprune.structure.plan import Plan, Provenance
-from tuneprune.structure.space import Masks, PruningSpace
+from tuneprune.structure.space import PruningSpace
 
 
 class Tomoe(Method):
@@ -101,7 +100,7 @@ class Tomoe(Method):
         """Not where the budget counts what one token uses."""
         return self.budget_counts == "total"
 
-    def adds(self, space: PruningSpace) -> frozenset[Addition]:  # noqa: ARG002
+    def adds(self, _: PruningSpace, /) -> frozenset[Addition]:
         """A router for every MLP."""
         return frozenset(("routers",))
 
@@ -127,12 +126,11 @@ class TomoeSearch(Search):
     """One ToMoE run: expert generator, its optimiser, the decision in force."""
 
     def __init__(self, options: Tomoe, subject: Subject, budget: Budget) -> None:
-        self.options, self.subject, self.budget = options, subject, budget
-        self.device, space = subject.model.device, subject.space
+        self.attach(options, subject, budget)
+        self.options, space = options, subject.space
         self.routed = [group.name for group in space.groups if group.kind == "mlp_channel"]
         self.added = len(self.routed) * options.experts * (hidden := subject.architecture.hidden)
         check_reachable(space, budget, self.added)
-        self.gates = Gates(subject.model, space)
         self.generator = ExpertGenerator(
             space,
             self.routed,
@@ -148,27 +146,21 @@ class TomoeSearch(Search):
         self.search_steps = round(options.search_share * subject.total_steps)
         self.step, self.frozen_at, self.whole = 0, -1, budget.whole(space)
         self._scores: dict[str, Tensor] | None = None
-        self._masks = space.ones(self.device)
         self._experts = {name: self._masks[name].bool().expand(options.experts, -1) for name in self.routed}
-
-    @property
-    def phase(self) -> str:  # type: ignore[override]
-        """`control` while experts and routers are learned, then `frozen`."""
-        return "control" if self.frozen_at < 0 else "frozen"
 
     @property
     def trains_lora(self) -> bool:
         """Only once the experts are decided, unless asked otherwise."""
-        return self.frozen_at >= 0 or self.options.tune_during_search
+        return self.frozen or self.options.tune_during_search
 
-    def before_step(self, step: int) -> Metrics:
+    def before_step(self, step: int, /) -> Metrics:
         """Improve experts and routers, or freeze them when their share of the steps is over."""
         self.step = step
-        if self.frozen_at >= 0:
+        if self.frozen:
             return {}
         if step < self.search_steps:
             return self._improve(self.subject.calibration())
-        self._freeze()
+        self.freeze()
         return {}
 
     @contextmanager
@@ -178,27 +170,17 @@ class TomoeSearch(Search):
         with self.gates(self._masks), routed(self.subject.model, self.subject.space, routes):
             yield
 
-    def masks(self) -> Masks:
-        """The hard masks in force; of a routed group, what any expert has."""
-        return self._masks
-
     def plan(self) -> Plan:
-        """Freeze the decision if it is not, project LoRA on removed units to zero, and record what one token uses."""
-        if self.frozen_at < 0:
-            self._freeze()
-        space = self.subject.space
-        residue = lora_residue(self.subject.model, space, self._masks)
-        project(self.subject.model, space, self._masks)
+        """The final decision with its routers; it records how many parameters one token uses."""
+        kept = super().plan()
         routes = {route.group: on_cpu(route) for route in self._routes()}
-        signed = decide(self._masks, self.subject, self.budget, self.options)
-        edits: list[Edit] = [routes.get(edit.group, edit) if isinstance(edit, Keep) else edit for edit in signed.edits]
+        edits: list[Edit] = [routes.get(edit.group, edit) if isinstance(edit, Keep) else edit for edit in kept.edits]
         provenance: Provenance = {
-            **signed.provenance,
-            "lora_residue": residue,
+            **kept.provenance,
             "budget_counts": self.options.budget_counts,
             "active_parameters": self._active(),
         }
-        return Plan(tuple(edits), signed.space, provenance)
+        return Plan(tuple(edits), kept.space, provenance)
 
     def state_dict(self) -> dict[str, Any]:
         """Generator and routers, their optimiser and noise, prior, and the decision in force."""
@@ -218,9 +200,9 @@ class TomoeSearch(Search):
         self.optimizer.load_state_dict(state["optimizer"])
         self.noise.set_state(state["noise"])
         self._scores = state["scores"]
-        self._masks = {name: mask.to(self.device) for name, mask in state["masks"].items()}
-        self._experts = {name: experts.to(self.device) for name, experts in state["experts"].items()}
+        self._masks, self._experts = self.on_device(state["masks"]), self.on_device(state["experts"])
         self.frozen_at = state["frozen_at"]
+        self.frozen = self.frozen_at >= 0
 
     def _routes(self) -> list[Route]:
         """The routed groups under the decision in force."""
@@ -283,8 +265,8 @@ class TomoeSearch(Search):
         }
 
     @torch.no_grad()
-    def _freeze(self) -> None:
-        """The deterministic decision, exactly on budget: what stays, and every expert's share of it."""
+    def freeze(self) -> None:
+        """Decide deterministically, exactly on budget: the units that stay, and every expert's share of them."""
         space, logits = self.subject.space, {name: value.cpu() for name, value in self._logits().items()}
         counts_total = self.options.budget_counts == "total"
         scores = {name: value.amax(0) if name in self._experts else value for name, value in logits.items()}
@@ -302,5 +284,5 @@ class TomoeSearch(Search):
                 experts = best_units(logits[name], int(kept.sum()))
             self._experts[name] = experts.to(self.device)
             masks[name] = experts.any(0).float()
-        self._masks = {name: mask.to(self.device) for name, mask in masks.items()}
-        self.frozen_at = self.step
+        self._masks = self.on_device(masks)
+        self.frozen, self.frozen_at = True, self.step
