@@ -6,7 +6,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tuneprune.calibration import statistics
-from tuneprune.calibration.finite import Batch, FiniteSums
+from tuneprune.calibration.batch import Batch
+from tuneprune.calibration.finite import FiniteSums
 from tuneprune.calibration.statistics import Statistics
 from tuneprune.calibration.subject import Subject
 from tuneprune.structure.space import Gate, Group
@@ -53,9 +54,7 @@ def per_unit(features: Float[Tensor, " inputs"], group: Group) -> Float[Tensor, 
     For KV groups those of all query heads that read the group (FLAP's and Wanda-sp's code take one head for a unit, and
     so are only right where every head has its own keys and values).
     """
-    segment = consumer(group).segment
-    values = features.narrow(0, segment.start, segment.extent)
-    return values.view(segment.view).movedim(segment.axis, 0).reshape(group.size, -1)
+    return consumer(group).segment.by_unit(features)
 
 
 def consumer_weight(subject: Subject, group: Group) -> Float[Tensor, "outputs inputs"]:

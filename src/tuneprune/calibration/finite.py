@@ -1,14 +1,14 @@
 """Numbers that may be trusted: sums that take no batch in which one is not finite, and weights that stay in range."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from tuneprune.calibration.batch import Batch
 from tuneprune.errors import NonFinite
 
-Batch = Mapping[str, Tensor]
 Accepts = Callable[[Batch, Iterable[Tensor]], bool]
 """Whether everything that a batch gave is finite, on all processes; who asks leaves the batch out otherwise."""
 

@@ -1,17 +1,22 @@
-"""Gradients of the base model's own weights, for methods whose scores need them."""
+"""Gradients of the base model's own weights: of each weight, or reduced to sums per unit as soon as they are there."""
 
-from collections.abc import Callable, Iterable, Mapping
-from copy import copy
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from tuneprune.calibration.finite import Batch, refuse_none
-from tuneprune.calibration.statistics import IGNORED, real_tokens
+from tuneprune.calibration.batch import IGNORED, Batch
+from tuneprune.calibration.finite import none_finite, refuse_none
 from tuneprune.calibration.subject import Subject
 from tuneprune.errors import UnsupportedModel
-from tuneprune.structure.weights import base_weight
+from tuneprune.structure.space import Group, WeightSlice
+from tuneprune.structure.weights import base_weight, effective_weight
+
+MAX_BATCHES = 10
+"""Bad calibration batches in a row before one gives up."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +43,10 @@ def weight_gradients(
     weights = {param: base_weight(subject.model, param) for param in params}
     refuse_without_gradients(weights)
     usable = drawn = list(samples)
-    sums = GradientSums(weights, squares=squares)
-    needed = {name: parameter.requires_grad for name, parameter in subject.model.named_parameters()}
-    subject.model.requires_grad_(False)
-    hooks = [w.requires_grad_(True).register_post_accumulate_grad_hook(sums.take(name)) for name, w in weights.items()]
-    try:
-        with torch.enable_grad():
-            is_clean = False
-            while not is_clean:
-                usable, is_clean = _sum_up(subject, usable, sums, by_row=squares)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for name, parameter in subject.model.named_parameters():
-            parameter.requires_grad_(needed[name])
+    sums, is_clean = GradientSums(weights, squares=squares), False
+    with gradients_of(subject.model, weights, sums.add):
+        while not is_clean:
+            usable, is_clean = _sum_up(subject, usable, sums, by_row=squares)
     refuse_none(len(usable), len(drawn))
     subject.runtime.average([*sums.first.values(), *sums.second.values()])
     count = len(usable)
@@ -62,7 +57,7 @@ def weight_gradients(
 
 
 class GradientSums:
-    """Sums of gradients and of their squares, by hooks that drop each gradient as soon as it is counted."""
+    """Sums of gradients, and of their squares where asked for, by the weight's name."""
 
     def __init__(self, weights: Mapping[str, nn.Parameter], *, squares: bool) -> None:
         self.first = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
@@ -71,23 +66,39 @@ class GradientSums:
         """Of the gradients of the newest sample."""
 
     def clear(self) -> None:
-        """Start anew."""
+        """Start again."""
         for total in (*self.first.values(), *self.second.values()):
             total.zero_()
 
-    def take(self, name: str) -> Callable[[Tensor], None]:
-        """A hook of the named weight."""
+    def add(self, name: str, gradient: Tensor) -> None:
+        """Count one weight's gradient of the newest sample."""
+        gradient = gradient.float()
+        self.norms.append(gradient.norm())
+        self.first[name] += gradient
+        if self.second:
+            self.second[name] += gradient.square()
 
-        def hook(weight: Tensor) -> None:
-            assert weight.grad is not None
-            gradient = weight.grad.float()
-            weight.grad = None
-            self.norms.append(gradient.norm())
-            self.first[name] += gradient
-            if self.second:
-                self.second[name] += gradient.square()
 
-        return hook
+@contextmanager
+def gradients_of(
+    model: nn.Module, weights: Mapping[str, nn.Parameter], take: Callable[[str, Tensor], None]
+) -> Generator[None, None, None]:
+    """Inside, backward computes the gradients of `weights` alone, hands each to `take` by name, and drops it."""
+
+    def hook(name: str, weight: Tensor) -> None:
+        assert weight.grad is not None
+        take(name, weight.grad)
+        weight.grad = None
+
+    needed = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    with ExitStack() as hooks, torch.enable_grad():
+        model.requires_grad_(False)
+        for parameter, flag in needed.items():
+            hooks.callback(parameter.requires_grad_, flag)
+        for name, weight in weights.items():
+            handle = weight.requires_grad_(True).register_post_accumulate_grad_hook(partial(hook, name))
+            hooks.callback(handle.remove)
+        yield
 
 
 def _sum_up(subject: Subject, samples: list[Batch], sums: GradientSums, *, by_row: bool) -> tuple[list[Batch], bool]:
@@ -135,20 +146,63 @@ def refuse_without_gradients(weights: Mapping[str, nn.Parameter]) -> None:
             )
 
 
-def rows_of(batch: Batch) -> list[Batch]:
-    """The rows of a batch as batches of one."""
-    rows = range(len(batch["input_ids"]))
-    return [derived(batch, **{name: tensor[row : row + 1] for name, tensor in batch.items()}) for row in rows]
+@dataclass(frozen=True)
+class UnitGradients:
+    """Per group and unit, over all entries that the unit couples: <w, g>, |g|^2, |w|^2, and the mean of |w|.
+
+    `w` is the effective weight, LoRA included; `g` the gradient of the loss by it, which equals that of the frozen one.
+    """
+
+    inner: dict[str, Tensor]
+    gradient_squares: dict[str, Tensor]
+    weight_squares: dict[str, Tensor]
+    weight_means: dict[str, Tensor]
 
 
-def with_prompts(batch: Batch) -> Batch:
-    """The batch with every real token as a label, those of prompts included; not the first of a document."""
-    counts = real_tokens(batch) & (batch["position_ids"] > 0)
-    return derived(batch, labels=torch.where(counts, batch["input_ids"], IGNORED))
+def unit_gradients(subject: Subject) -> UnitGradients:
+    """Sums over one calibration batch: one forward and one backward, under the gates that are on.
+
+    Every matrix's gradient is reduced and freed as soon as backward has made it. A batch whose numbers are not finite
+    is left out, and the next one taken.
+
+    Raises:
+        NonFinite: so many batches in a row were left out that the next would not help.
+    """
+    for _ in range(MAX_BATCHES):
+        batch = subject.calibration()
+        found, loss = _of_batch(subject, batch)
+        sums = (found.inner, found.gradient_squares, found.weight_squares, found.weight_means)
+        if subject.runtime.accepts(batch, [loss, *(value for part in sums for value in part.values())]):
+            return found
+    raise none_finite(MAX_BATCHES)
 
 
-def derived(batch: Batch, **tensors: Tensor) -> Batch:
-    """The batch with other tensors; it still knows which records it was made of, where it did."""
-    made = dict(batch) if not isinstance(batch, dict) else copy(batch)
-    made.update(tensors)
-    return made
+def _of_batch(subject: Subject, batch: Batch) -> tuple[UnitGradients, Tensor]:
+    """The sums over one batch, finite or not, and its loss."""
+    model, space = subject.model, subject.space
+    sums = [{g.name: torch.zeros(g.size, dtype=torch.double) for g in space.groups} for _ in range(4)]
+    result = UnitGradients(*sums)
+    entries = {group.name: 0 for group in space.groups}
+    pieces: dict[str, list[tuple[Group, WeightSlice]]] = {}
+    for group in space.groups:
+        for piece in group.slices:
+            pieces.setdefault(piece.param, []).append((group, piece))
+
+    def reduce(param: str, gradient: Tensor) -> None:
+        subject.runtime.average([gradient])
+        weight, slope = effective_weight(model, param).detach().float(), gradient.float()
+        for group, piece in pieces[param]:
+            w, g = (piece.segment.by_unit(tensor, piece.dim) for tensor in (weight, slope))
+            result.inner[group.name] += (w * g).sum(1).double().cpu()
+            result.gradient_squares[group.name] += g.pow(2).sum(1).double().cpu()
+            result.weight_squares[group.name] += w.pow(2).sum(1).double().cpu()
+            result.weight_means[group.name] += w.abs().sum(1).double().cpu()
+            entries[group.name] += w.shape[1]
+
+    weights = {param: base_weight(model, param) for param in pieces}
+    with gradients_of(model, weights, reduce):
+        loss = subject.runtime.loss(batch)
+        loss.backward()  # pyright: ignore[reportUnknownMemberType]
+    for name, count in entries.items():
+        result.weight_means[name] /= max(1, count)
+    return result, loss.detach()

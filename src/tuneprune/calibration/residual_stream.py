@@ -9,8 +9,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tuneprune.calibration.finite import Batch, FiniteSums, refuse_none
-from tuneprune.calibration.statistics import reading, real_tokens
+from tuneprune.calibration.batch import Batch, real_tokens
+from tuneprune.calibration.finite import FiniteSums, refuse_none
+from tuneprune.calibration.statistics import reading
 from tuneprune.calibration.subject import Runtime, Subject
 from tuneprune.structure.architecture import Architecture
 

@@ -5,13 +5,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from tuneprune.calibration.finite import Batch, FiniteSums
-
-IGNORED = -100
-"""The label of a token that no loss is taken on."""
+from tuneprune.calibration.batch import Batch, real_tokens
+from tuneprune.calibration.finite import FiniteSums
 
 
 @dataclass(frozen=True)
@@ -42,12 +40,6 @@ class Statistics:
         """The sums by name."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
-
-
-def real_tokens(batch: Batch) -> Bool[Tensor, "rows length"]:
-    """The tokens that count: prompts and answers, not what fills a row up behind its last token with a label."""
-    labelled = batch["labels"] != IGNORED
-    return labelled.flip(1).cumsum(1).flip(1) > 0
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tuneprune.calibration.finite import Batch
+from tuneprune.calibration.batch import Batch
 from tuneprune.calibration.score_store import ScoreStore
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.space import PruningSpace

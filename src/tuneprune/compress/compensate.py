@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from tuneprune.calibration.finite import Accepts, Batch, FiniteSums, accepts_here, all_finite
+from tuneprune.calibration.batch import Batch
+from tuneprune.calibration.finite import Accepts, FiniteSums, accepts_here, all_finite
 from tuneprune.calibration.statistics import Statistics, input_statistics
 from tuneprune.errors import NonFinite
 from tuneprune.structure.edits import Bias
@@ -14,24 +15,26 @@ from tuneprune.structure.space import Kind, Masks, PruningSpace
 from tuneprune.structure.weights import base_weight, effective_weight
 
 KINDS: frozenset[Kind] = frozenset({"kv_group", "mlp_channel", "vo_dim", "read"})
-"""Groups whose input gates mask what a linear reads and nothing else: there the least-squares answer is exact."""
+"""Groups with input gates: they mask what a linear reads and nothing else, so the least-squares answer is exact."""
 GRAM_BYTES = 2**31
 """Square matrices that one pass over the calibration data may hold."""
 
 
-def kept_inputs(space: PruningSpace, masks: Masks) -> dict[str, Tensor]:
-    """Which input features stay, as booleans, of every linear that loses some under hard `masks`."""
+def gated_inputs(space: PruningSpace, masks: Masks) -> dict[str, Tensor]:
+    """Which input features stay under hard `masks`, as booleans, of every linear whose input units are gated."""
     kept: dict[str, Tensor] = {}
     for group in space.groups:
-        if group.kind not in KINDS:
-            continue
-        gone = (masks[group.name] == 0).nonzero().squeeze(1)
         for gate in group.gates:
-            if gate.side == "input" and len(gone):
-                inputs = space.shapes[f"{gate.module}.weight"][1]
-                flags = kept.setdefault(gate.module, torch.ones(inputs, dtype=torch.bool))
-                flags[gate.segment.positions(gone)] = False
+            if gate.side == "input":
+                width, segment = space.shapes[f"{gate.module}.weight"][1], gate.segment
+                flags = kept.setdefault(gate.module, torch.ones(width, dtype=torch.bool))
+                flags[segment.start : segment.start + segment.extent] = segment.spread(masks[group.name].cpu()) > 0
     return kept
+
+
+def kept_inputs(space: PruningSpace, masks: Masks) -> dict[str, Tensor]:
+    """The same of the linears alone that lose input features."""
+    return {module: flags for module, flags in gated_inputs(space, masks).items() if not flags.all()}
 
 
 def ridge_solution(among: Tensor, lost: Tensor, damping: float) -> Tensor:

@@ -7,7 +7,7 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
-from tuneprune.calibration.statistics import IGNORED
+from tuneprune.calibration.batch import IGNORED
 from tuneprune.data.examples import Example, Note
 from tuneprune.errors import ConfigError
 

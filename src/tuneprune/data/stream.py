@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tuneprune.calibration.statistics import IGNORED
+from tuneprune.calibration.batch import IGNORED
 from tuneprune.data.encoding import Encoded
 from tuneprune.errors import ConfigError, DataError
 

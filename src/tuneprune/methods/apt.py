@@ -13,6 +13,7 @@ two terms of the salience are brought to one scale before they are added.
 
 from collections.abc import Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ class Activity:
 
     def __init__(self, group: Group, device: torch.device) -> None:
         self.gate: Gate = next(gate for gate in group.gates if gate.side == "input")
-        self.size = group.size
+        self.own = replace(self.gate.segment, start=0)  # where the units are in the sums
         self.clear(device)
 
     def clear(self, device: torch.device) -> None:
@@ -91,11 +92,6 @@ class Activity:
     def _take(self, gradient: Tensor) -> None:
         part = gradient.detach().narrow(-1, self.gate.segment.start, self.gate.segment.extent)
         self.slope += part.float().abs().reshape(-1, self.gate.segment.extent).sum(0)
-
-    def by_unit(self, features: Tensor) -> Tensor:
-        """Features (the last dimension) as (units, features of a unit)."""
-        segment = self.gate.segment
-        return features.view(segment.view).movedim(segment.axis, 0).reshape(self.size, -1)
 
 
 class AptSearch(Search):
@@ -203,9 +199,9 @@ class AptSearch(Search):
         for name, activity in self.activities.items():
             self.subject.runtime.average([activity.magnitude, activity.slope, activity.powers, activity.count])
             count = activity.count.clamp(min=1)
-            salience[name] = activity.by_unit(activity.slope * activity.magnitude / count).sum(1)
+            salience[name] = activity.own.by_unit(activity.slope * activity.magnitude / count).sum(1)
             tails = kurtosis(activity.powers / count * self._weights[name])
-            outliers[name] = activity.by_unit(tails.sqrt()).mean(1).float()
+            outliers[name] = activity.own.by_unit(tails.sqrt()).mean(1).float()
         scales = [torch.cat(list(term.values())).mean().clamp(min=1e-30) for term in (salience, outliers)]
         weight = self.options.outlier_weight
         return {name: value / scales[0] + weight * outliers[name] / scales[1] for name, value in salience.items()}

@@ -25,7 +25,7 @@ from tuneprune.calibration.subject import Subject
 from tuneprune.errors import UnreachableBudget
 from tuneprune.methods.base import Method, Search
 from tuneprune.structure.space import Group, PruningSpace
-from tuneprune.structure.weights import by_unit, effective_weight
+from tuneprune.structure.weights import effective_weight
 
 SHARPNESS = 128 * 2048 / 1e4
 """The paper's 1 / 1e4 on a sum over 128 x 2048 tokens, for a mean over tokens."""
@@ -101,7 +101,7 @@ class Cfsp(Method):
             if piece.param.endswith(".bias"):
                 continue
             weights = effective_weight(subject.model, piece.param).detach().double().cpu()
-            magnitudes = by_unit(weights, piece, group.size).abs()  # [units, hidden]
+            magnitudes = piece.segment.by_unit(weights, piece.dim).abs()  # [units, hidden]
             if piece.dim == 1:
                 magnitudes = magnitudes * norm.pow(self.weight_exponent).unsqueeze(1)
             total = total + magnitudes / magnitudes.sum(axis, keepdim=True).clamp(min=1e-30)

@@ -18,9 +18,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from tuneprune.budget import Budget, allocate
-from tuneprune.calibration.gradients import refuse_without_gradients
+from tuneprune.calibration.gradients import UnitGradients, refuse_without_gradients, unit_gradients
 from tuneprune.calibration.subject import Subject
-from tuneprune.calibration.unit_gradients import UnitGradients, unit_gradients
 from tuneprune.methods.base import Method, Metrics, Search, churn
 from tuneprune.methods.regularise import project
 from tuneprune.methods.removal import scheduled_budget, shrink, starts_before_it_ends

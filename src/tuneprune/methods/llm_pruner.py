@@ -20,14 +20,14 @@ from pydantic import Field
 from torch import Tensor
 
 from tuneprune.budget import Budget, allocate, reachable
-from tuneprune.calibration.finite import Batch
-from tuneprune.calibration.gradients import Gradients, rows_of, weight_gradients, with_prompts
+from tuneprune.calibration.batch import Batch, rows_of, with_prompts
+from tuneprune.calibration.gradients import Gradients, weight_gradients
 from tuneprune.calibration.subject import Subject
 from tuneprune.errors import UnreachableBudget
 from tuneprune.methods.base import Method, Search
 from tuneprune.methods.protection import Layers, end_layers
-from tuneprune.structure.space import PruningSpace, WeightSlice
-from tuneprune.structure.weights import base_weight, by_unit
+from tuneprune.structure.space import PruningSpace
+from tuneprune.structure.weights import base_weight
 
 Criterion = Literal["element1", "element2", "vector", "mix"]
 Reduction = Literal["sum", "mean", "max", "prod", "first"]
@@ -114,7 +114,7 @@ class LlmPruner(Method):
             for piece in matrices[group.name]:
                 weight = base_weight(subject.model, piece.param).detach()
                 positions = salience(weight, gradients[piece.param], self.criterion, piece.dim)
-                parts.append(by_unit(positions, WeightSlice(piece.param, 0, piece.segment), group.size).sum(1))
+                parts.append(piece.segment.by_unit(positions).sum(1))
             scores[group.name] = reduced(torch.stack(parts), self.reduction).cpu()
         return scores
 

@@ -27,7 +27,7 @@ from tuneprune.methods.protection import Layers, end_layers
 from tuneprune.methods.regularise import project
 from tuneprune.methods.removal import cubic, scheduled_budget, shrink, starts_before_it_ends
 from tuneprune.structure.space import Group
-from tuneprune.structure.weights import LoraFactors, by_unit, effective_weight, lora_factors
+from tuneprune.structure.weights import LoraFactors, effective_weight, lora_factors
 
 
 class LoraPrune(Method):
@@ -173,7 +173,7 @@ def importance(model: PreTrainedModel, group: Group, *, normalised: bool) -> Ten
             products[piece.param] = _products(model, piece.param)
         product = products[piece.param]
         if product is not None:
-            share = by_unit(product, piece, group.size).sum(1)
+            share = piece.segment.by_unit(product, piece.dim).sum(1)
             total += share / share.norm().clamp(min=1e-30) if normalised else share
     return total
 

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from tuneprune.budget import Budget, Scores, reachable
 from tuneprune.calibration.activations import consumer
+from tuneprune.calibration.batch import real_tokens
 from tuneprune.calibration.finite import FiniteSums
-from tuneprune.calibration.statistics import reading, real_tokens
+from tuneprune.calibration.statistics import reading
 from tuneprune.calibration.subject import Subject
 from tuneprune.methods.base import Method
 from tuneprune.structure.space import PruningSpace

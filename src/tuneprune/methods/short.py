@@ -19,9 +19,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tuneprune.budget import Budget, Scores, allocate
-from tuneprune.calibration.finite import Batch, FiniteSums
+from tuneprune.calibration.batch import Batch, real_tokens
+from tuneprune.calibration.finite import FiniteSums
 from tuneprune.calibration.residual_stream import Turns, streams
-from tuneprune.calibration.statistics import real_tokens
 from tuneprune.calibration.subject import Subject
 from tuneprune.errors import ConfigError
 from tuneprune.methods.base import Method, Search

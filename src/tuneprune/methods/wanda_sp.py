@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from tuneprune.budget import Budget, allocate
 from tuneprune.calibration import statistics
 from tuneprune.calibration.activations import consumer, input_statistics, per_unit, wanda
-from tuneprune.calibration.finite import Batch, FiniteSums, refuse_none
+from tuneprune.calibration.batch import Batch
+from tuneprune.calibration.finite import FiniteSums, refuse_none
 from tuneprune.calibration.statistics import Statistics
 from tuneprune.calibration.subject import Subject
 from tuneprune.methods.base import Method, Search

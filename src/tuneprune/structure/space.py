@@ -40,6 +40,11 @@ class Segment:
         grid = torch.arange(self.extent).view(self.view) + self.start
         return grid.index_select(self.axis, units.cpu()).flatten()
 
+    def by_unit(self, tensor: Tensor, dim: int = 0) -> Float[Tensor, "units entries"]:
+        """The entries of `tensor` that every unit owns, of which `dim` is the dimension covered."""
+        rows = tensor.narrow(dim, self.start, self.extent).movedim(dim, 0)
+        return rows.reshape(*self.view, -1).movedim(self.axis, 0).reshape(self.view[self.axis], -1)
+
     def spread(self, mask: Float[Tensor, " units"]) -> Float[Tensor, " extent"]:
         """The mask of every position, from the mask of every unit. Differentiable."""
         shape = [1] * len(self.view)

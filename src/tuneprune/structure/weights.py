@@ -52,16 +52,9 @@ def effective_weight(model: nn.Module, param: str) -> Tensor:
     return weight + factors.scaling * (factors.up @ factors.down).to(weight.dtype)
 
 
-def by_unit(tensor: Tensor, piece: WeightSlice, size: int) -> Float[Tensor, "units entries"]:
-    """The entries of `tensor` that belong to each of the group's `size` units."""
-    segment = piece.segment
-    rows = tensor.narrow(piece.dim, segment.start, segment.extent).movedim(piece.dim, 0)
-    return rows.reshape(*segment.view, -1).movedim(segment.axis, 0).reshape(size, -1)
-
-
 def group_norms(model: nn.Module, group: Group) -> Float[Tensor, " units"]:
     """L2 norm of every unit over all its weights, LoRA and biases included."""
-    weights = (by_unit(effective_weight(model, piece.param), piece, group.size) for piece in group.slices)
+    weights = (piece.segment.by_unit(effective_weight(model, piece.param), piece.dim) for piece in group.slices)
     return reduce(torch.add, (weight.float().pow(2).sum(1) for weight in weights)).sqrt()
 
 
@@ -84,7 +77,7 @@ def lora_norms(model: nn.Module, group: Group, epsilon: float = 0.0) -> Float[Te
     entries = lora_entries(model, group)
     if not entries:
         return None
-    squares = [by_unit(factor, piece, group.size).float().pow(2).sum(1) for factor, piece in entries]
+    squares = [piece.segment.by_unit(factor, piece.dim).float().pow(2).sum(1) for factor, piece in entries]
     return (torch.stack(squares).sum(0) + epsilon).sqrt()
 
 

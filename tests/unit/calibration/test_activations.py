@@ -8,7 +8,8 @@ from helpers.tiny_tuning import setting
 from tuneprune import methods
 from tuneprune.budget import Budget
 from tuneprune.calibration.activations import consumer, gather, input_statistics, per_unit, standardised, wanda
-from tuneprune.calibration.statistics import Statistics, reading, real_tokens
+from tuneprune.calibration.batch import real_tokens
+from tuneprune.calibration.statistics import Statistics, reading
 from tuneprune.compress import rewrite
 from tuneprune.errors import UnreachableBudget
 from tuneprune.methods.flap import feature_scores

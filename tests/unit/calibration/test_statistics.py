@@ -5,7 +5,8 @@ import torch
 from helpers.tiny_tuning import hooks_of
 from torch import nn
 
-from tuneprune.calibration.statistics import input_statistics, real_tokens
+from tuneprune.calibration.batch import real_tokens
+from tuneprune.calibration.statistics import input_statistics
 
 
 class Doubler(nn.Module):

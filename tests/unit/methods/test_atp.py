@@ -5,7 +5,7 @@ import torch
 from helpers.tiny_tuning import assert_equal, hooks_of, setting
 
 from tuneprune.budget import Budget, count_parameters
-from tuneprune.methods.atp.compensation import gated_inputs
+from tuneprune.compress.compensate import gated_inputs
 from tuneprune.methods.regularise import lora_residue
 from tuneprune.structure.edits import Drop
 from tuneprune.structure.weights import base_weight, lora_factors

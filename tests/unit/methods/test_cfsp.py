@@ -9,7 +9,7 @@ from helpers.tiny_tuning import hooks_of, setting
 from tuneprune import methods
 from tuneprune.budget import Budget
 from tuneprune.calibration.activations import consumer, gather
-from tuneprune.calibration.statistics import real_tokens
+from tuneprune.calibration.batch import real_tokens
 from tuneprune.errors import UnreachableBudget
 from tuneprune.methods.cfsp import is_mlp, layer_shares, mean_share
 

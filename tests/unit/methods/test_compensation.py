@@ -4,7 +4,8 @@ import pytest
 import torch
 from helpers.tiny_tuning import hooks_of, setting
 
-from tuneprune.methods.atp.compensation import Compensation, gated_inputs, ridge_update
+from tuneprune.compress.compensate import gated_inputs
+from tuneprune.methods.atp.compensation import Compensation, ridge_update
 from tuneprune.structure.masks import Gates
 from tuneprune.structure.weights import base_weight
 

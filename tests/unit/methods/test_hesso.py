@@ -8,7 +8,7 @@ from helpers.tiny_tuning import assert_equal, hooks_of, setting
 
 from tuneprune import methods
 from tuneprune.budget import Budget, allocate, count_parameters
-from tuneprune.calibration.unit_gradients import UnitGradients, unit_gradients
+from tuneprune.calibration.gradients import UnitGradients, unit_gradients
 from tuneprune.errors import ConfigError, UnsupportedModel
 from tuneprune.methods import hesso
 from tuneprune.methods.hesso import Hesso, corrected_saliency, period_bounds, probed_saliency, saliency

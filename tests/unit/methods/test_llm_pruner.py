@@ -7,7 +7,8 @@ from helpers.toy_spaces import tiny_space
 
 from tuneprune import methods
 from tuneprune.budget import Budget, count_parameters
-from tuneprune.calibration.gradients import Gradients, rows_of, weight_gradients, with_prompts
+from tuneprune.calibration.batch import rows_of, with_prompts
+from tuneprune.calibration.gradients import Gradients, weight_gradients
 from tuneprune.errors import ConfigError, UnreachableBudget, UnsupportedModel
 from tuneprune.methods.llm_pruner import reduced, salience
 

@@ -7,7 +7,8 @@ from helpers.tiny_tuning import hooks_of, setting
 from tuneprune import methods
 from tuneprune.budget import Budget
 from tuneprune.calibration.activations import consumer
-from tuneprune.calibration.statistics import reading, real_tokens
+from tuneprune.calibration.batch import real_tokens
+from tuneprune.calibration.statistics import reading
 from tuneprune.errors import ConfigError
 from tuneprune.methods.minitron import importance, joined
 from tuneprune.structure.space import PruningSpace

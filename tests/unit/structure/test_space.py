@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from tuneprune import families
 from tuneprune.errors import ConfigError, UnsupportedModel
 from tuneprune.structure import spaces
-from tuneprune.structure.space import Segment, WeightSlice
-from tuneprune.structure.weights import by_unit
+from tuneprune.structure.space import Segment
 
 
 @st.composite
@@ -40,7 +39,7 @@ def test_units_own_the_entries_at_their_positions_and_no_others(segment, dim, ot
     shape = [other, other]
     shape[dim] = segment.start + segment.extent + 2
     tensor = torch.arange(math.prod(shape)).view(shape).double()
-    owned = by_unit(tensor, WeightSlice("weight", dim, segment), size)
+    owned = segment.by_unit(tensor, dim)
     for unit in range(size):
         expected = tensor.index_select(dim, segment.positions(torch.tensor([unit])))
         assert sorted(owned[unit].tolist()) == sorted(expected.flatten().tolist())

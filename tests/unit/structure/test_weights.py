@@ -11,7 +11,6 @@ from tuneprune.structure.space import Gate, Group, Segment, WeightSlice
 from tuneprune.structure.weights import (
     base_module,
     base_weight,
-    by_unit,
     effective_weight,
     group_norms,
     lora_entries,
@@ -163,7 +162,7 @@ def test_every_group_of_every_linear_finds_its_lora():
 def test_units_of_a_packed_tensor_are_cut_from_their_own_segment():
     tensor = torch.arange(12.0).view(6, 2)
     piece = WeightSlice("qkv", 0, Segment((2, 2), 0, start=2))
-    assert by_unit(tensor, piece, 2).tolist() == [[4, 5, 6, 7], [8, 9, 10, 11]]
+    assert piece.segment.by_unit(tensor, piece.dim).tolist() == [[4, 5, 6, 7], [8, 9, 10, 11]]
 
 
 def test_norms_of_half_precision_weights_are_summed_in_float32():

@@ -17,26 +17,13 @@ from torch.nn import Module
 
 from tuneprune.calibration.finite import all_finite, refuse_none
 from tuneprune.calibration.subject import Subject
-from tuneprune.compress.compensate import ridge_solution
+from tuneprune.compress.compensate import gated_inputs, ridge_solution
 from tuneprune.errors import NonFinite
-from tuneprune.structure.space import Masks, PruningSpace
+from tuneprune.structure.space import Masks
 from tuneprune.structure.weights import base_weight
 
 Tensors = dict[str, Tensor]
 """A weight by module, or the moments of what enters one: mean over tokens of x xᵀ, float32."""
-
-
-def gated_inputs(space: PruningSpace, masks: Masks) -> dict[str, Tensor]:
-    """Which inputs stay, as booleans, for every linear whose input the masks gate."""
-    kept: dict[str, Tensor] = {}
-    for group in space.groups:
-        for gate in group.gates:
-            if gate.side == "input":
-                width = space.shapes[f"{gate.module}.weight"][1]
-                flags = kept.setdefault(gate.module, torch.ones(width, dtype=torch.bool))
-                segment = gate.segment
-                flags[segment.start : segment.start + segment.extent] = segment.spread(masks[group.name].cpu()) > 0
-    return kept
 
 
 def ridge_update(weight: Tensor, moment: Tensor, kept: Tensor, ridge: float) -> Tensor:

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tuneprune.budget import Budget, allocate, check_reachable, units_per_step
-from tuneprune.calibration.finite import Batch
+from tuneprune.calibration.batch import Batch
 from tuneprune.calibration.scores import prior, standardised_logs
 from tuneprune.calibration.subject import Subject
 from tuneprune.errors import UnsupportedModel
