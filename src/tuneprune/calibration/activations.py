@@ -19,7 +19,7 @@ def consumer(group: Group) -> Gate:
     return next(gate for gate in group.gates if gate.side == "input")
 
 
-def input_statistics(subject: Subject, batches: int) -> dict[str, Statistics]:
+def consumer_statistics(subject: Subject, batches: int) -> dict[str, Statistics]:
     """Of the input of every group's consumer in the dense model, over the next `batches` calibration batches.
 
     One forward pass, no gradients. In a comparison all methods and budgets with the same number of batches share it.

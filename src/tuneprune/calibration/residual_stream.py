@@ -173,6 +173,11 @@ class Walk:
         pairs = zip(self.batches, self.streams, strict=True)
         self.streams = [self._run(batch, (index, stream), {norm: replace}) for batch, stream in pairs]
 
+    def run(self, index: int) -> Iterator[Tensor]:
+        """The stream that layer `index` leaves of every batch; the walk stays before it."""
+        for batch, stream in zip(self.batches, self.streams, strict=True):
+            yield self._run(batch, (index, stream), {})
+
     def _run(self, batch: Batch, start: tuple[int, Tensor] | None, watchers: dict[str, Watcher]) -> Tensor:
         """The stream after one layer that starts from a stored one, or the embedding's where there is none."""
         found: list[Tensor] = []

@@ -18,8 +18,8 @@ from torch import Tensor
 from tuneprune.budget import Budget, allocate, check_reachable, fractional_ranks
 from tuneprune.calibration.activations import (
     consumer,
+    consumer_statistics,
     consumer_weight,
-    input_statistics,
     per_unit,
     standardised,
     wanda,
@@ -70,7 +70,7 @@ class Flap(Method):
 
     def begin(self, subject: Subject, budget: Budget) -> Search:
         """Decide at once."""
-        found = input_statistics(subject, self.batches)
+        found = consumer_statistics(subject, self.batches)
         scores = {group.name: self._score(subject, group, found) for group in subject.space.groups}
         if self.structure == "ul-um":
             scores = {name: fractional_ranks(score) for name, score in scores.items()}

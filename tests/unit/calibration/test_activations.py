@@ -7,7 +7,7 @@ from helpers.tiny_tuning import setting
 
 from tuneprune import methods
 from tuneprune.budget import Budget
-from tuneprune.calibration.activations import consumer, gather, input_statistics, per_unit, standardised, wanda
+from tuneprune.calibration.activations import consumer, consumer_statistics, gather, per_unit, standardised, wanda
 from tuneprune.calibration.batch import real_tokens
 from tuneprune.calibration.statistics import Statistics, reading
 from tuneprune.compress import rewrite
@@ -73,7 +73,7 @@ def test_the_statistics_of_the_consumers_come_from_one_pass(tmp_path):
         return drawn[-1]
 
     object.__setattr__(made.subject, "calibration", calibration)
-    found = input_statistics(made.subject, 3)
+    found = consumer_statistics(made.subject, 3)
     assert found.keys() == {consumer(group).module for group in made.space.groups}
     assert len(drawn) == 3
     for one in found.values():
