@@ -37,7 +37,7 @@ def _all_finite(tensors: Sequence[Tensor]) -> bool:
     return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
-def accepts_here(batch: Batch, tensors: Iterable[Tensor]) -> bool:  # noqa: ARG001  (an `Accepts`)
+def accepts_here(_: Batch, tensors: Iterable[Tensor]) -> bool:
     """The verdict of a single process."""
     return all_finite(tensors)
 

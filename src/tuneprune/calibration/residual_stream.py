@@ -25,7 +25,9 @@ def streams(
     """Show `see` the residual stream before and behind every layer, by the layer's index, in every forward."""
 
     def hook(index: int) -> Callable[..., None]:
-        def look(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:  # noqa: ANN401
+        def look(
+            _: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor | tuple[Tensor, ...]
+        ) -> None:
             before = inputs[0] if inputs else named["hidden_states"]
             see(index, before, output[0] if isinstance(output, tuple) else output)
 
@@ -214,9 +216,9 @@ def finite_batches(model: PreTrainedModel, batches: list[Batch], runtime: Runtim
     return found
 
 
-def epsilon_of(norm: Any) -> float:  # noqa: ANN401  (RMSNorms call it by two names)
-    """What an RMSNorm adds to the mean square."""
-    return norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
+def epsilon_of(norm: nn.Module) -> float:
+    """What an RMSNorm adds to the mean square; families use two names for it."""
+    return getattr(norm, "eps" if hasattr(norm, "eps") else "variance_epsilon")
 
 
 def _pass_through(hidden_states: Tensor, *_: object, **__: object) -> Tensor:

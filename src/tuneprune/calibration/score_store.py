@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +15,7 @@ from torch import Tensor
 from tuneprune.system.storage import replacing
 
 Tensors = dict[str, Tensor]
+Drawn = TypeVar("Drawn")
 
 
 class ScoreStore:
@@ -31,10 +32,10 @@ class ScoreStore:
         """What the reused scores took when they were computed."""
         self._drawn = 0
 
-    def counted(self, calibration: Callable[[], Any]) -> Callable[[], Any]:
-        """`calibration`, watched: how many batches a score takes is part of what is kept."""
+    def counted(self, calibration: Callable[[], Drawn]) -> Callable[[], Drawn]:
+        """`calibration`, counting its calls: the number of batches that a score takes is stored with it."""
 
-        def draw() -> Any:  # noqa: ANN401  (whatever a batch is)
+        def draw() -> Drawn:
             self._drawn += 1
             return calibration()
 
@@ -45,7 +46,7 @@ class ScoreStore:
         statistic: str,
         options: Mapping[str, Any],
         compute: Callable[[], Mapping[str, Tensor]],
-        calibration: Callable[[], Any],
+        calibration: Callable[[], object],
     ) -> Tensors:
         """What `compute` gives, from the file where there is one.
 

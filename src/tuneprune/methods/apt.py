@@ -1,14 +1,15 @@
 """APT: prune by the salience of activations while tuning, with a bonus for units that produce outliers.
 
-Every tuning step shows how strongly each unit acts and how strongly the loss reacts to it; their product, reduced on
-the fly, is the unit's salience. Heavy tails of what a unit produces are added, since few but large values matter too.
-What is dropped along a cubic schedule falls to zero gradually instead of at once.
+Every tuning step shows how strongly each unit acts and how strongly the loss reacts to it; the product of both is the
+unit's salience. The heaviness of the tails of what a unit produces is added, since few but large values matter too. The
+mask of a dropped unit falls to zero gradually.
 
-Paper: https://arxiv.org/abs/2401.12200 (symbols, equations, differences: docs/methods/apt.md). The equations here were
-written from memory of the paper and have not been compared with its text.
+Paper: https://arxiv.org/abs/2401.12200 (symbols, equations, differences: docs/methods/apt.md). Compared with the
+authors' code and with equations of the paper as quoted elsewhere, not with the paper's full text.
 
-Changed: only the pruning half; LoRA's rank stays fixed, without self-distillation. Heads go as whole KV groups, and the
-two terms of the salience are brought to one scale before they are added.
+Changed: only the pruning half; LoRA's rank stays fixed, without self-distillation. Heads are removed as whole KV
+groups, the two terms of the salience are brought to one scale before they are added, kurtosis is taken over all
+positions, and a dropped unit does not come back.
 """
 
 from collections.abc import Generator

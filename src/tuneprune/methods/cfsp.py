@@ -78,6 +78,8 @@ class Cfsp(Method):
         mean = mean_share(subject.space, budget, {group.name for group in mlps})
         keeps = layer_shares(influence, mean, self.sharpness * SHARPNESS) if mlps else influence
         scores = {group.name: torch.ones(group.size) for group in subject.space.groups}  # above every MLP channel
+        # A channel at the share q of its layer, best first, scores -q / keep. The best scores of all layers down to -c
+        # are then the share c * keep of every layer: the layers' shares stay in proportion, and the budget sets c.
         for group, keep in zip(mlps, keeps.tolist(), strict=True):
             scores[group.name] = -(1 - fractional_ranks(found[group.name])) / keep
         return self.decided(allocate(scores, subject.space, budget), subject, budget)

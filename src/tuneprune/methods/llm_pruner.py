@@ -55,11 +55,12 @@ class LlmPruner(Method):
     )
     protect_first: Layers = Field(
         default=0.125,
-        description="layers that stay whole from the first on: a share of all (4 of 32) or, from 1 on, so many; none"
-        " with budget.per_layer=uniform, where no layer can differ, and with budget.widths",
+        description="layers that stay whole, counted from the first: a share of all below 1, or a number of layers from"
+        " 1 on; the default is 4 of 32. None with budget.per_layer=uniform, where no layer can differ, and with"
+        " budget.widths",
     )
     protect_last: Layers = Field(
-        default=0.0625, description="the same from the last layer on (2 of 32), under the same conditions"
+        default=0.0625, description="the same, counted from the last layer; the default is 2 of 32"
     )
     batches: int = Field(default=16, ge=1, description="calibration batches, as many as ATP's Taylor prior takes")
     prompt_loss: bool = Field(

@@ -52,10 +52,10 @@ class LoraPrune(Method):
     )
     protect_first: Layers = Field(
         default=0.1,
-        description="layers that lose units only when others cannot, from the first on: a share of all or, from 1"
-        " on, so many",
+        description="layers that lose units only when no others can, counted from the first: a share of all below 1, or"
+        " a number of layers from 1 on",
     )
-    protect_last: Layers = Field(default=1, description="the same from the last layer on")
+    protect_last: Layers = Field(default=1, description="the same, counted from the last layer")
 
     _in_order = model_validator(mode="after")(starts_before_it_ends)
 
