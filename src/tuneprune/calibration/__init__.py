@@ -1,1 +1,1 @@
-"""What a model shows on calibration data: activations, gradients, the residual stream, and scores of its units."""
+"""Measurements on calibration data: activations, gradients, the residual stream, and scores of units."""

@@ -1,4 +1,4 @@
-"""Scores from what the linears read on calibration data, shared by methods: larger is more worth keeping."""
+"""Scores from the inputs of linears on calibration data, shared by methods: larger is more worth keeping."""
 
 from collections.abc import Iterable
 
@@ -15,12 +15,12 @@ from tuneprune.structure.weights import effective_weight
 
 
 def consumer(group: Group) -> Gate:
-    """Where the group's units are read: the input of attention's output projection, or of the MLP's last linear."""
+    """The gate at which units are read: the input of attention's output projection, or of the MLP's last linear."""
     return next(gate for gate in group.gates if gate.side == "input")
 
 
 def consumer_statistics(subject: Subject, batches: int) -> dict[str, Statistics]:
-    """Of the input of every group's consumer in the dense model, over the next `batches` calibration batches.
+    """Statistics of the input of every group's consumer in the dense model, over the next calibration batches.
 
     One forward pass, no gradients. In a comparison all methods and budgets with the same number of batches share it.
     """
@@ -37,7 +37,7 @@ def consumer_statistics(subject: Subject, batches: int) -> dict[str, Statistics]
 
 
 def gather(subject: Subject, batches: Iterable[Batch], sums: FiniteSums | None = None) -> dict[str, Statistics]:
-    """The statistics of every group's consumer over given batches, on the CPU; `sums` may take others beside them."""
+    """Statistics of every group's consumer over given batches, on the CPU; callers can add other sums to `sums`."""
     gates = (gate for group in subject.space.groups for gate in group.gates)
     modules = dict.fromkeys(gate.module for gate in gates if gate.side == "input")
     runtime = subject.runtime
@@ -49,10 +49,10 @@ def gather(subject: Subject, batches: Iterable[Batch], sums: FiniteSums | None =
 
 
 def per_unit(features: Float[Tensor, " inputs"], group: Group) -> Float[Tensor, "units features"]:
-    """Values of a consumer's input features, sorted by the unit that they belong to.
+    """Values of a consumer's input features, by the unit that they belong to.
 
-    For KV groups those of all query heads that read the group (FLAP's and Wanda-sp's code take one head for a unit, and
-    so are only right where every head has its own keys and values).
+    A KV group has those of all query heads that read it. (The code of FLAP and Wanda-sp takes one head as a unit, which
+    is only right if every head has its own keys and values.)
     """
     return consumer(group).segment.by_unit(features)
 
@@ -68,7 +68,7 @@ def wanda(subject: Subject, group: Group, found: Statistics) -> Float[Tensor, " 
 
 
 def standardised(values: Tensor) -> Tensor:
-    """With mean 0 and standard deviation 1; zeros where all are equal."""
+    """The values with mean 0 and standard deviation 1; zeros if all are equal."""
     centred = values - values.mean()
     deviation = centred.pow(2).mean().sqrt()
     return centred / deviation if deviation > 0 else centred

@@ -14,7 +14,7 @@ IGNORED = -100
 
 
 def real_tokens(batch: Batch) -> Bool[Tensor, "rows length"]:
-    """The tokens that count: prompts and answers, not what fills a row up behind its last token with a label."""
+    """The tokens that count: prompts and answers, not the padding behind a row's last token with a label."""
     labelled = batch["labels"] != IGNORED
     return labelled.flip(1).cumsum(1).flip(1) > 0
 
@@ -32,7 +32,7 @@ def with_prompts(batch: Batch) -> Batch:
 
 
 def derived(batch: Batch, **tensors: Tensor) -> Batch:
-    """The batch with other tensors; it still knows which records it was made of, where it did."""
+    """The batch with some tensors replaced; if it knew which records it was made of, it still does."""
     made = dict(batch) if not isinstance(batch, dict) else copy(batch)
     made.update(tensors)
     return made

@@ -1,4 +1,4 @@
-"""Numbers that may be trusted: sums that take no batch in which one is not finite, and weights that stay in range."""
+"""Guards against bad numbers: sums that skip batches with non-finite values, and weights that stay in range."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -10,16 +10,16 @@ from tuneprune.calibration.batch import Batch
 from tuneprune.errors import NonFinite
 
 Accepts = Callable[[Batch, Iterable[Tensor]], bool]
-"""Whether everything that a batch gave is finite, on all processes; who asks leaves the batch out otherwise."""
+"""Whether everything computed from a batch is finite, on all processes; otherwise the caller leaves the batch out."""
 
 WEIGHT_LIMIT = 1e15
-"""No trained weight may pass it: beyond, float32 squares and products of two overflow, and no use is known."""
+"""The limit of trained weights: above it float32 squares and products of two overflow, and no model needs them."""
 ADAM_REACH = 10.0
-"""An Adam step moves a weight by less than so many learning rates: |m| / sqrt(v) is below 3.2 for betas 0.9, 0.999."""
+"""An Adam step moves a weight by fewer learning rates than this: |m| / sqrt(v) is below 3.2 for betas 0.9, 0.999."""
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no number is NaN or infinite; asks every device once."""
+    """Whether all numbers are finite; synchronises once per device."""
     by_device: dict[torch.device, list[Tensor]] = {}
     for tensor in tensors:
         by_device.setdefault(tensor.device, []).append(tensor.detach())
@@ -27,13 +27,13 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 
 
 def _is_finite_sum(tensors: Sequence[Tensor]) -> bool:
-    """Whether the sum of all numbers is finite, which no bad one among them leaves it; several times as fast."""
+    """Whether the sum of all numbers is finite, which it is not if any of them is bad; several times faster."""
     sums = [tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32)).float() for tensor in tensors]
     return bool(torch.stack(sums).isfinite().all())
 
 
 def _all_finite(tensors: Sequence[Tensor]) -> bool:
-    """The same by looking at each, as a sum of large numbers may overflow."""
+    """The same number by number, because a sum of large numbers may overflow."""
     return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
@@ -43,9 +43,9 @@ def accepts_here(_: Batch, tensors: Iterable[Tensor]) -> bool:
 
 
 class FiniteSums:
-    """Named running sums over batches, to which a batch adds all of its numbers or, where one is not finite, none.
+    """Named running sums over batches. A batch adds all of its numbers, or none if one is not finite.
 
-    Memory: what one batch adds is held beside the sums until the batch is closed.
+    Memory: the numbers of one batch are held in addition to the sums until the batch is closed.
     """
 
     def __init__(self, accepts: Accepts = accepts_here) -> None:
@@ -59,7 +59,7 @@ class FiniteSums:
         self._batch[name] = self._batch[name].add_(value) if name in self._batch else value
 
     def close(self, batch: Batch, *shown: Tensor) -> bool:
-        """End a batch; whether it counts. `shown` is what else has to be finite, such as its loss."""
+        """End a batch; returns whether it counts. The `shown` tensors, such as its loss, have to be finite too."""
         fresh, self._batch = self._batch, {}
         self.drawn += 1
         if not self.accepts(batch, [*fresh.values(), *shown]):
@@ -80,17 +80,17 @@ class FiniteSums:
 
 
 def refuse_none(counted: int, drawn: int) -> None:
-    """Refuse to decide by nothing.
+    """Refuse to decide without data.
 
     Raises:
-        NonFinite: says what to look at.
+        NonFinite: batches were drawn, but none counted.
     """
     if drawn and not counted:
         raise none_finite(drawn)
 
 
 def none_finite(drawn: int) -> NonFinite:
-    """The error of calibration that gave nothing to decide by."""
+    """The error of calibration without a single finite batch."""
     return NonFinite(
         f"None of {drawn} calibration batches gave finite numbers, so there is nothing to decide by. Check the base"
         " model's weights with `tuneprune evaluate`, and the calibration data; on a GPU try tune.precision=fp32."
@@ -98,7 +98,7 @@ def none_finite(drawn: int) -> NonFinite:
 
 
 def stays_in_range(parameters: Sequence[Tensor], rate: float, weight_decay: float = 0.0) -> bool:
-    """Whether a step of Adam or AdamW at this learning rate leaves all weights below `WEIGHT_LIMIT`, whatever it is."""
+    """Whether any step of Adam or AdamW at this learning rate leaves all weights below `WEIGHT_LIMIT`."""
     if not parameters:
         return True
     largest = torch.nn.utils.get_total_norm(parameters, norm_type=math.inf).item()

@@ -1,4 +1,4 @@
-"""Gradients of the base model's own weights: of each weight, or reduced to sums per unit as soon as they are there."""
+"""Gradients of the base model's own weights: of each weight, or reduced to sums per unit during backward."""
 
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,12 +16,12 @@ from tuneprune.structure.space import Group, WeightSlice
 from tuneprune.structure.weights import base_weight, effective_weight
 
 MAX_BATCHES = 10
-"""Bad calibration batches in a row before one gives up."""
+"""Give up after this many bad calibration batches in a row."""
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """Mean over samples of the loss's gradient by one weight, and of its square where asked for; float32."""
+    """Mean over samples of the loss's gradient by one weight, and of its square if requested; float32."""
 
     mean: Tensor
     squares: Tensor | None
@@ -33,11 +33,11 @@ def weight_gradients(
     """Mean gradient of the loss by each of `params` over `samples`, one backward pass each.
 
     Samples whose numbers are not finite are left out, on all processes alike. With `squares` a sample is a row, whose
-    loss is the mean over its own tokens; else a batch that the processes share. Memory beside the weights: one float32
-    copy of `params`, two with `squares`, and one weight's gradient at a time.
+    loss is the mean over its own tokens; otherwise it is a batch that the processes share. Memory besides the weights:
+    one float32 copy of `params`, two with `squares`, and one weight's gradient at a time.
 
     Raises:
-        UnsupportedModel: a weight that has no gradient, because it is stored quantised.
+        UnsupportedModel: a weight has no gradient, because it is stored quantised.
         NonFinite: no sample gave finite numbers.
     """
     weights = {param: base_weight(subject.model, param) for param in params}
@@ -102,17 +102,17 @@ def gradients_of(
 
 
 def _sum_up(subject: Subject, samples: list[Batch], sums: GradientSums, *, by_row: bool) -> tuple[list[Batch], bool]:
-    """Sum gradients over samples; returns those that may be good, and whether the sums are of them alone.
+    """Sum gradients over samples; returns the samples to keep, and whether the sums are of exactly these.
 
-    A loss that is not finite is seen before anything is added; a gradient only afterwards, and then all is to be
-    summed up again without that sample.
+    A non-finite loss is noticed before anything is added, a non-finite gradient only afterwards; then the caller has to
+    sum up the kept samples again.
     """
     sums.clear()
     runtime, good = subject.runtime, list[Batch]()
     for index, sample in enumerate(samples):
         loss = runtime.loss(sample)
         if by_row:
-            loss = loss * _tokens_beside(subject, sample)
+            loss = loss * _tokens_ratio(subject, sample)
         if not runtime.accepts(sample, [loss]):
             continue
         sums.norms.clear()
@@ -123,8 +123,8 @@ def _sum_up(subject: Subject, samples: list[Batch], sums: GradientSums, *, by_ro
     return good, True
 
 
-def _tokens_beside(subject: Subject, row: Batch) -> float:
-    """Mean tokens of the rows that the processes have at one place over those of this one, by which losses differ."""
+def _tokens_ratio(subject: Subject, row: Batch) -> float:
+    """Mean tokens of the processes' rows over those of this row: the factor by which their losses differ."""
     own = (row["labels"][:, 1:] != IGNORED).sum().float()
     mean = own.clone()
     subject.runtime.average([mean])
@@ -132,10 +132,10 @@ def _tokens_beside(subject: Subject, row: Batch) -> float:
 
 
 def refuse_without_gradients(weights: Mapping[str, nn.Parameter]) -> None:
-    """Refuse weights that no gradient can be taken of.
+    """Refuse weights that have no gradient.
 
     Raises:
-        UnsupportedModel: names one, and where to look for methods that need no such gradients.
+        UnsupportedModel: names one, and where to find methods that do not need such gradients.
     """
     for name, weight in weights.items():
         if not weight.is_floating_point():
@@ -162,11 +162,11 @@ class UnitGradients:
 def unit_gradients(subject: Subject) -> UnitGradients:
     """Sums over one calibration batch: one forward and one backward, under the gates that are on.
 
-    Every matrix's gradient is reduced and freed as soon as backward has made it. A batch whose numbers are not finite
-    is left out, and the next one taken.
+    Every matrix's gradient is reduced and freed as soon as backward has computed it. A batch with non-finite numbers is
+    skipped, and the next one is used.
 
     Raises:
-        NonFinite: so many batches in a row were left out that the next would not help.
+        NonFinite: `MAX_BATCHES` batches in a row were skipped.
     """
     for _ in range(MAX_BATCHES):
         batch = subject.calibration()

@@ -22,7 +22,7 @@ Watcher = Callable[[Tensor], None]
 def streams(
     model: nn.Module, architecture: Architecture, see: Callable[[int, Tensor, Tensor], None]
 ) -> Generator[None, None, None]:
-    """Show `see` the residual stream before and behind every layer, by the layer's index, in every forward."""
+    """Call `see` with each layer's index and the residual stream before and behind it, in every forward."""
 
     def hook(index: int) -> Callable[..., None]:
         def look(
@@ -43,7 +43,7 @@ def streams(
 class Turns:
     """How far every layer turns the stream: the mean over real tokens of a function of cos(x_in, x_out).
 
-    `sums` says which batches count; they stand on the model's device, where processes can average them.
+    `sums` decides which batches count; it is on the model's device, where processes can average it.
     """
 
     KEY = "turns"
@@ -55,20 +55,20 @@ class Turns:
         self._real = torch.zeros(0, dtype=torch.bool)
 
     def counted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, each counted before it is run."""
+        """The batches; each is counted before it is run."""
         for batch in batches:
             self._real = real_tokens(batch)
             self._add(-1, self._real.sum())
             yield batch
 
     def see(self, index: int, before: Tensor, after: Tensor) -> None:
-        """What `streams` shows of the batch given last."""
+        """Add a layer's turn of the newest batch; called by `streams`."""
         here = self._real.to(before.device)
         cosines = torch.cosine_similarity(before[here].double(), after[here].double(), dim=-1).clamp(-1, 1)
         self._add(index, self.measure(cosines).sum())
 
     def mean(self, runtime: Runtime) -> Float[Tensor, " layers"]:
-        """Over all tokens of all processes, of the batches that were closed.
+        """The mean over all tokens of all processes, of the batches that were closed.
 
         Raises:
             NonFinite: no batch gave finite numbers.
@@ -84,7 +84,7 @@ class Turns:
 
 
 class Moments:
-    """Sum of x x^T over tokens, of a stream that is normalised as an RMSNorm without weight does; in float64."""
+    """Sum of x x^T over tokens in float64, for a stream that is normalised as by an RMSNorm without weight."""
 
     def __init__(self, size: int, device: torch.device, epsilon: float) -> None:
         self.total = torch.zeros(size, size, dtype=torch.double, device=device)
@@ -116,7 +116,7 @@ def principal_axes(
 def pooled_moments(
     model: PreTrainedModel, architecture: Architecture, batches: int, calibration: Callable[[], Batch], runtime: Runtime
 ) -> Tensor:
-    """The moments over all places that read the stream together, from one pass over the calibration data.
+    """The joint moments of all places that read the stream, from one pass over the calibration data.
 
     Raises:
         NonFinite: no batch gave finite numbers.
@@ -139,10 +139,10 @@ def pooled_moments(
 
 
 class Walk:
-    """A walk along the layers that holds the stream of all calibration batches where it stands, on the CPU.
+    """A walk along the layers that holds the stream of all calibration batches at the current layer, on the CPU.
 
-    Every place that reads the stream may replace it, and what comes after sees the replacement: a layer runs twice,
-    once to look at the stream between attention and MLP and once to go on from there.
+    Every place that reads the stream may replace it, and later layers see the replacement: a layer runs twice, once to
+    look at the stream inside it and once to go on from there.
     """
 
     def __init__(self, model: PreTrainedModel, architecture: Architecture, batches: list[Batch]) -> None:
@@ -150,23 +150,23 @@ class Walk:
         self.streams = [self._run(batch, None, {}) for batch in batches]
 
     def look(self, moments: Moments) -> None:
-        """Count the stream where the walk stands."""
+        """Count the stream at the current layer."""
         for batch, stream in zip(self.batches, self.streams, strict=True):
             moments.add(stream.to(moments.total.device), real_tokens(batch))
 
     def look_inside(self, index: int, moments: Moments) -> None:
-        """Count the stream between attention and MLP of layer `index`, before which the walk stands."""
+        """Count the stream between attention and MLP of the current layer `index`."""
         norm = list(self.architecture.sites())[2 * index + 1].own_norm
         for batch, stream in zip(self.batches, self.streams, strict=True):
             real = real_tokens(batch)
             self._run(batch, (index, stream), {norm: lambda inside, real=real: moments.add(inside, real)})
 
     def project(self, projection: Float[Tensor, "hidden hidden"]) -> None:
-        """Replace the stream where the walk stands."""
+        """Replace the stream at the current layer."""
         self.streams = [stream @ projection.to(stream) for stream in self.streams]
 
     def go_on(self, index: int, projection: Float[Tensor, "hidden hidden"]) -> None:
-        """Walk past layer `index`, replacing the stream between its attention and MLP."""
+        """Go past layer `index`, replacing the stream between its attention and MLP."""
         norm = list(self.architecture.sites())[2 * index + 1].own_norm
 
         def replace(inside: Tensor) -> None:
@@ -176,12 +176,12 @@ class Walk:
         self.streams = [self._run(batch, (index, stream), {norm: replace}) for batch, stream in pairs]
 
     def run(self, index: int) -> Iterator[Tensor]:
-        """The stream that layer `index` leaves of every batch; the walk stays before it."""
+        """The stream of every batch behind the current layer `index`, without going on."""
         for batch, stream in zip(self.batches, self.streams, strict=True):
             yield self._run(batch, (index, stream), {})
 
     def _run(self, batch: Batch, start: tuple[int, Tensor] | None, watchers: dict[str, Watcher]) -> Tensor:
-        """The stream after one layer that starts from a stored one, or the embedding's where there is none."""
+        """The stream after one layer that starts from a stored one, or without one that of the embedding."""
         found: list[Tensor] = []
         blocks = [self.model.get_submodule(block.path) for block in self.architecture.blocks]
         with ExitStack() as stack:
@@ -206,10 +206,10 @@ def forward(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 def finite_batches(model: PreTrainedModel, batches: list[Batch], runtime: Runtime) -> list[Batch]:
-    """Those of the batches on which the model as it stands computes finite numbers.
+    """The batches on which the model computes finite numbers.
 
     Raises:
-        NonFinite: none of them.
+        NonFinite: there are none.
     """
     found = [batch for batch in batches if runtime.accepts(batch, [forward(model, batch)])]
     refuse_none(len(found), len(batches))
@@ -217,7 +217,7 @@ def finite_batches(model: PreTrainedModel, batches: list[Batch], runtime: Runtim
 
 
 def epsilon_of(norm: nn.Module) -> float:
-    """What an RMSNorm adds to the mean square; families use two names for it."""
+    """The number that an RMSNorm adds to the mean square; families use two names for it."""
     return getattr(norm, "eps" if hasattr(norm, "eps") else "variance_epsilon")
 
 

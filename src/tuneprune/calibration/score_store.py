@@ -1,4 +1,4 @@
-"""What depends on the dense model alone, computed once and kept for other budgets of the same method and seed."""
+"""Scores that depend only on the dense model, computed once and kept for other budgets of the same method and seed."""
 
 import hashlib
 import json
@@ -21,15 +21,15 @@ Drawn = TypeVar("Drawn")
 class ScoreStore:
     """Scores in one file each, named by everything they depend on.
 
-    A reused score leaves the calibration data where computing it would have: later draws are the same. Half a file is
-    never seen, a damaged one is computed anew, and processes that compute the same score at the same time write the
-    same file.
+    A reused score draws as much calibration data as computing it would, so later draws are the same. Files are never
+    seen half written, a damaged one is computed again, and processes that compute the same score at the same time write
+    the same file.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.folder, self.identity = folder, dict(identity)
         self.reused_seconds = 0.0
-        """What the reused scores took when they were computed."""
+        """The time that the reused scores took when they were computed."""
         self._drawn = 0
 
     def counted(self, calibration: Callable[[], Drawn]) -> Callable[[], Drawn]:
@@ -48,11 +48,11 @@ class ScoreStore:
         compute: Callable[[], Mapping[str, Tensor]],
         calibration: Callable[[], object],
     ) -> Tensors:
-        """What `compute` gives, from the file where there is one.
+        """The result of `compute`, read from its file if there is one.
 
         Args:
-            options: everything `compute` depends on beside the store's identity; values that JSON can hold.
-            calibration: what `counted` returned.
+            options: everything `compute` depends on besides the store's identity; values that JSON can hold.
+            calibration: the function that `counted` returned.
         """
         content = json.dumps([statistic, dict(options), self.identity], sort_keys=True, default=str)
         path = self.folder / f"{statistic}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.safetensors"
@@ -72,10 +72,10 @@ class ScoreStore:
 
 
 def _load(path: Path, content: str) -> tuple[Tensors, int, float] | None:
-    """Tensors, batches and seconds of a file; None where there is none that is whole and depends on `content`."""
+    """Tensors, batches and seconds of a file; None if it is missing, damaged or depends on something else."""
     try:
         with safe_open(path, framework="pt") as file:
-            tensors: Tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+            tensors: Tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
             metadata = dict(file.metadata())
         if metadata.pop("sha256") != _hash(tensors, metadata) or metadata["depends_on"] != content:
             return None
@@ -85,7 +85,7 @@ def _load(path: Path, content: str) -> tuple[Tensors, int, float] | None:
 
 
 def _hash(tensors: Tensors, metadata: Mapping[str, str]) -> str:
-    """Stands for everything in a file."""
+    """A hash of everything in a file."""
     digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -21,25 +21,25 @@ def magnitude(subject: Subject) -> dict[str, Tensor]:
 
 
 class Watcher(Protocol):
-    """Whoever gathers statistics of its own from the forwards that a score takes anyway."""
+    """Gathers its own statistics from the forwards that a score runs anyway."""
 
     fresh: dict[str, Tensor]
-    """What the newest batch gave."""
+    """The statistics of the newest batch."""
 
     def watching(self) -> AbstractContextManager[None]:
-        """Note what the forward of one batch inside shows."""
+        """Record statistics of the forward of one batch."""
         ...
 
     def close(self, is_good: bool) -> None:
-        """Take in what the newest batch gave, or forget it."""
+        """Count the newest batch's statistics, or drop them."""
         ...
 
 
 def taylor(subject: Subject, batches: int, watcher: Watcher | None = None) -> dict[str, Tensor]:
     """Mean squared derivative of the calibration loss by each unit's gate, per parameter the unit costs.
 
-    The gate's derivative at 1 is the first-order change of the loss when the unit goes (Molchanov et al. 2019); its
-    square over batches is the empirical Fisher information of the gate.
+    The gate's derivative at 1 is the first-order change of the loss when the unit is removed (Molchanov et al. 2019).
+    Its square over batches is the empirical Fisher information of the gate.
 
     Raises:
         NonFinite: no batch gave finite numbers.
@@ -73,16 +73,16 @@ def fisher(space: PruningSpace, gradients: Mapping[str, Tensor]) -> dict[str, Te
 def prior(
     kind: Literal["none", "magnitude", "taylor"], subject: Subject, batches: int, watcher: Watcher | None = None
 ) -> dict[str, Tensor]:
-    """The one-shot score that decisions start from; ones for no prior."""
+    """The one-shot score that decisions start from; ones without a prior."""
     if kind == "none":
         return {group.name: torch.ones(group.size, dtype=torch.double) for group in subject.space.groups}
     return taylor(subject, batches, watcher) if kind == "taylor" else magnitude(subject)
 
 
 def unit_costs(space: PruningSpace) -> dict[str, float]:
-    """Parameters that one unit of every group takes along when it is the first to go.
+    """Parameters that are removed with the first unit of every group.
 
-    Where the space has times, because a budget counts them: nanoseconds a unit takes, on average over its group.
+    If the space has times, because a budget counts them: nanoseconds per unit, on average over its group.
     """
     if space.latency is not None:
         return {group.name: space.latency.per_unit(group.name) for group in space.groups}
@@ -92,7 +92,7 @@ def unit_costs(space: PruningSpace) -> dict[str, float]:
 
 
 def standardised_logs(scores: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """Logarithms of scores with mean 0 and standard deviation `scale` over all units; zeros where all are equal."""
+    """Logarithms of scores with mean 0 and standard deviation `scale` over all units; zeros if all are equal."""
     logs = {name: (score.double() + 1e-30).log() for name, score in scores.items()}
     everything = torch.cat(list(logs.values()))
     mean, deviation = everything.mean(), everything.std().clamp(min=1e-12)

@@ -1,4 +1,4 @@
-"""What linears read: running sums over the tokens of a few batches, gathered in one forward pass."""
+"""Statistics of the inputs of linears: running sums over the tokens of a few batches, from one forward pass."""
 
 from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager
@@ -14,7 +14,7 @@ from tuneprune.calibration.finite import FiniteSums
 
 @dataclass(frozen=True)
 class Statistics:
-    """Float64 sums over tokens of the input x of one linear: of 1, x, x^2, and of x x^T where asked for."""
+    """Float64 sums over tokens of the input x of one linear: of 1, x, x^2, and of x x^T if requested."""
 
     tokens: Float[Tensor, ""]
     total: Float[Tensor, " inputs"]
@@ -46,7 +46,7 @@ class Statistics:
 def reading(
     model: nn.Module, modules: Iterable[str], see: Callable[[str, Tensor], None]
 ) -> Generator[None, None, None]:
-    """Show `see` the input of each of `modules` in every forward until the context ends."""
+    """Call `see` with the path and the input of each of `modules` in every forward until the context ends."""
 
     def hook(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _, inputs: see(path, inputs[0].detach())
@@ -73,9 +73,9 @@ def input_statistics(
     Memory: three vectors a module, and a square matrix with `gram`, on the model's device, twice.
 
     Args:
-        forward: runs the model on one batch, such as the tuning loop's loss; what it returns has to be finite too.
+        forward: runs the model on one batch, such as the tuning loop's loss; its result has to be finite too.
         average: averages tensors over processes, so that every process gets the same statistics.
-        sums: says which batches count, and takes what others sum up in the same forwards.
+        sums: decides which batches count; callers can add other sums of the same forwards.
 
     Raises:
         NonFinite: no batch gave finite numbers.

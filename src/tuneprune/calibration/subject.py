@@ -1,4 +1,4 @@
-"""The model that a method works on, with its data and with what the training loop lends to it."""
+"""The model that a method works on, with its data and the services of the training loop."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from tuneprune.structure.space import PruningSpace
 
 
 class Runtime(Protocol):
-    """What the training loop lends a search, so that it gives the same result on one process and on many."""
+    """Services of the training loop for a search, so that one process and many give the same result."""
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy per token of this process's share, scaled so that averaging gradients is exact."""
@@ -25,7 +25,7 @@ class Runtime(Protocol):
         ...
 
     def accepts(self, batch: Batch, tensors: Iterable[Tensor], what: str = "calibration") -> bool:
-        """Whether all that a batch gave is finite, on all processes; what was bad is counted and logged otherwise.
+        """Whether everything computed from a batch is finite, on all processes; bad numbers are counted and logged.
 
         A search leaves all of its state as it was before a batch that is not accepted.
         """
@@ -34,10 +34,10 @@ class Runtime(Protocol):
 
 @dataclass(frozen=True)
 class Subject:
-    """The model a method works on, with everything it may need to know about it.
+    """The model that a method works on, with everything that it may need.
 
     `calibration()` gives the next batch of held-out data; `total_steps` is the length of the tuning that the search
-    takes part in; `store` keeps scores for other runs of a comparison, where the run is one.
+    takes part in; `store` keeps scores for other runs if this run is part of a comparison.
     """
 
     model: PreTrainedModel
@@ -52,13 +52,13 @@ class Subject:
     def scores(
         self, statistic: str, compute: Callable[[], Mapping[str, Tensor]], **options: object
     ) -> Mapping[str, Tensor]:
-        """What `compute` gives; taken from the store where another budget of the comparison computed it already.
+        """The result of `compute`, taken from the store if another budget of the comparison has already computed it.
 
         For one-shot methods: `compute` may depend on the dense model, the space, the calibration data that it draws,
-        the seed and `options`, and on nothing else; not on the budget.
+        the seed and `options`, and on nothing else, such as the budget.
 
         Args:
-            statistic: a name for what is computed, such as `taylor`.
+            statistic: a name for the result, such as `taylor`.
         """
         if self.store is None:
             return compute()

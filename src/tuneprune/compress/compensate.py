@@ -1,4 +1,4 @@
-"""Compensation by least squares: kept columns take over what they can of the removed ones."""
+"""Compensation by least squares: kept columns take over as much of the removed ones as they can."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -17,7 +17,7 @@ from tuneprune.structure.weights import base_weight, effective_weight
 KINDS: frozenset[Kind] = frozenset({"kv_group", "mlp_channel", "vo_dim", "read"})
 """Groups with input gates: they mask what a linear reads and nothing else, so the least-squares answer is exact."""
 GRAM_BYTES = 2**31
-"""Square matrices that one pass over the calibration data may hold."""
+"""Bytes of square matrices that one pass over the calibration data may hold."""
 
 
 def gated_inputs(space: PruningSpace, masks: Masks) -> dict[str, Tensor]:
@@ -33,14 +33,14 @@ def gated_inputs(space: PruningSpace, masks: Masks) -> dict[str, Tensor]:
 
 
 def kept_inputs(space: PruningSpace, masks: Masks) -> dict[str, Tensor]:
-    """The same of the linears alone that lose input features."""
+    """The same, only of linears that lose input features."""
     return {module: flags for module, flags in gated_inputs(space, masks).items() if not flags.all()}
 
 
 def ridge_solution(among: Tensor, lost: Tensor, damping: float) -> Tensor:
     """D with D (G_SS + eps I) = `lost`, for `among` = G_SS and eps = `damping` times the mean of its diagonal."""
     damped = among + (damping * among.diagonal().mean()).clamp(min=1e-12) * torch.eye(len(among)).to(among)
-    return torch.linalg.solve_ex(damped, lost, left=False)[0]  # not finite where there is none: callers look
+    return torch.linalg.solve_ex(damped, lost, left=False)[0]  # not finite if there is no solution: callers check
 
 
 @torch.no_grad()
@@ -53,19 +53,19 @@ def corrections(
     *,
     damping: float = 1e-4,
 ) -> dict[str, Tensor]:
-    """What to add to the weight of every linear in `statistics` that loses inputs; zero on removed columns.
+    """The change of the weight of every linear in `statistics` that loses inputs; zero on removed columns.
 
     With kept inputs S, removed ones R and G = X X^T over tokens: D = W_R G_RS (G_SS + eps I)^-1, the ridge solution of
     min ||W_R X_R - D X_S||^2. For eps = 0 this is W' = W X X_S^T (X_S X_S^T)^-1; for eps > 0 it shrinks the change of
-    the kept weights instead of the weights, so that the squared error is never larger than without.
+    the kept weights instead of the weights, so that the squared error is never larger than without compensation.
 
     Args:
         statistics: of the inputs of the model without masks, with `gram`.
-        biases: constants that the plan adds to a module's output for what goes; D then answers for the rest.
+        biases: constants that the plan adds to a module's output for removed inputs; D then covers the rest.
         damping: eps in units of the mean of G_SS's diagonal.
 
     Raises:
-        NonFinite: a solution that the weights cannot hold.
+        NonFinite: the weights cannot hold a solution.
     """
     changes: dict[str, Tensor] = {}
     for module, flags in kept_inputs(space, masks).items():
@@ -123,13 +123,13 @@ def compensate_plan(
     damping: float = 1e-4,
     accepts: Accepts = accepts_here,
 ) -> list[str]:
-    """Compensate for what `plan` removes from the merged dense `model`, in place; the linears that were changed.
+    """Compensate for the removals of `plan` in the merged dense `model`, in place; returns the changed linears.
 
     All statistics are those of the model as given. Its square matrices are gathered for as many linears at once as
     `GRAM_BYTES` hold, so a large model takes several passes over `batches`.
 
     Raises:
-        NonFinite: no batch gave finite numbers, or a solution is not.
+        NonFinite: no batch gave finite numbers, or a solution is not finite.
     """
     masks = plan.masks(space)
     biases = {edit.module: edit.bias for edit in plan.of_kind(Bias)}
@@ -143,7 +143,7 @@ def compensate_plan(
 
 
 def _portions(space: PruningSpace, modules: Sequence[str]) -> list[list[str]]:
-    """The modules in runs, at least one each, whose float64 square matrices (sum and batch) fit into `GRAM_BYTES`."""
+    """The modules in runs of at least one whose float64 square matrices (sum and batch) fit into `GRAM_BYTES`."""
     runs: list[list[str]] = []
     room = 0
     for module in modules:

@@ -33,7 +33,8 @@ class RecordReader:
         records: Numbered,
         system_role: SystemRole,
     ) -> None:
-        self.tokenizer, self.fields, self.system_role = tokenizer, fields, system_role
+        self.tokenizer, self.fields = tokenizer, fields
+        self.system_role: SystemRole = system_role
         self.has_template = bool(getattr(tokenizer, "chat_template", None))
         there = {name for _, record in records for name in record} if fields else set()
         self.optional = {name for name, column in fields.items() if name not in REQUIRED and column in there}

@@ -41,7 +41,7 @@ class Apt(Method):
     decides_by_lora = True
 
     momentum: float = Field(default=0.85, ge=0, lt=1, description="how slowly the salience follows the batches")
-    outlier_weight: float = Field(default=1.0, ge=0, description="weight of the outlier term beside the salience")
+    outlier_weight: float = Field(default=1.0, ge=0, description="weight of the outlier term relative to the salience")
     start_share: float = Field(default=0.1, ge=0, lt=1, description="share of the steps before the first removal")
     end_share: float = Field(default=0.5, gt=0, le=1, description="share of the steps until the last units are dropped")
     every: int = Field(default=10, ge=1, description="steps between two decisions")
@@ -57,10 +57,10 @@ class Apt(Method):
 
 
 class Activity:
-    """What one group's activation did in a step, per feature: sums of |h|, h to h^4, and |dL/dh|, and a count.
+    """Sums over one group's activation in a step, per feature: of |h|, h to h^4, and |dL/dh|, and a count.
 
-    The activation is what the linear behind the units reads; where norms join the heads, queries and keys have gates of
-    their own, which are passed over. Reduced inside the hooks, so nothing of the size of an activation is kept.
+    The activation is the input of the linear behind the units; where norms join the heads, queries and keys have gates
+    of their own, which are ignored. The hooks reduce it, so nothing of the size of an activation is kept.
     """
 
     def __init__(self, group: Group, device: torch.device) -> None:
@@ -76,9 +76,9 @@ class Activity:
         self.count = torch.zeros((), device=device)
 
     def note(self, _: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """A forward pre-hook: take the activation in, and its gradient when backward comes by.
+        """A forward pre-hook: add the activation, and its gradient during backward.
 
-        Activation checkpointing runs it twice, which changes no mean, and backward passes only one of the two.
+        Activation checkpointing runs it twice, which does not change the mean, and backward reaches one of the two.
         """
         segment = self.gate.segment
         hidden = inputs[0].narrow(-1, segment.start, segment.extent)
@@ -117,7 +117,7 @@ class AptSearch(Search):
         return "frozen" if is_over else "control"
 
     def before_step(self, step: int, /) -> Metrics:
-        """Decide every few steps, and let what is dropped fall."""
+        """Decide every few steps, and let the masks of dropped units fall."""
         before = self._masks
         is_due = step > self.start and (step - self.start) % self.options.every == 0
         if self._salience is not None and not self.frozen and (is_due or step >= self.end):
@@ -156,7 +156,7 @@ class AptSearch(Search):
             self._salience[name].mul_(momentum).add_(value, alpha=1 - momentum)
 
     def after_step(self, _: float, /) -> None:
-        """What has fallen to zero holds no LoRA either."""
+        """Set LoRA to zero on units that have fallen to zero."""
         reached = {name: (soft > 0).float() for name, soft in self._soft.items()}
         project(self.subject.model, self.subject.space, reached)
 
@@ -169,7 +169,7 @@ class AptSearch(Search):
         self._decide(1.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Salience, decision and soft masks; what a step observes is gone when it ends."""
+        """Salience, decision and soft masks; the sums of a step are not needed after it."""
         return {
             "salience": self._salience,
             "masks": dict(self._masks),
@@ -178,7 +178,7 @@ class AptSearch(Search):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`."""
+        """Continue from a `state_dict`."""
         if state["salience"] is not None:
             self._salience = self.on_device(state["salience"])
         self._masks, self._soft = self.on_device(state["masks"]), self.on_device(state["soft"])
@@ -209,7 +209,7 @@ class AptSearch(Search):
 
 
 def fallen(soft: Tensor, hard: Tensor, steps: int) -> Tensor:
-    """Soft masks one step of a line of `steps` steps nearer to hard ones, exactly zero at its end."""
+    """Soft masks one step nearer to the hard ones, on a line of `steps` steps that ends exactly at zero."""
     lower = soft - 1 / steps
     return torch.maximum(torch.where(lower < 0.5 / steps, 0.0, lower), hard)
 

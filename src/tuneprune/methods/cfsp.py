@@ -1,4 +1,4 @@
-"""CFSP: coarse to fine: how much every layer's MLP keeps, then which of its channels.
+"""CFSP: coarse to fine. First how many channels every layer's MLP keeps, then which ones.
 
 Layers that turn the residual stream by a larger angle keep more channels. Within a layer a channel counts by its
 share of the weights around it and by the norm of its activation. Attention stays whole. No gradients; both statistics
@@ -28,9 +28,9 @@ from tuneprune.structure.space import Group, PruningSpace
 from tuneprune.structure.weights import effective_weight
 
 SHARPNESS = 128 * 2048 / 1e4
-"""The paper's 1 / 1e4 on a sum over 128 x 2048 tokens, for a mean over tokens."""
+"""The paper's 1 / 1e4 is for a sum over 128 x 2048 tokens; this is for a mean over tokens."""
 MARGIN = 1.05
-"""The largest layer keeps this much less than all it could, where the shares have to shrink (the code's divisor)."""
+"""Divides the deviation of the largest layer where the shares have to shrink, as in the released code."""
 
 
 class Cfsp(Method):
@@ -43,17 +43,18 @@ class Cfsp(Method):
 
     score: Literal["intended", "literal"] = Field(
         default="intended",
-        description="weights as shares over channels, or, as in the released code, within a channel, where they cancel",
+        description="`intended` takes weights as shares over channels; `literal`, as in the released code, within a"
+        " channel, where they cancel",
     )
     sharpness: float = Field(
-        default=1.0, ge=0, description="how far the layers' shares follow their influence; 0 gives all the same"
+        default=1.0, ge=0, description="how far the layers' shares follow their influence; with 0 all are the same"
     )
-    weight_exponent: float = Field(default=1.0, ge=0, description="of the activation's norm beside the weights")
-    activation_exponent: float = Field(default=1.0, ge=0, description="of the activation's norm as a factor")
+    weight_exponent: float = Field(default=1.0, ge=0, description="exponent of the norm next to the weights")
+    activation_exponent: float = Field(default=1.0, ge=0, description="exponent of the activation's norm, a factor")
     batches: int = Field(default=16, ge=1, description="calibration batches")
 
     def check(self, space: PruningSpace, budget: Budget) -> None:
-        """Refuse budgets below what is left without MLPs.
+        """Refuse budgets below the size of the model without MLPs.
 
         Raises:
             UnreachableBudget: with the smallest `keep` that can be reached.
@@ -64,7 +65,7 @@ class Cfsp(Method):
         if budget.target(space) < low:
             raise UnreachableBudget(
                 f"method `{self.name}` removes MLP channels only, so it cannot reach {budget.name} of"
-                f" {budget.counted}: it keeps {budget.smallest_keep(space, low):.4f} of this model at least."
+                f" {budget.counted}: it keeps at least {budget.smallest_keep(space, low):.4f} of this model."
                 f" Raise {budget.key}, or choose a method that removes attention too."
             )
 
@@ -117,7 +118,7 @@ def is_mlp(group: Group) -> bool:
 
 
 def mean_share(space: PruningSpace, budget: Budget, mlps: Collection[str]) -> float:
-    """Share of these MLPs' channels to keep for the budget, were it the same in all of them."""
+    """The share of channels that meets the budget if all these MLPs keep the same."""
     empty = budget.cost(space, {group.name: 0 if group.name in mlps else group.size for group in space.groups})
     return min(1.0, (budget.target(space) - empty) / max(1, budget.dense(space) - empty))
 
@@ -125,8 +126,8 @@ def mean_share(space: PruningSpace, budget: Budget, mlps: Collection[str]) -> fl
 def layer_shares(influence: Float[Tensor, " layers"], keep: float, sharpness: float) -> Float[Tensor, " layers"]:
     """The share of channels that every layer keeps: `keep` on average, more where the influence is large.
 
-    keep_l = keep u_l / mean(u) with u_l = sigmoid(sharpness (I_l - mean I)); where one would reach 1, all deviations
-    shrink by one factor that leaves the largest layer just below.
+    keep_l = keep u_l / mean(u) with u_l = sigmoid(sharpness (I_l - mean I)). If one would reach 1, all deviations
+    shrink by the same factor, which leaves the largest layer just below 1.
     """
     weights = torch.sigmoid(sharpness * (influence - influence.mean()))
     shares = keep * weights / weights.mean()

@@ -1,8 +1,8 @@
 """DISP-LLM: every sublayer reads and writes its own part of the residual stream, as a hypernetwork decides.
 
 While all weights stay as they are, a bidirectional GRU over frozen random inputs learns soft masks of all reads, writes
-and MLP channels: language loss plus a term that pulls to the budget. Its decision is then fixed, on budget and without
-noise, and LoRA tunes what is left for the rest of the steps.
+and MLP channels: language loss plus a term that pulls to the budget. The decision is then fixed, on budget and without
+noise, and LoRA tunes the remaining model for the rest of the steps.
 
 Paper: https://arxiv.org/abs/2410.11988 (symbols, equations, differences: docs/methods/disp_llm.md).
 
@@ -39,8 +39,8 @@ class DispLlm(Method):
     budget_weight: float = Field(default=16.0, ge=0, description="lambda: weight of the budget term")
     temperature: float = Field(default=0.4, gt=0, description="T of the Gumbel-sigmoid")
     base: float = Field(default=3.0, description="b of the Gumbel-sigmoid: the search starts from the unpruned model")
-    rate: float = Field(default=1.0, gt=0, description="learning rate of the hypernetwork over tune.learning_rate")
-    weight_decay: float = Field(default=0.05, ge=0, description="of the hypernetwork")
+    rate: float = Field(default=1.0, gt=0, description="the hypernetwork's learning rate over tune.learning_rate")
+    weight_decay: float = Field(default=0.05, ge=0, description="weight decay of the hypernetwork")
     input_size: int = Field(default=32, ge=1, description="features of a group's frozen input")
     hidden_size: int = Field(default=64, ge=1, description="features of the GRU in each direction")
 
@@ -50,7 +50,7 @@ class DispLlm(Method):
 
 
 class Hypernetwork(nn.Module):
-    """Logits of all units: a bidirectional GRU over one frozen normal input a group, LayerNorm, GELU, and a linear."""
+    """Logits of all units: a bidirectional GRU over one frozen normal input per group, LayerNorm, GELU and a linear."""
 
     inputs: Tensor
 
@@ -121,7 +121,7 @@ class DispLlmSearch(Search):
         return self.gates(self._masks if self.frozen else self._soft())
 
     def penalty(self) -> Tensor | None:
-        """The weighted distance of the rounded masks to the budget, its gradient passed straight through."""
+        """The weighted distance of the rounded masks to the budget, with the gradient passed straight through."""
         if self.frozen:
             return None
         soft, space = self._soft(), self.subject.space
@@ -130,7 +130,7 @@ class DispLlmSearch(Search):
         return self.options.budget_weight * distance.float()
 
     def after_step(self, _: float, /) -> None:
-        """What is switched off for good holds no LoRA either."""
+        """Set LoRA to zero on units that are removed for good."""
         if self.frozen:
             project(self.subject.model, self.subject.space, self._masks)
 
@@ -144,14 +144,14 @@ class DispLlmSearch(Search):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`."""
+        """Continue from a `state_dict`."""
         self.hypernetwork.load_state_dict(state["hypernetwork"])
         self.random.set_state(state["random"])
         self._masks = self.on_device(state["masks"])
         self.frozen = state["frozen"]
 
     def _logits(self) -> dict[str, Tensor]:
-        """The hypernetwork's, with groups that stay whole far above all."""
+        """The hypernetwork's logits, with groups that stay whole far above all others."""
         return lifted(self.hypernetwork(), self.whole)
 
     def _soft(self) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
-"""FLAP: remove what fluctuates least around its mean, and put the mean in as a bias.
+"""FLAP: remove the units that fluctuate least around their mean, and add the mean as a bias.
 
-A KV group or MLP channel whose activation hardly varies over tokens can be replaced by a constant without much harm.
+A KV group or MLP channel whose activation hardly varies over tokens can be replaced by a constant with little loss.
 Fluctuations are standardised per layer and per kind of unit, so that one threshold over the whole model decides how
 much every layer and kind loses. No gradients; one forward pass over the calibration data.
 
@@ -31,7 +31,7 @@ from tuneprune.structure.edits import Addition, Bias
 from tuneprune.structure.space import Group, Masks, PruningSpace
 
 FIRST = 1e6
-"""Added to the score of attention units that `attention_keep` wants kept, taken from the others."""
+"""Added to the score of attention units that `attention_keep` keeps, subtracted from that of the others."""
 
 
 class Flap(Method):
@@ -53,7 +53,7 @@ class Flap(Method):
     attention_keep: float = Field(
         default=0.75, gt=0, le=1, description="share of the KV groups to keep, for `al-mm` and `ul-mm`"
     )
-    bias: bool = Field(default=True, description="add the mean of what is removed as a bias")
+    bias: bool = Field(default=True, description="add the mean output of removed units as a bias")
     batches: int = Field(default=16, ge=1, description="calibration batches")
 
     def check(self, space: PruningSpace, budget: Budget) -> None:
@@ -80,7 +80,7 @@ class Flap(Method):
         return self.decided(masks, subject, budget, biases)
 
     def _score(self, subject: Subject, group: Group, found: dict[str, Statistics]) -> Tensor:
-        """Standardised over the layer's features of this kind, then averaged over the features of each unit."""
+        """Feature scores, standardised over the layer's features of this kind and averaged over each unit's."""
         features = feature_scores(subject, group, found[consumer(group).module], self.score)
         return per_unit(standardised(features), group).mean(1)
 
@@ -102,8 +102,8 @@ class Flap(Method):
     ) -> tuple[dict[str, Tensor], list[Bias]]:
         """The decision, with the biases it needs paid for by the budget.
 
-        The first try pays for a bias in every module; the second only for those that the first one uses. Nothing is
-        paid where nothing has to go.
+        The first try pays for a bias in every module, the second only for those that the first one uses. If nothing has
+        to be removed, nothing is paid.
         """
         space = subject.space
         if not self.bias or budget.target(space) >= budget.dense(space):
@@ -118,7 +118,7 @@ class Flap(Method):
 
 
 def new_biases(space: PruningSpace) -> dict[str, int]:
-    """The size of the bias that each linear would get which reads units and has none."""
+    """The size of the new bias of every linear that reads units and has no bias."""
     modules = [consumer(group).module for group in space.groups]
     return {module: space.shapes[f"{module}.weight"][0] for module in modules if f"{module}.bias" not in space.shapes}
 
@@ -135,12 +135,12 @@ def feature_scores(
 
 
 def touched(subject: Subject, masks: Masks) -> list[str]:
-    """The linears that lose some of what they read."""
+    """The linears that lose some of their inputs."""
     return [consumer(group).module for group in subject.space.groups if not masks[group.name].all()]
 
 
 def compensating_biases(subject: Subject, masks: Masks, found: dict[str, Statistics]) -> list[Bias]:
-    """W_R mu_R of every linear that loses the input features R: its mean output over the calibration data stays."""
+    """W_R mu_R of every linear that loses the input features R; it keeps the mean output over the calibration data."""
     edits: list[Bias] = []
     for group in subject.space.groups:
         if masks[group.name].all():

@@ -11,14 +11,14 @@ from tuneprune.calibration.finite import stays_in_range
 from tuneprune.structure.masks import gumbel, gumbel_sigmoid
 from tuneprune.structure.space import Masks, PruningSpace
 
-KEY = "/"  # parameter names may not hold the dots of group names
+KEY = "/"  # parameter names cannot contain dots, as group names do
 
 
 class TransformerGenerator(nn.Module):
     """Logits of all units from one token per layer (ATP's generator of the paper era, docs/methods/atp.md).
 
     Frozen orthogonal inputs, a transformer encoder that attends across layers, LayerNorm, and one
-    bias-free head per group. Differs from the official code: no dropout (a second source of noise beside Gumbel), and
+    bias-free head per group. Differs from the official code: no dropout (a second source of noise besides Gumbel), and
     heads start small, so that all logits start near zero.
     """
 
@@ -50,7 +50,7 @@ class TransformerGenerator(nn.Module):
 
 
 class FreeGenerator(nn.Module):
-    """Plain logits, one trainable number a unit: the ablation of the generator."""
+    """Plain logits, one trainable number per unit: the ablation of the generator."""
 
     def __init__(self, space: PruningSpace) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class FreeGenerator(nn.Module):
 
 
 LIFT = 1e4
-"""Far above all logits: Gumbel noise and temperatures leave nothing of a doubt."""
+"""Far above all logits, so that Gumbel noise and temperature cannot matter."""
 
 
 def lifted(logits: Masks, whole: Collection[str]) -> dict[str, Tensor]:
@@ -101,7 +101,7 @@ def sampled(
 def on_budget(logits: Masks, hard: Masks, *, temperature: float, by_group: bool = False) -> dict[str, Tensor]:
     """Soft masks sigmoid((logits - c) / temperature), with c the logit at which as many units stay as in `hard`.
 
-    Over all groups together or, where their widths are given, in every group by itself.
+    Over all groups together or, with `by_group`, in every group separately.
     """
     if by_group:
         parts = [on_budget({name: logits[name]}, {name: hard[name]}, temperature=temperature) for name in logits]
@@ -112,7 +112,7 @@ def on_budget(logits: Masks, hard: Masks, *, temperature: float, by_group: bool 
 
 
 class GeneratorOptimizer:
-    """AdamW for a generator, clipped; a non-finite gradient never reaches it, nor a step out of range."""
+    """AdamW for a generator, with clipping; steps with a non-finite gradient or out of range are skipped."""
 
     def __init__(self, generator: nn.Module, learning_rate: float, clip: float, *, weight_decay: float = 0.01) -> None:
         self.parameters = list(generator.parameters())
@@ -126,10 +126,10 @@ class GeneratorOptimizer:
         return torch.stack([gradient.norm() for gradient in gradients]).norm()
 
     def step(self, gradients: Sequence[Tensor], *, late: bool, is_good: bool = True) -> bool:
-        """One step, at a fifth of the learning rate when `late`; whether it was taken, as skipped ones are counted.
+        """One step, at a fifth of the learning rate when `late`; returns whether it was taken, and counts skipped ones.
 
         Args:
-            is_good: whether everything else that the gradients' batch gave is finite.
+            is_good: whether all other numbers of the gradients' batch are finite.
         """
         norm = self.norm(gradients)
         rate = self.learning_rate * (0.2 if late else 1.0)
@@ -151,7 +151,7 @@ class GeneratorOptimizer:
         return {"adam": self.adam.state_dict(), "skipped": self.skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`."""
+        """Continue from a `state_dict`."""
         self.adam.load_state_dict(state["adam"])
         self.skipped = state["skipped"]
 
@@ -159,7 +159,7 @@ class GeneratorOptimizer:
 def budget_distance(space: PruningSpace, masks: Masks, target: int, budget: Budget | None = None) -> Tensor:
     """R(a, rho) = |log a - log rho| over the parameters the space reaches (docs/methods/atp.md), differentiable.
 
-    Over their time where the `budget` counts that; `target` is in the same unit.
+    If the `budget` counts time, over that; `target` is in the same unit.
     """
     budget = budget or Budget()
     fixed = budget.fixed(space)

@@ -2,7 +2,8 @@
 
 The pruning phase has periods; at the start of each the units of lowest saliency are marked. During the period they
 still train, but their whole contribution, frozen weights and LoRA, falls along a straight line to exact zero, so that
-what they know can move elsewhere. The corrective cycle (CRIC) first tests on that way whether they are redundant.
+what they have learned can move to other units. The corrective cycle (CRIC) first tests on the same line whether they
+are redundant.
 
 Paper: https://arxiv.org/abs/2409.09085 (symbols, equations, differences: docs/methods/hesso.md).
 
@@ -41,12 +42,12 @@ class Hesso(Method):
 
     start_share: float = Field(default=0.1, ge=0, lt=1, description="share of the steps before the first period")
     end_share: float = Field(default=0.5, gt=0, le=1, description="share of the steps until everything marked is zero")
-    periods: int = Field(default=10, ge=1, description="in each an equal part of the removals falls to zero")
+    periods: int = Field(default=10, ge=1, description="periods with an equal part of the removals each")
     corrective: bool = Field(
         default=False,
-        description="fix what is redundant before the first period, by saliencies probed on the way to zero (CRIC)",
+        description="decide what is redundant before the first period, by saliencies probed on the way to zero (CRIC)",
     )
-    max_cycles: int = Field(default=10, ge=1, description="most corrective cycles; each costs three backward passes")
+    max_cycles: int = Field(default=10, ge=1, description="most corrective cycles; each takes three backward passes")
 
     _in_order = model_validator(mode="after")(starts_before_it_ends)
 
@@ -62,7 +63,7 @@ class Hesso(Method):
 
 
 class HessoSearch(Search):
-    """One HESSO run: what is gone, what is falling, and how far it has fallen."""
+    """One HESSO run: the units that are removed or falling, and how far they have fallen."""
 
     def __init__(self, options: Hesso, subject: Subject, budget: Budget) -> None:
         self.attach(options, subject, budget)
@@ -87,11 +88,11 @@ class HessoSearch(Search):
         return {"mask_churn": churn(before, self._masks)}
 
     def context(self) -> AbstractContextManager[None]:
-        """What is gone at zero, what is falling on its line, LoRA included."""
+        """Removed units at zero and falling ones on their line, LoRA included."""
         return self.gates(self.soft_masks(self.step))
 
     def soft_masks(self, step: int) -> dict[str, Tensor]:
-        """The gates of a step: (T - t) / T in step t of a period of T steps for what is falling."""
+        """The gates of a step: (T - t) / T for falling units in step t of a period of T steps."""
         share = 0.0
         if self.marked > 0 and step < self.bounds[self.marked]:
             start, end = self.bounds[self.marked - 1], self.bounds[self.marked]
@@ -99,7 +100,7 @@ class HessoSearch(Search):
         return {name: mask + share * (self._gone[name] - mask) for name, mask in self._masks.items()}
 
     def after_step(self, _: float, /) -> None:
-        """What has reached zero holds no LoRA either."""
+        """Set LoRA to zero on units that have reached zero."""
         reached = {name: (mask > 0).float() for name, mask in self.soft_masks(self.step + 1).items()}
         project(self.subject.model, self.subject.space, reached)
 
@@ -108,7 +109,7 @@ class HessoSearch(Search):
         self._mark(len(self.bounds) - 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Period, corrected saliencies, what is gone and what is marked; how far it fell follows from the step."""
+        """Period, corrected saliencies, removed and marked units; how far these have fallen follows from the step."""
         return {
             "step": self.step,
             "marked": self.marked,
@@ -118,7 +119,7 @@ class HessoSearch(Search):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`."""
+        """Continue from a `state_dict`."""
         self.step, self.marked, self._fixed = state["step"], state["marked"], state["fixed"]
         self._gone, self._masks = self.on_device(state["gone"]), self.on_device(state["masks"])
         self.frozen = self.marked == len(self.bounds) - 1
@@ -179,9 +180,10 @@ def probed_saliency(subject: Subject, gates: Gates, violating: Masks, fallen: fl
 
 
 def corrected_saliency(subject: Subject, budget: Budget, max_cycles: int) -> dict[str, Tensor]:
-    """Saliency in which every unit that was ever found redundant carries its mean over the way to zero (CRIC).
+    """Saliency in which every unit that was ever found redundant has its mean over the way to zero (CRIC).
 
-    A cycle probes the violating units, those newly found redundant, and ranks again; it ends when none is new.
+    A cycle probes the violating units, which are those newly found redundant, and ranks again. It ends when there are
+    no new ones.
     """
     gates = Gates(subject.model, subject.space)
     first = saliency(unit_gradients(subject))

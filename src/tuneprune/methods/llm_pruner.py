@@ -1,8 +1,8 @@
 """LLM-Pruner: remove coupled structures by the first-order change of the loss.
 
-Weights that can only go together form a group: a key/value head with the query heads that read it, or an MLP channel. A
-unit's importance is estimated from weights times gradients on a little data, summed over all matrices it spans. Every
-pruned layer loses the same share; the first and last layers stay whole.
+Weights that can only be removed together form a group: a key/value head with the query heads that read it, or an MLP
+channel. A unit's importance is estimated from weights times gradients on a little data, summed over all matrices it
+spans. Every pruned layer loses the same share; the first and last layers stay whole.
 
 Paper: https://arxiv.org/abs/2305.11627 (symbols, equations, differences: docs/methods/llm_pruner.md).
 
@@ -48,7 +48,8 @@ class LlmPruner(Method):
         " `vector` takes the absolute value after summing a row",
     )
     reduction: Reduction = Field(
-        default="sum", description="how the matrices of a unit join: `first` is q for attention, the gate for MLPs"
+        default="sum",
+        description="how a unit's matrices are joined: `first` is q for attention, the gate for MLPs",
     )
     scope: Literal["local", "global"] = Field(
         default="local", description="`local`: every pruned layer loses the same share; `global`: one ranking for all"
@@ -62,13 +63,13 @@ class LlmPruner(Method):
     protect_last: Layers = Field(
         default=0.0625, description="the same, counted from the last layer; the default is 2 of 32"
     )
-    batches: int = Field(default=16, ge=1, description="calibration batches, as many as ATP's Taylor prior takes")
+    batches: int = Field(default=16, ge=1, description="calibration batches")
     prompt_loss: bool = Field(
         default=False, description="take the loss on prompts too, as the paper does on plain text (labels = inputs)"
     )
 
     def check(self, space: PruningSpace, budget: Budget) -> None:
-        """Refuse a budget that the layers left unprotected cannot meet.
+        """Refuse a budget that cannot be met outside the protected layers.
 
         Raises:
             UnreachableBudget: names the protected layers.
@@ -78,7 +79,7 @@ class LlmPruner(Method):
             raise UnreachableBudget(
                 f"{budget.name} of {budget.counted} cannot be met: with its first and last layers"
                 f" whole (method.protect_first={self.protect_first}, method.protect_last={self.protect_last}) the model"
-                f" goes down to {budget.smallest_keep(space, lowest):.4f}. Protect less, or raise {budget.key}."
+                f" goes down to {budget.smallest_keep(space, lowest):.4f}. Protect fewer layers, or raise {budget.key}."
             )
 
     def begin(self, subject: Subject, budget: Budget) -> Search:
@@ -130,7 +131,7 @@ class LlmPruner(Method):
 def salience(
     weight: Float[Tensor, "outputs inputs"], gradients: Gradients, criterion: Criterion, dim: int
 ) -> Float[Tensor, " positions"]:
-    """Estimated change of the loss when a row (`dim` 0) or column (`dim` 1) goes, float64.
+    """Estimated change of the loss when a row (`dim` 0) or column (`dim` 1) is removed, float64.
 
     With g the mean gradient and f the mean squared one: vector |sum W g|, element1 sum |W g|, element2 sum W^2 f, mix
     sum |W g - W^2 f / 2|.
@@ -148,7 +149,7 @@ def salience(
 
 
 def reduced(parts: Float[Tensor, "matrices units"], reduction: Reduction) -> Float[Tensor, " units"]:
-    """One number a unit from those of its matrices."""
+    """One number per unit from those of its matrices."""
     if reduction == "max":
         return parts.amax(0)
     if reduction == "prod":

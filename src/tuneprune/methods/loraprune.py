@@ -6,8 +6,8 @@ are switched off next, ever more of them along a cubic schedule.
 
 Paper: https://arxiv.org/abs/2305.18403 (symbols, equations, differences: docs/methods/loraprune.md).
 
-Changed: heads go as whole KV groups, the schedule counts parameters instead of units, and protected layers lose units
-where nothing else is left to reach the budget. `revisable` and the scope `global` go beyond the paper.
+Changed: heads are removed as whole KV groups, the schedule counts parameters instead of units, and protected layers
+lose units if nothing else is left to reach the budget. `revisable` and the scope `global` go beyond the paper.
 """
 
 from contextlib import AbstractContextManager
@@ -93,7 +93,7 @@ class LoraPruneSearch(Search):
         return self.gates(self._masks, "open" if self.options.revisable and not self.frozen else "masked")
 
     def after_backward(self) -> None:
-        """Mix this step's importance into the moving average, as long as somebody will decide by it."""
+        """Mix this step's importance into the moving average, until the final decision."""
         if self.frozen:
             return
         momentum, is_local = self.options.momentum, self.options.scope == "local"
@@ -110,7 +110,7 @@ class LoraPruneSearch(Search):
                 self._importance[name].mul_(momentum).add_(value, alpha=1 - momentum)
 
     def after_step(self, _: float, /) -> None:
-        """What is switched off for good holds no LoRA either."""
+        """Set LoRA to zero on units that are removed for good."""
         if self.frozen or not self.options.revisable:
             project(self.subject.model, self.subject.space, self._masks)
 
@@ -127,7 +127,7 @@ class LoraPruneSearch(Search):
         return {"importance": self._importance, "masks": self._masks, "frozen": self.frozen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`."""
+        """Continue from a `state_dict`."""
         if state["importance"] is not None:
             self._importance = self.on_device(state["importance"])
         self._masks = self.on_device(state["masks"])
@@ -144,13 +144,13 @@ class LoraPruneSearch(Search):
         self.frozen = done >= 1.0
 
     def _ranking(self) -> dict[str, Tensor]:
-        """Scores that one list can rank: those of protected layers lie above all others."""
+        """Scores that one list can rank, with those of protected layers above all others."""
         if self._importance is None:
             raise TunePruneError("`loraprune` saw no finite gradient to decide by. Lower tune.learning_rate.")
         space, options = self.subject.space, self.options
         spared = end_layers(space, options.protect_first, options.protect_last, part_counts=False)
         known = {name: value.double().cpu() for name, value in self._importance.items()}
-        if not options.revisable:  # what is gone ranks last
+        if not options.revisable:  # removed units rank last
             known = {name: torch.where(self._masks[name].cpu() > 0, value, -1.0) for name, value in known.items()}
         scores = {
             name: fractional_ranks(value) if options.scope == "local" else value / self._costs[name]

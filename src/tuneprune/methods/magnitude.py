@@ -1,7 +1,7 @@
 """Magnitude: keep the units with the largest weights. The baseline that every learned method must beat.
 
 Paper: https://arxiv.org/abs/1608.08710 (filters by norm). Changed: a unit's norm covers all coupled weights, and every
-group loses the same share, because norms of groups of different shape do not compare.
+group loses the same share, because norms of groups with different shapes cannot be compared.
 """
 
 from tuneprune.budget import Scores

@@ -2,7 +2,7 @@
 
 The importance of a unit is the size of its activation on a small calibration set: averaged over each sequence, then
 joined over sequences by an L2 norm. Units are ranked within their layer, and every layer keeps equally many, so that
-most families' stock class holds the result. No gradients; one forward pass over the calibration data.
+most families' stock class can load the result. No gradients; one forward pass over the calibration data.
 
 Paper: https://arxiv.org/abs/2407.14679. Changed: the unit of attention is a whole KV group; heads and channels lose the
 same share, where the paper searches over candidate shapes; the MLP's activation is read behind the gate. Left out:
@@ -39,12 +39,13 @@ class Minitron(Method):
     over_sequence: Join = Field(default="mean", description="how sizes are joined over the tokens of a row")
     over_batch: Join = Field(default="l2", description="how rows are joined")
     uniform: bool = Field(
-        default=True, description="equal widths in all layers, whatever `budget.per_layer` says; false leaves it to it"
+        default=True,
+        description="equal widths in all layers, instead of what `budget.per_layer` asks for",
     )
     batches: int = Field(default=16, ge=1, description="calibration batches")
 
     def check(self, space: PruningSpace, budget: Budget) -> None:
-        """Refuse models whose layers differ, where all are to become equal.
+        """Refuse models whose layers differ, if all are to become equal.
 
         Raises:
             ConfigError: the layers have different widths.
@@ -57,7 +58,7 @@ class Minitron(Method):
         return subject.scores("minitron", lambda: importance(subject, **options), **options)
 
     def constrained(self, budget: Budget) -> Budget:
-        """Equal widths in all layers, where `uniform` asks for them."""
+        """Equal widths in all layers, if `uniform` asks for them."""
         return budget.model_copy(update={"per_layer": "uniform"}) if self.uniform else budget
 
 

@@ -1,4 +1,4 @@
-"""PAT: while LoRA tunes, learn which dims of the residual stream stay, and move what the others hold into them.
+"""PAT: while LoRA tunes, learn which dims of the residual stream stay, and move the content of the others into them.
 
 A small linear operator behind the embedding and behind every sublayer mixes dims before one mask, shared by the whole
 model, removes some. Both are trained with the model and folded into its weights at the end.
@@ -45,7 +45,7 @@ class Pat(Method):
         default=0.8, gt=0, le=1, description="share of the milestone after which the mask is decided and stays"
     )
     mask_rate: float = Field(
-        default=10.0, gt=0, description="learning rate of the mask's logits over that of LoRA: they have to travel 0.5"
+        default=10.0, gt=0, description="learning rate of the mask's logits relative to LoRA's: they have to travel 0.5"
     )
     active_weight: float = Field(default=10.0, ge=0, description="weight of the distance to the budget")
     margin_weight: float = Field(default=1.0, ge=0, description="weight of pulling logits to 0.5 or -0.5")
@@ -74,9 +74,9 @@ class Operator(nn.Module):
         return scale * (states + states @ down.T @ up.T)
 
     def identity_loss(self) -> Tensor:
-        """How far the rows of `down` are from orthonormal, and the columns of `up` from orthogonal.
+        """Distance of the rows of `down` from orthonormal, and of the columns of `up` from orthogonal.
 
-        The columns' length is free: they start at zero, where the paper's unit length cannot hold.
+        The columns can have any length: they start at zero, so the paper's unit length is impossible.
         """
         identity = torch.eye(len(self.down), device=self.down.device)
         products = self.up.T @ self.up
@@ -115,7 +115,7 @@ class PatSearch(Search):
         return [Trained([self.logits], rate=self.options.mask_rate), Trained(operators)]
 
     def before_step(self, step: int, /) -> Metrics:
-        """Decide when it is time to."""
+        """Decide at the end of the mask's share of the steps."""
         self.step = step
         if not self.frozen and step >= self.freeze_at:
             self.freeze()
@@ -167,7 +167,7 @@ class PatSearch(Search):
         return {"operators": operators, "logits": self.logits.detach(), "decision": self._decision}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`."""
+        """Continue from a `state_dict`."""
         for site, operator in self.operators.items():
             operator.load_state_dict(state["operators"][site])
         decision = state["decision"]

@@ -1,4 +1,4 @@
-"""Layers at both ends of a model that a method spares by itself, beside those of `budget.protect`."""
+"""Layers at both ends of a model that a method spares, in addition to those of `budget.protect`."""
 
 from typing import Annotated
 
@@ -14,14 +14,14 @@ def _share_or_number(value: float) -> float:
 
 
 Layers = Annotated[float, AfterValidator(_share_or_number), Field(ge=0, allow_inf_nan=False)]
-"""Layers at one end: below 1 a share of all, from 1 on so many."""
+"""Layers at one end: a share of all below 1, or a number of layers from 1 on."""
 
 
 def end_layers(space: PruningSpace, first: float, last: float, *, part_counts: bool) -> list[int]:
     """The layers at both ends, in order.
 
     Args:
-        part_counts: whether half a layer or more is one, as in LLM-Pruner; a share is rounded down otherwise.
+        part_counts: whether a share is rounded to the nearest layer, as in LLM-Pruner, and not rounded down.
     """
     num_layers = 1 + max(group.layer for group in space.groups)
     head, tail = (

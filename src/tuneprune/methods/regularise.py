@@ -1,4 +1,4 @@
-"""Ways to drive LoRA on removed units to zero, so that cutting them changes nothing (docs/methods/atp.md)."""
+"""Ways to drive LoRA on removed units to zero, so that cutting those units changes nothing (docs/methods/atp.md)."""
 
 import math
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ def linear_decay(model: PreTrainedModel, space: PruningSpace, masks: Masks, step
 
 @torch.no_grad()
 def lora_residue(model: PreTrainedModel, space: PruningSpace, masks: Masks) -> dict[str, float]:
-    """How much LoRA is left on removed units: its L2 norm, and that norm relative to all LoRA on the space's units."""
+    """The LoRA left on removed units: its L2 norm, and that norm relative to all LoRA on the space's units."""
     removed = everything = 0.0
     for group in space.groups:
         norms = lora_norms(model, group)
@@ -83,18 +83,18 @@ def project(model: PreTrainedModel, space: PruningSpace, masks: Masks) -> None:
 
 @dataclass(frozen=True)
 class Regulariser:
-    """One of these ways, over a whole run: a term of the loss, or what follows an optimiser step."""
+    """One of these ways, over a whole run: a term of the loss, or a change after every optimiser step."""
 
     subject: Subject
     kind: Literal["lasso", "proximal", "linear_decay", "none"]
     lasso_weights: tuple[float, float]
-    """While decisions are revised, and after."""
+    """While decisions are revised, and afterwards."""
     proximal_weight: float
     decay_share: float
     """Share of the frozen phase until LoRA is zero."""
 
     def penalty(self, masks: Masks, *, frozen: bool) -> Tensor | None:
-        """The weighted group lasso, where that is the way."""
+        """The weighted group lasso, if that is the regulariser."""
         if self.kind != "lasso":
             return None
         lasso = group_lasso(self.subject.model, self.subject.space, masks)

@@ -1,4 +1,4 @@
-"""Removal step by step: budgets on the way to the final one, and decisions in which what is gone stays gone."""
+"""Removal step by step: budgets on the way to the final one, and decisions in which removed units stay removed."""
 
 from collections.abc import Mapping
 from typing import Protocol, TypeVar
@@ -51,8 +51,8 @@ def shrink(
 ) -> dict[str, Tensor]:
     """Hard masks that keep the highest scores within the budget, out of what `masks` keep.
 
-    Differs from `allocate` in that room which only a unit removed earlier would fit into stays empty: less than one
-    unit of the model's most expensive kind.
+    Unlike `allocate` it leaves room unused that only a unit removed earlier would fit into: less than one unit of the
+    model's most expensive kind.
     """
     known = {
         name: torch.where(masks[name].to(score.device) > 0, score.double(), -torch.inf)

@@ -1,14 +1,14 @@
 """Short: drop the decoder layers that change the residual stream least.
 
-A layer whose output points where its input points contributes little; block influence says how far it turns the stream
-on average. One forward pass over calibration data scores all layers, and the lowest go; or, as a run of neighbours, the
-layers across which the stream turns least.
+A layer whose output points in the direction of its input contributes little; block influence is how far it turns the
+stream on average. One forward pass over calibration data scores all layers, and the lowest are dropped; or, as a run of
+neighbours, the layers across which the stream turns least.
 
 Paper: https://arxiv.org/abs/2403.03853 (block influence); https://arxiv.org/abs/2403.17887 (`contiguous`).
 
-Changed: means are over the calibration data's own tokens without padding, and the budget says how many layers go.
-`contiguous` looks at the last token of every document, the last layer may go as well, and nothing is healed but by the
-run's own tuning.
+Changed: means are over the calibration data's own tokens without padding, and the budget sets how many layers are
+dropped. `contiguous` looks at the last token of every document, the last layer may be dropped as well, and only the
+run's own tuning heals the model.
 """
 
 from collections.abc import Collection
@@ -44,18 +44,18 @@ class Short(Method):
     )
 
     def check(self, space: PruningSpace, budget: Budget) -> None:
-        """Refuse protected layers between which there is no room for so many neighbours.
+        """Refuse protected layers that leave no run of neighbours that is long enough.
 
         Raises:
-            ConfigError: says how many have to go.
+            ConfigError: says how many layers have to be dropped.
         """
         if not self.contiguous:
             return
         length, stay = dropped_layers(space, budget), protected(space, budget)
         if length and not _runs(len(space.groups), length, stay):
             raise ConfigError(
-                f"method.contiguous: {length} neighbouring layers have to go, but no run of them is free of those that"
-                " budget.protect names. Protect fewer, raise the budget, or set contiguous: false."
+                f"method.contiguous: {length} neighbouring layers have to be dropped, but every run of them contains"
+                " layers of budget.protect. Protect fewer, raise the budget, or set contiguous: false."
             )
 
     def scores(self, subject: Subject, /) -> Scores:
@@ -118,7 +118,7 @@ def angular_distances(subject: Subject, batches: int) -> dict[str, Tensor]:
 
 
 def flattest(distances: Float[Tensor, "streams streams"], length: int, stay: Collection[int] = ()) -> int:
-    """The first of `length` neighbouring layers, none that has to `stay`, across which the stream turns least."""
+    """The first of the `length` neighbouring layers across which the stream turns least, without those in `stay`."""
     turns = distances.diagonal(length)
     return min(_runs(len(distances) - 1, length, stay), key=lambda first: float(turns[first]))
 
@@ -130,17 +130,17 @@ def _runs(layers: int, length: int, stay: Collection[int]) -> list[int]:
 
 
 def dropped_layers(space: PruningSpace, budget: Budget) -> int:
-    """How many layers have to go."""
+    """The number of layers that have to be dropped."""
     return sum(not mask.any() for mask in allocate(space.ones(), space, budget).values())
 
 
 def protected(space: PruningSpace, budget: Budget) -> set[int]:
-    """The layers that stay whatever their influence."""
+    """The layers that the budget keeps whole."""
     return {space.by_name[name].layer for name in budget.whole(space)}
 
 
 def last_tokens(batch: Batch) -> Bool[Tensor, "rows length"]:
-    """The last token of every document: the next one starts another, is padding, or is not there."""
+    """The last token of every document: the next one starts another document, is padding, or does not exist."""
     real = real_tokens(batch)
     goes_on = real[:, 1:] & (batch["position_ids"][:, 1:] > 0)
     return real & ~nn.functional.pad(goes_on, (0, 1))

@@ -5,8 +5,8 @@ calibration data, most dims carry little. Decides at once, without gradients.
 
 Paper: https://arxiv.org/abs/2401.15024 (symbols, equations, differences: docs/methods/slicegpt.md).
 
-Changed: by default one basis serves the whole model (`variant: stock`), so that the result loads in the stock class and
-pays no matrices on skip connections; `variant: skip` is the paper's method, with a basis for every norm. The width is
+Changed: by default the whole model has one basis (`variant: stock`), so that the result loads in the stock class and
+needs no matrices on skip connections; `variant: skip` is the paper's method, with a basis for every norm. The width is
 the largest one that meets the budget with everything counted, and there is no final random rotation.
 """
 
@@ -65,17 +65,17 @@ class SliceGpt(Method):
         """Refuse families whose norms do not commute with a rotation.
 
         Raises:
-            UnsupportedModel: says which norms it takes.
+            UnsupportedModel: says which norms it supports.
         """
         if not architecture.is_rotatable:
             raise UnsupportedModel(
-                f"{architecture.family}: method `slicegpt` needs RMSNorms that stand before attention and MLP only,"
+                f"{architecture.family}: method `slicegpt` needs RMSNorms before attention and MLP only,"
                 " because others do not commute with a rotation. Use another method on space `residual`, such as"
                 " `magnitude`."
             )
 
     def adds(self, _: PruningSpace, /) -> frozenset[Addition]:
-        """A basis for every norm takes matrices on the skip connections."""
+        """A basis for every norm needs matrices on the skip connections."""
         return frozenset(("skip matrices",) if self.variant == "skip" else ())
 
     def begin(self, subject: Subject, budget: Budget) -> Search:
@@ -100,7 +100,7 @@ class SliceGpt(Method):
 
     @torch.no_grad()
     def _skip(self, subject: Subject, budget: Budget) -> Plan:
-        """A basis for every norm, each from the stream that the layers before leave when they are cut already.
+        """A basis for every norm, each from the stream behind layers that are already cut.
 
         Layer by layer; every layer runs twice, because the basis before its MLP depends on its cut attention.
         """
@@ -114,7 +114,7 @@ class SliceGpt(Method):
         bases: list[Tensor] = []
 
         def principal(moments: Moments) -> Tensor:
-            """The next basis; returns the projection on its kept axes."""
+            """Add the next basis; returns the projection on its kept axes."""
             subject.runtime.average([moments.total])
             bases.append(principal_axes(moments.total, self.damping)[1])
             kept = bases[-1][:, :width]
@@ -135,7 +135,7 @@ class SliceGpt(Method):
         return self._plan(found, masks, subject, budget)
 
     def _reserved(self, space: PruningSpace) -> Reserved:
-        """What the bases add to a stream of the kept width; the space has a gate at every skip connection."""
+        """Parameters that the bases add to a stream of the kept width; every skip connection has a gate."""
         gates = [gate.module for group in space.groups for gate in group.gates]
         skips = sum(module.endswith("_skip") for module in gates) if self.variant == "skip" else 0
         return lambda kept: added_by_rotating(space, skips + 1, min(kept.values()))

@@ -1,7 +1,7 @@
 """Wanda-sp: keep the units whose weights, times the norm of what they multiply, are largest.
 
 Wanda's score of a weight, |W_ij| ||x_j||, added up over whole units, with the same share removed from every layer.
-Layers are treated in order: what a layer reads has passed through the layers before it as pruned already. No gradients.
+Layers are treated in order: the input of a layer has passed through the layers before it, already pruned. No gradients.
 
 Paper: https://arxiv.org/abs/2306.11695 (Wanda); the structured form is a baseline of https://arxiv.org/abs/2312.11983.
 Changed: the unit of attention is a whole KV group, and the budget counts real parameters.
@@ -32,7 +32,8 @@ class WandaSp(Method):
     one_shot = True
 
     sequential: bool = Field(
-        default=True, description="a layer is scored on what the pruned layers before it give, not the dense ones"
+        default=True,
+        description="score a layer behind the pruned layers before it, not behind the dense ones",
     )
     batches: int = Field(default=16, ge=1, description="calibration batches")
 
@@ -40,7 +41,7 @@ class WandaSp(Method):
         """Decide at once, or layer by layer."""
         space = subject.space
         if self.sequential:
-            # Under the scope `local` how many units a group keeps does not depend on which ones are best.
+            # Under the scope `local` the number of units that a group keeps does not depend on the scores.
             even = allocate({group.name: torch.ones(group.size) for group in space.groups}, space, budget, "local")
             kept = {name: int(mask.sum()) for name, mask in even.items()}
             masks = in_order(subject, [subject.calibration() for _ in range(self.batches)], kept)
@@ -58,7 +59,7 @@ def unit_scores(subject: Subject, group: Group, found: dict[str, Statistics]) ->
 
 @torch.no_grad()
 def in_order(subject: Subject, batches: list[Batch], kept: dict[str, int]) -> dict[str, Tensor]:
-    """The masks that keep the `kept[name]` best units of every group, each layer scored behind the pruned ones.
+    """The masks that keep the `kept[name]` best units of every group, with each layer scored behind the pruned ones.
 
     Every layer runs twice, dense for its statistics and pruned for the next one's input.
 

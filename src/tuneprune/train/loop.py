@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from tuneprune.budget import count_parameters
-from tuneprune.calibration.finite import Batch
+from tuneprune.calibration.batch import Batch
 from tuneprune.data import Stream
 from tuneprune.errors import ConfigError, TrainingDiverged
 from tuneprune.methods.base import Search

@@ -48,7 +48,7 @@ ROWS = {
         ["budget.of=latency", "`disp`", "Use space"], merged(space="disp", budget={"of": "latency", "keep": 0.6})
     ),
     "budget below what protected layers leave": Row(
-        ["budget.keep=0.6", "method.protect_first=0.5", "goes down to", "Protect less"],
+        ["budget.keep=0.6", "method.protect_first=0.5", "goes down to", "Protect fewer layers"],
         at_work("llm_pruner", protect_first=0.5),
     ),
     "method on a space that it cannot treat": Row(["`short`", "`width`", "supports depth"], at_work("short")),

@@ -118,7 +118,7 @@ def test_a_budget_below_the_rest_of_the_model_is_refused(tmp_path, of):
     made = setting(tmp_path, lora=False)
     method = methods.build({"name": "cfsp"})
     with pytest.raises(
-        UnreachableBudget, match=r"`cfsp` removes MLP channels only.*keeps 0\.\d+ of this model"
+        UnreachableBudget, match=r"`cfsp` removes MLP channels only.*keeps at least 0\.\d+ of this model"
     ) as told:
         method.check(made.space, Budget(keep=0.1, of=of))
     lowest = float(str(told.value).split("keeps ")[1].split()[0])

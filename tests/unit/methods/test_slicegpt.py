@@ -120,7 +120,7 @@ def test_the_walk_sees_what_the_cut_model_computes(tmp_path):
 @pytest.mark.parametrize("variant", ["gemma2", "olmo2"])
 def test_norms_behind_attention_and_mlp_are_refused(tmp_path, variant):
     made = setting(tmp_path, variant=variant, space_name="residual", lora=False)
-    with pytest.raises(UnsupportedModel, match=rf"{variant}: method `slicegpt` needs RMSNorms that stand before"):
+    with pytest.raises(UnsupportedModel, match=rf"{variant}: method `slicegpt` needs RMSNorms before"):
         plan_of(made, 0.8)
 
 

@@ -41,7 +41,7 @@ class Atp(Method):
 
     decision: Literal["dynamic", "static"] = Field(
         default="dynamic",
-        description="`static` makes all generator steps before tuning starts, on the pretrained weights",
+        description="`static` takes all generator steps before tuning starts, on the pretrained weights",
     )
     decisions: Literal["sampled", "on_budget"] = Field(
         default="on_budget",
@@ -49,7 +49,7 @@ class Atp(Method):
         " `on_budget` keeps the best-scored units that fit the budget at every step",
     )
     prior: Literal["none", "magnitude", "taylor"] = Field(
-        default="taylor", description="score added to the generator's logits: where the decision starts"
+        default="taylor", description="score added to the generator's logits: the start of the decision"
     )
     prior_batches: int = Field(default=16, ge=1, description="calibration batches for the Taylor prior")
     prior_momentum: float = Field(
@@ -57,7 +57,7 @@ class Atp(Method):
         ge=0,
         le=1,
         description="how slowly the Taylor prior follows the weights: every revision adds the squared gate derivatives"
-        " it computes anyway; 1 keeps the score of the pretrained weights",
+        " that it computes anyway; 1 keeps the score of the pretrained weights",
     )
     prior_scale: float = Field(default=1.0, ge=0, description="standard deviation of the prior among the logits")
     generator: Literal["transformer", "free"] = Field(
@@ -66,13 +66,17 @@ class Atp(Method):
     generator_size: int = Field(default=64, ge=4, description="features of a layer's token")
     generator_blocks: int = Field(default=2, ge=1)
     generator_heads: int = Field(default=4, ge=1)
-    generator_learning_rate: float = Field(default=1e-3, gt=0, description="a fifth of it in the last fifth of control")
+    generator_learning_rate: float = Field(
+        default=1e-3,
+        gt=0,
+        description="of AdamW; a fifth of it in the last fifth of control",
+    )
     generator_clip: float = Field(default=1.0, gt=0, description="largest gradient norm of a generator step")
     control_share: float = Field(
         default=0.5, ge=0, le=1, description="share of the steps in which decisions are revised"
     )
     control_limit: int | None = Field(
-        default=30, ge=1, description="at most so many steps in which decisions are revised, however long the run"
+        default=30, ge=1, description="largest number of steps in which decisions are revised, however long the run"
     )
     gradual: bool = Field(
         default=True,
@@ -91,8 +95,8 @@ class Atp(Method):
 
     compensate: bool = Field(
         default=True,
-        description="at every decision, fold what removed units contributed into the kept columns of the frozen linears"
-        " that read them (least squares on calibration data)",
+        description="at every decision, fold the contribution of removed units into the kept columns of the frozen"
+        " linears that read them (least squares on calibration data)",
     )
     compensate_ridge: float = Field(default=0.01, gt=0, description="ridge over the mean second moment of kept inputs")
 
@@ -157,7 +161,7 @@ class AtpSearch(Search):
             self.freeze()
         elif step % self.options.decision_every == 0:
             metrics, is_good = self._improve(step)
-            if is_good:  # else the decision stays as it is, like everything else
+            if is_good:  # otherwise the decision stays as it is, like all other state
                 with torch.no_grad():
                     self._masks = self._relaxed(self._logits(), step)[1]
                 self._compensate()
@@ -168,11 +172,11 @@ class AtpSearch(Search):
         return self.gates(self._masks, "open" if self.options.lora_aware else "masked")
 
     def penalty(self) -> Tensor | None:
-        """What the regulariser adds to the loss for LoRA on removed units."""
+        """The regulariser's term of the loss, for LoRA on removed units."""
         return self.regulariser.penalty(self._masks, frozen=self.frozen)
 
     def after_step(self, learning_rate: float, /) -> None:
-        """What the regulariser does to LoRA on removed units."""
+        """Apply the regulariser to LoRA on removed units."""
         self.regulariser.after_step(self._masks, self.step, self.frozen_at, learning_rate)
 
     def state_dict(self) -> dict[str, Any]:
@@ -188,7 +192,7 @@ class AtpSearch(Search):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`."""
+        """Continue from a `state_dict`."""
         self.generator.load_state_dict(state["generator"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.noise.set_state(state["noise"])
@@ -224,7 +228,7 @@ class AtpSearch(Search):
         return on_budget(logits, hard, temperature=options.temperature, by_group=self.budget.is_exact), hard
 
     def _allocate(self, logits: dict[str, Tensor], done: float = 1.0) -> dict[str, Tensor]:
-        """The best-scored units within the budget, or within its gradual form when the control phase is not done."""
+        """The best-scored units within the budget, or the gradual budget of this point of the control phase."""
         budget = scheduled_budget(self.budget, cubic(done)) if self.options.gradual else self.budget
         return self.on_device(allocate(logits, self.subject.space, budget))
 
@@ -247,7 +251,7 @@ class AtpSearch(Search):
     def _improve(self, index: int) -> tuple[Metrics, bool]:
         """One generator step on calibration data: L_PDG = CE(masked) + alpha * R (docs/methods/atp.md).
 
-        Also whether its numbers were finite; otherwise nothing has changed.
+        Also returns whether its numbers were finite; otherwise nothing has changed.
         """
         options, space = self.options, self.subject.space
         soft, hard = self._relaxed(self._logits(), index)

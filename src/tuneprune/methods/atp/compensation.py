@@ -1,4 +1,4 @@
-"""Least-squares compensation: what removed inputs of a linear contributed moves into the inputs it keeps.
+"""Least-squares compensation: the contribution of a linear's removed inputs moves to the inputs that it keeps.
 
 SPA/OBSPA (arXiv 2403.18955) on whole units, again at every decision. With S the kept and R the removed inputs of a
 linear, W its pretrained weight and H the second moments of its inputs:
@@ -23,19 +23,19 @@ from tuneprune.structure.space import Masks
 from tuneprune.structure.weights import base_weight
 
 Tensors = dict[str, Tensor]
-"""A weight by module, or the moments of what enters one: mean over tokens of x xᵀ, float32."""
+"""By module its weight, or the moments of its input: the mean over tokens of x xᵀ, float32."""
 
 
 def ridge_update(weight: Tensor, moment: Tensor, kept: Tensor, ridge: float) -> Tensor:
-    """What is added to the kept columns of `weight`: the equation above."""
+    """The change of the kept columns of `weight`: the equation above."""
     lost = weight[:, ~kept].double() @ moment[~kept][:, kept].double()
     return ridge_solution(moment[kept][:, kept].double(), lost, ridge)
 
 
 class Compensation:
-    """The frozen weights of all linears whose inputs are gated, kept the best ones for the decision in force.
+    """Keeps the frozen weights of all linears with gated inputs optimal for the decision in force.
 
-    Moments are gathered from forwards that a search makes anyway (`watching`, then `close`) and follow the weights by
+    Moments are gathered from forwards that a search runs anyway (`watching`, then `close`) and follow the weights by
     an exponential mean; a batch that is not accepted adds nothing. Memory, until the decision is settled: the
     pretrained weight of every such linear, and its moments twice while watching, inputs x inputs each.
     """
@@ -52,7 +52,7 @@ class Compensation:
 
     @contextmanager
     def watching(self) -> Generator[None, None, None]:
-        """Note what the forward of one batch inside shows; enter it before gates, whose own hooks come later."""
+        """Record the inputs in the forward of one batch; enter it before gates, whose hooks then run later."""
         self.fresh = {}
 
         def record(name: str, _: Module, inputs: tuple[Any, ...]) -> None:
@@ -71,7 +71,7 @@ class Compensation:
             self.subject.runtime.average([moment])  # one at a time: a transfer copies what it sends
 
     def close(self, is_good: bool) -> None:
-        """Take in the moments of the newest batch, or forget them: at first into a mean, which later ones move."""
+        """Count the moments of the newest batch, or drop them: the first ones form a mean, which later ones move."""
         fresh, self.fresh = self.fresh, {}
         if not is_good:
             return
@@ -83,7 +83,7 @@ class Compensation:
         self._count += 1
 
     def begin(self, batches: int) -> None:
-        """The mean of the moments seen so far; by forwards of its own where there were none."""
+        """Take the mean of the moments seen so far; if there are none, gather some first."""
         if not self._first:
             self._gather(batches)
         self.moments = {name: total.div_(self._count) for name, total in self._first.items()}
@@ -91,7 +91,7 @@ class Compensation:
 
     @torch.no_grad()
     def _gather(self, batches: int) -> None:
-        """See the model as it is; nothing where no input is gated (`depth`)."""
+        """Gather moments of the model as it is; none if no input is gated (`depth`)."""
         for _ in range(batches if self.modules else 0):
             batch = self.subject.calibration()
             with self.watching():
@@ -116,11 +116,11 @@ class Compensation:
                 weight[:, kept] += change
 
     def settle(self) -> None:
-        """Leave the weights as they are for good, and let go of all that another decision would need."""
+        """Keep the weights as they are for good, and free everything that another decision would need."""
         self.moments, self._dense, self._is_settled = {}, {}, True
 
     def state_dict(self) -> dict[str, Tensors]:
-        """The moments, as the pretrained weights come with the model; the weights themselves once settled."""
+        """The moments, since the model brings its pretrained weights; once settled, the weights instead."""
         if not self._is_settled:
             return {"moments": self.moments}
         model = self.subject.model
@@ -128,7 +128,7 @@ class Compensation:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensors], masks: Masks) -> None:
-        """Go on from a `state_dict`, under the decision that was in force."""
+        """Continue from a `state_dict`, under the decision that was in force."""
         model = self.subject.model
         if "weights" in state:
             for name, weight in state["weights"].items():

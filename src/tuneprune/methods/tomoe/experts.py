@@ -93,7 +93,7 @@ class SampledChoice:
 def sampled_experts(
     logits: Logits, random: torch.Generator, *, base: float, temperature: float
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Hard masks of the Gumbel-sigmoid with the gradient of the soft ones, and the hard ones without."""
+    """Hard masks of the Gumbel-sigmoid, with the gradient of the soft ones and without a gradient."""
     passed_through, hard = {}, {}
     for name, value in logits.items():
         noise = gumbel(tuple(value.shape), random).to(value.device)
@@ -118,7 +118,7 @@ def load_balance(
 
 
 def log_distance(value: Tensor, target: float) -> Tensor:
-    """log(max / min) of a positive value and what it should be."""
+    """log(max / min) of a positive value and its target."""
     return (value.double().clamp(min=1e-6).log() - math.log(target)).abs()
 
 
@@ -136,11 +136,11 @@ def divergence(
 def size_terms(
     space: PruningSpace, masks: Logits, routed: Collection[str], *, target: int, expert_share: float | None
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """How far two sizes of a model are from what they should be, as log ratios.
+    """Distances of two sizes of a model from their targets, as log ratios.
 
-    The budget's: parameters kept, against `target`; the other: channels of the widest experts over those in any expert,
-    against `expert_share`. Where that is None, the budget counts parameters that one token uses, with the widest expert
-    of every group, and the other size is the share of channels in any expert, against 1.
+    The first is the number of kept parameters against `target`, the second the channels of the widest experts relative
+    to those in any expert, against `expert_share`. If that is None, the first counts parameters that one token uses,
+    with the widest expert of every group, and the second is the share of channels in any expert, against 1.
     """
     unions = {name: union(masks[name]) for name in routed}
     widest = {name: masks[name][masks[name].detach().sum(1).argmax()] for name in routed}
@@ -160,7 +160,7 @@ def mean_tokens(runtime: Runtime, batch: Batch) -> float:
 
 @torch.no_grad()
 def open_logits(model: nn.Module, runtime: Runtime, batch: Batch) -> Float[Tensor, "rows length vocabulary"]:
-    """What the network says without gates, in the precision of the training."""
+    """The network's logits without gates, in the precision of the training."""
     with watched_logits(model) as seen:
         runtime.loss(batch)
     return seen[-1]
@@ -184,7 +184,7 @@ def best_units(scores: Float[Tensor, "experts units"], width: int) -> Bool[Tenso
 
 
 def expert_width(kept: int, share: float, num_experts: int, step: int) -> int:
-    """Units of one expert among `kept` ones: their `share`, or more where all need a place, in whole steps."""
+    """Units of one expert among `kept` ones: their `share`, or more if all units need a place, in whole steps."""
     wanted = max(share * kept, kept / num_experts)
     return min(kept, step * math.ceil(wanted / step - 1e-9))
 
@@ -194,8 +194,8 @@ def shared_out(
 ) -> Bool[Tensor, "experts units"]:
     """Experts of `width` kept units each that together have every kept unit.
 
-    First every unit goes to the expert that scores it highest among those with room, best scores first; then every
-    expert fills up with its own best.
+    First every unit is given to the expert with the highest score for it among those with room, best scores first; then
+    every expert is filled up with its own best units.
     """
     num_experts, size = scores.shape
     assert num_experts * width >= int(kept.sum()), "the experts have no room for all units"
@@ -218,7 +218,7 @@ def check_routable(space: PruningSpace, budget: Budget, num_experts: int) -> Non
     """Refuse budgets that keep every MLP whole, or that the routers exceed.
 
     Raises:
-        ConfigError: says what to protect less.
+        ConfigError: no MLP is left to route.
         UnreachableBudget: with the range of `keep` that can be reached.
     """
     mlps = [group for group in space.groups if group.kind == "mlp_channel"]
@@ -239,7 +239,7 @@ def on_cpu(route: Route) -> Route:
 
 
 def _head(features: int, units: int) -> nn.Sequential:
-    """Small at the start, so that all logits start near zero."""
+    """A head with small weights, so that all logits start near zero."""
     linear = nn.Linear(features, units)
     nn.init.normal_(linear.weight, std=0.1 / math.sqrt(features))
     nn.init.zeros_(linear.bias)

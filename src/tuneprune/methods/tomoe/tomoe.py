@@ -1,8 +1,8 @@
 """ToMoE: a dense model becomes a mixture of experts whose tokens compute only a part of every MLP.
 
 A small recurrent network makes every layer's experts, overlapping sets of MLP channels, and a router per layer picks
-one for each token; both learn by distillation from the network with everything open, while LoRA tunes it under them.
-What no expert has is removed, and LoRA goes on under the decided experts.
+one for each token; both learn by distillation from the unpruned network, while LoRA tunes it under them. Channels that
+no expert has are removed, and LoRA continues under the decided experts.
 
 Paper: https://arxiv.org/abs/2501.15316 (symbols, equations, differences: docs/methods/tomoe.md).
 
@@ -59,8 +59,8 @@ class Tomoe(Method):
     experts: int = Field(default=8, ge=2, description="experts of every MLP; each token computes one of them")
     budget_counts: Literal["total", "active"] = Field(
         default="total",
-        description="what meets the budget: all parameters that are kept, or (the paper) those that one token uses,"
-        " with the widest expert of every layer; then the model on disk is larger than the budget",
+        description="the parameters that count for the budget: all that are kept, or (the paper) those that one token"
+        " uses, with the widest expert of every layer; then the model on disk is larger than the budget",
     )
     expert_share: float = Field(
         default=0.5, gt=0, le=1, description="share of a layer's kept MLP channels in one expert (`total`)"
@@ -84,12 +84,12 @@ class Tomoe(Method):
     )
     balance_weight: float = Field(default=1.0, ge=0, description="weight of the routers' load balance")
     prior: Literal["none", "magnitude", "taylor"] = Field(
-        default="taylor", description="score added to every expert's logits: where the decision starts"
+        default="taylor", description="score added to every expert's logits: the start of the decision"
     )
     prior_batches: int = Field(default=16, ge=1, description="calibration batches for the Taylor prior")
     prior_scale: float = Field(default=1.0, ge=0, description="standard deviation of the prior among the logits")
     generator_size: int = Field(default=64, ge=1, description="hidden features of the GRU in each direction")
-    learning_rate: float = Field(default=1e-3, gt=0, description="of experts and routers (AdamW)")
+    learning_rate: float = Field(default=1e-3, gt=0, description="learning rate of experts and routers (AdamW)")
     weight_decay: float = Field(default=0.05, ge=0)
     clip: float = Field(default=1.0, gt=0, description="largest gradient norm of a search step")
     temperature: float = Field(default=0.4, gt=0, description="T of Gumbel-sigmoid and Gumbel-softmax")
@@ -97,7 +97,7 @@ class Tomoe(Method):
 
     @property
     def is_sized_on_disk(self) -> bool:
-        """Not where the budget counts what one token uses."""
+        """Not if the budget counts the parameters that one token uses."""
         return self.budget_counts == "total"
 
     def adds(self, _: PruningSpace, /) -> frozenset[Addition]:
@@ -117,7 +117,7 @@ class Tomoe(Method):
         check_routable(space, budget, self.experts)
 
     def begin(self, subject: Subject, budget: Budget) -> Search:
-        """Start from experts that have almost everything; the budget has to hold the routers and the smallest model."""
+        """Start from experts with almost all channels."""
         self.check_family(subject.architecture)
         return TomoeSearch(self, subject, budget)
 
@@ -165,7 +165,7 @@ class TomoeSearch(Search):
 
     @contextmanager
     def context(self) -> Generator[None, None, None]:
-        """The compressed model simulated: every token under the expert that its router puts first."""
+        """The simulated compressed model: every token under the best expert of its router."""
         routes = {edit.group: token_mask(edit) for edit in self._routes()}
         with self.gates(self._masks), routed(self.subject.model, self.subject.space, routes):
             yield
@@ -195,7 +195,7 @@ class TomoeSearch(Search):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`."""
+        """Continue from a `state_dict`."""
         self.generator.load_state_dict(state["generator"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.noise.set_state(state["noise"])
@@ -205,7 +205,7 @@ class TomoeSearch(Search):
         self.frozen = self.frozen_at >= 0
 
     def _routes(self) -> list[Route]:
-        """The routed groups under the decision in force."""
+        """The routes of the decision in force."""
         routers = {name: {"weight": self.generator.router(name).detach().clone()} for name in self._experts}
         return [Route(name, experts, routers[name]) for name, experts in self._experts.items()]
 
