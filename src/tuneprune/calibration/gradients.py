@@ -112,7 +112,7 @@ def _sum_up(subject: Subject, samples: list[Batch], sums: GradientSums, *, by_ro
     for index, sample in enumerate(samples):
         loss = runtime.loss(sample)
         if by_row:
-            loss = loss * _tokens_ratio(subject, sample)
+            loss = loss * _token_factor(subject, sample)
         if not runtime.accepts(sample, [loss]):
             continue
         sums.norms.clear()
@@ -123,7 +123,7 @@ def _sum_up(subject: Subject, samples: list[Batch], sums: GradientSums, *, by_ro
     return good, True
 
 
-def _tokens_ratio(subject: Subject, row: Batch) -> float:
+def _token_factor(subject: Subject, row: Batch) -> float:
     """Mean tokens of the processes' rows over those of this row: the factor by which their losses differ."""
     own = (row["labels"][:, 1:] != IGNORED).sum().float()
     mean = own.clone()
