@@ -17,7 +17,7 @@ from transformers import AutoConfig
 from tuneprune import export, families
 from tuneprune.compress import compress
 from tuneprune.export.probes import fresh_process, run_reload
-from tuneprune.export.targets.quantised import folder as quantised
+from tuneprune.export.targets.quantised import target as quantised
 from tuneprune.model.loading import load_model
 from tuneprune.structure import spaces
 from tuneprune.structure.plan import Plan
@@ -109,7 +109,7 @@ def test_quantising_names_its_own_code_and_no_other(hostile_ragged, tmp_path, mo
     monkeypatch.setattr(quantised, "run_fresh", look)
     change(hostile_ragged / "config.json", auto_map={"AutoModelForCausalLM": f"{hostile_ragged}/modeling_evil.Evil"})
     shape = export.Shape.of(AutoConfig.from_pretrained(hostile_ragged))
-    quantised.write(hostile_ragged, tmp_path / "quantised", shape, {})
+    quantised.Bnb().write(hostile_ragged, tmp_path / "quantised", shape)
     assert [name for name in staged if name.endswith(".py")] == ["modeling_pruned.py"]
     assert b"write_text" not in staged["modeling_pruned.py"]
     for text in (staged["config.json"], (tmp_path / "quantised" / "config.json").read_bytes()):

@@ -12,7 +12,7 @@ from tuneprune import export
 from tuneprune.compress.shape import Shape
 from tuneprune.errors import TunePruneError, UnsupportedExport
 from tuneprune.export import targets
-from tuneprune.export.targets.quantised import folder as quantised
+from tuneprune.export.targets.quantised import target as quantised
 
 QUICK = [("bnb", family, "width", "ragged") for family in MAIN]
 QUICK += [("bnb", "llama", space, "ragged") for space in ("head_dim", "disp", "residual", "depth")]

@@ -1,16 +1,17 @@
-"""Forward passes as evaluation needs them: dropout off, batches of similar length, log-probabilities."""
+"""Forward passes for evaluation: batches of similar length, log-probabilities."""
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-# Logits of one batch, in numbers: 2^27 fp32 numbers are 512 MiB. A vocabulary of 150k would else fill a GPU.
+from tuneprune.model.inference import device_of
+
 MAX_LOGITS = 2**27
+"""Logits of one batch: 512 MiB in float32. With a vocabulary of 150k more would fill a GPU."""
 
 
 @dataclass(frozen=True)
@@ -19,24 +20,6 @@ class Scored:
 
     ids: tuple[int, ...]
     start: int
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off and no gradients inside; afterwards every module trains or not as before."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """The device of the first parameter."""
-    return next(model.parameters()).device
 
 
 def vocabulary_size(model: nn.Module) -> int:

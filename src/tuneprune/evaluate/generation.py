@@ -5,7 +5,8 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor, nn
 
-from tuneprune.evaluate.forward import device_of, last_logits
+from tuneprune.evaluate.forward import last_logits
+from tuneprune.model.inference import device_of
 
 LOST = -1
 """What stands for a token where there is none."""

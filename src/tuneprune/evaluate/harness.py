@@ -12,7 +12,6 @@ from tuneprune.evaluate.forward import (
     MAX_LOGITS,
     Scored,
     batches,
-    evaluation_mode,
     score_tokens,
     vocabulary_size,
 )
@@ -20,6 +19,7 @@ from tuneprune.evaluate.generation import decode_greedily
 from tuneprune.evaluate.metrics import accuracy, macro_f1, rouge
 from tuneprune.evaluate.perplexity import scored_documents
 from tuneprune.evaluate.tasks import LoadedTask
+from tuneprune.model.inference import evaluation_mode
 
 Progress = Callable[[str, int, int], None]
 NO_ANSWER = ""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tuneprune.errors import ConfigError
-from tuneprune.evaluate.forward import device_of, evaluation_mode, last_logits
+from tuneprune.evaluate.forward import last_logits
+from tuneprune.model.inference import device_of, evaluation_mode
 
 PHASES = ("prefill", "decode")
 

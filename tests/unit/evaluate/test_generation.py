@@ -2,8 +2,8 @@ import pytest
 import torch
 from helpers.toy_evaluation import toy_model
 
-from tuneprune.evaluate.forward import evaluation_mode
 from tuneprune.evaluate.generation import decode_greedily
+from tuneprune.model.inference import evaluation_mode
 
 PROMPTS = [[1, 40, 41, 42], [1, 90], [1, *range(50, 80)]]
 

@@ -110,5 +110,5 @@ def test_probe_names_half_precision():
 
 
 def test_texts_without_tokens_are_refused():
-    with pytest.raises(DataError, match="hold no token"):
+    with pytest.raises(DataError, match="have no tokens"):
         export.take_probe(tiny_model("llama"), tiny_tokenizer(), ["", ""])

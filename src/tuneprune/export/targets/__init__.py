@@ -1,4 +1,4 @@
-"""Further places an export can go to: one folder each, found by the `target.py` in it."""
+"""Export targets in addition to the Hugging Face folder: one folder each, found by the `target.py` in it."""
 
 import importlib
 import pkgutil
@@ -12,25 +12,27 @@ from tuneprune.export.targets.base import Target
 from tuneprune.system import yaml_files
 
 HUGGING_FACE = "hf"
-"""The folder that every run writes, and every target is made of."""
+"""The folder that every run writes and all targets are made from."""
 
 
 @cache
 def registry() -> dict[str, type[Target]]:
     """Every target by name."""
+    found: dict[str, type[Target]] = {}
     for folder in pkgutil.iter_modules(__path__):
         if folder.ispkg:
-            importlib.import_module(f"{__name__}.{folder.name}.target")
-    here = [target for target in Target.__subclasses__() if target.__module__.startswith(f"{__name__}.")]
-    return {target.name: target for target in sorted(here, key=lambda target: target.name)}
+            members = vars(importlib.import_module(f"{__name__}.{folder.name}.target")).values()
+            kinds = [kind for kind in members if isinstance(kind, type) and issubclass(kind, Target)]
+            found |= {kind.name: kind for kind in kinds if "name" in vars(kind)}
+    return dict(sorted(found.items()))
 
 
 def build(text: str) -> Target:
-    """The target that `text` names: `name` or `name:option=value:...`.
+    """Build a target from `name` or `name:option=value:...`.
 
     Raises:
         UnsupportedExport: an unknown target.
-        ConfigError: an option the target has not, or a value out of range.
+        ConfigError: an option that the target does not have, or a value out of range.
     """
     name, *settings = text.strip().split(":")
     known = registry()

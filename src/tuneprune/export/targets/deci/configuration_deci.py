@@ -1,14 +1,17 @@
 """The config of a DeciLM: that of a Mistral, with a list of what each block has."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from transformers import MistralConfig
+
+Json: TypeAlias = Any
+"""A value of config.json."""
 
 
 class Settings(dict):
     """A dict whose entries are attributes too, as the classes that read it expect, and which JSON takes."""
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+    def __getattr__(self, name: str) -> Json:
         try:
             return self[name]
         except KeyError as error:
@@ -20,7 +23,7 @@ class DeciConfig(MistralConfig):
 
     model_type = "nemotron-nas"
 
-    def __init__(self, block_configs: list[dict[str, dict[str, Any]]] | None = None, **settings: Any) -> None:  # noqa: ANN401
+    def __init__(self, block_configs: list[dict[str, dict[str, Any]]] | None = None, **settings: Json) -> None:
         super().__init__(**settings)
         self.block_configs = [
             Settings({part: Settings(values) for part, values in block.items()}) for block in block_configs or ()

@@ -4,16 +4,15 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from tuneprune.compress.shape import LayerShape, Shape
 from tuneprune.errors import TunePruneError, UnsupportedExport
 from tuneprune.export.reference import Reference
-from tuneprune.export.targets.base import Target
+from tuneprune.export.targets.base import Target, copy_tokenizer, sliding_window
 from tuneprune.export.targets.deci import configuration_deci
 from tuneprune.export.weights import Weights
 from tuneprune.families.base import head_width, rotary_width
@@ -27,9 +26,8 @@ DROPPED = ("auto_map", "architectures", "pruned", "per_layer_config", "allow_glo
 class Deci(Target, frozen=True):
     """A folder for vLLM's native `DeciLMForCausalLM`; code of the folder is its config class alone."""
 
-    name: ClassVar[str] = "deci"
-    title: ClassVar[str] = "a folder for vLLM's native class of layers with unequal widths"
-    extra: ClassVar[str] = ""
+    name = "deci"
+    title = "a folder for vLLM's native class of layers with unequal widths"
 
     tp: int = Field(default=1, ge=1, description="GPUs that every layer's widths must divide among (tensor parallel)")
 
@@ -59,9 +57,7 @@ class Deci(Target, frozen=True):
         settings |= _settings(shape, tensors)
         (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf8")
         shutil.copy2(configuration_deci.__file__, folder)
-        AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
-        if (source / "generation_config.json").is_file():
-            shutil.copy2(source / "generation_config.json", folder)
+        copy_tokenizer(source, folder)
 
     def prove(self, folder: Path, reference: Reference, shape: Shape) -> dict[str, Any]:  # noqa: ARG002
         """Check names and shapes against those that vLLM's class makes of the config, which needs no vLLM.
@@ -92,8 +88,7 @@ def _objection(shape: Shape) -> str | None:
         return "DeciLM has one number of query heads for all layers, and here it differs"
     if "short_factor" in rope or rotary_width(config) < head_width(config):
         return "DeciLM turns whole heads by one list of frequencies"
-    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
-    if window is not None and (kinds is None or "sliding_attention" in kinds):
+    if sliding_window(config) is not None:
         return "DeciLM knows no sliding window"
     return None
 
@@ -142,7 +137,7 @@ def _rows(block: Block, layer: LayerShape) -> Iterator[tuple[str, str, int, int]
         yield name, projection.module, start, count
 
 
-def _tensors(weights: Any, shape: Shape) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401  (imported late)
+def _tensors(weights: Weights, shape: Shape) -> Iterator[tuple[str, Tensor]]:
     """All weights by their names in a DeciLM, which are LLaMA's."""
     outer = shape.architecture
     for module in (outer.embed, outer.final_norm, *(() if outer.tied else (outer.head,))):
@@ -159,7 +154,7 @@ def _tensors(weights: Any, shape: Shape) -> Iterator[tuple[str, Tensor]]:  # noq
                     yield f"{module}.{kind}", weights[f"{module}.{kind}"]
 
 
-def _expected(shape: Shape, weights: Any) -> dict[str, tuple[int, ...]]:  # noqa: ANN401
+def _expected(shape: Shape, weights: Weights) -> dict[str, tuple[int, ...]]:
     """Names and dims of the matrices of a DeciLM of this shape."""
     hidden, head = shape.hidden, shape.layers[0].qk_dim
     dims: dict[str, tuple[int, ...]] = {f"{shape.architecture.embed}.weight": (shape.config.vocab_size, hidden)}

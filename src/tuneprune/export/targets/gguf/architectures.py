@@ -5,10 +5,10 @@ it: `llama` for one number of heads that is not the family's, `deci` and `openel
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from tuneprune.compress.shape import Shape
 from tuneprune.errors import UnsupportedExport
+from tuneprune.export.targets.base import HfConfig, sliding_window
 from tuneprune.export.targets.gguf import rope
 
 ATTENTION_BIASES = frozenset({"attn_q", "attn_k", "attn_v"})
@@ -98,7 +98,7 @@ def choose(shape: Shape) -> Host:
     raise UnsupportedExport(f"GGUF: no architecture of llama.cpp holds this {family}: {'; '.join(reasons)}.")
 
 
-def context_length(host: Host, config: Any) -> tuple[int, str | None]:  # noqa: ANN401  (every family has its own)
+def context_length(host: Host, config: HfConfig) -> tuple[int, str | None]:
     """The longest context that the file computes as the model does, and why it is not the model's own."""
     longest, window = config.max_position_embeddings, sliding_window(config)
     if window is None or host.windows or window >= longest:
@@ -108,12 +108,6 @@ def context_length(host: Host, config: Any) -> tuple[int, str | None]:  # noqa: 
         f" model does; the file's context is {window} instead of {longest}"
     )
     return window, why
-
-
-def sliding_window(config: Any) -> int | None:  # noqa: ANN401
-    """How far back layers with a window see, where the model has such layers."""
-    kinds = getattr(config, "layer_types", None)
-    return None if kinds is not None and "sliding_attention" not in kinds else getattr(config, "sliding_window", None)
 
 
 def _objection(host: Host, shape: Shape) -> str | None:
@@ -135,7 +129,7 @@ def _objection(host: Host, shape: Shape) -> str | None:
     return _special(host, config) or rope.objection(config, shape.architecture, has_factors=host.factors)
 
 
-def _special(host: Host, config: Any) -> str | None:  # noqa: ANN401
+def _special(host: Host, config: HfConfig) -> str | None:
     """What a single architecture has built in."""
     if host == SMOLLM3:
         fixed = [int((index + 1) % 4 != 0) for index in range(config.num_hidden_layers)]

@@ -1,13 +1,13 @@
 """The keys of a GGUF file that say what its architecture is to compute."""
 
 from collections import Counter
-from typing import Any
 
 from gguf import GGUFWriter, RopeScalingType
 
 from tuneprune.compress.shape import Shape
+from tuneprune.export.targets.base import HfConfig, sliding_window
 from tuneprune.export.targets.gguf import rope
-from tuneprune.export.targets.gguf.architectures import GEMMA2, GRANITE, Host, context_length, sliding_window
+from tuneprune.export.targets.gguf.architectures import GEMMA2, GRANITE, Host, context_length
 from tuneprune.structure.architecture import Experts
 
 NEVER_REACHED = 1e6
@@ -16,7 +16,7 @@ NEVER_REACHED = 1e6
 
 def write(writer: GGUFWriter, shape: Shape, host: Host) -> None:
     """Widths, norms, RoPE, and what single families have beside them."""
-    config: Any = shape.config
+    config: HfConfig = shape.config
     layers, is_free = shape.layers, host.per_layer
     writer.add_context_length(context_length(host, config)[0])
     writer.add_embedding_length(shape.hidden)
@@ -34,7 +34,7 @@ def write(writer: GGUFWriter, shape: Shape, host: Host) -> None:
     _attention(writer, host, config)
 
 
-def _norms(writer: GGUFWriter, shape: Shape, config: Any) -> None:  # noqa: ANN401
+def _norms(writer: GGUFWriter, shape: Shape, config: HfConfig) -> None:
     if shape.architecture.norms.is_centred:
         names = ("layer_norm_eps", "norm_epsilon")
         writer.add_layer_norm_eps(next(getattr(config, name) for name in names if hasattr(config, name)))
@@ -44,7 +44,7 @@ def _norms(writer: GGUFWriter, shape: Shape, config: Any) -> None:  # noqa: ANN4
     writer.add_layer_norm_rms_eps(epsilons.most_common(1)[0][0])
 
 
-def _rope(writer: GGUFWriter, shape: Shape, host: Host, config: Any) -> None:  # noqa: ANN401
+def _rope(writer: GGUFWriter, shape: Shape, host: Host, config: HfConfig) -> None:
     settings = rope.settings(config)
     turned = shape.layers[0].qk_dim if host.interleaves else rope.rotary_width(shape.architecture)
     writer.add_rope_dimension_count(turned)
@@ -63,7 +63,7 @@ def _rope(writer: GGUFWriter, shape: Shape, host: Host, config: Any) -> None:  #
         writer.add_rope_scaling_orig_ctx_len(settings["original_max_position_embeddings"])
 
 
-def _mixture(writer: GGUFWriter, shape: Shape, config: Any) -> None:  # noqa: ANN401
+def _mixture(writer: GGUFWriter, shape: Shape, config: HfConfig) -> None:
     if not isinstance(shape.architecture.blocks[0].feed_forward, Experts):
         return
     writer.add_expert_count(shape.layers[0].num_experts)
@@ -72,7 +72,7 @@ def _mixture(writer: GGUFWriter, shape: Shape, config: Any) -> None:  # noqa: AN
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
 
 
-def _attention(writer: GGUFWriter, host: Host, config: Any) -> None:  # noqa: ANN401
+def _attention(writer: GGUFWriter, host: Host, config: HfConfig) -> None:
     window = sliding_window(config)
     if host.windows and window is not None:
         writer.add_sliding_window(window)

@@ -1,4 +1,4 @@
-"""What llama.cpp says about a GGUF file, beside what the exported folder says."""
+"""The proof of a GGUF file: the answers of llama.cpp compared with those of the exported folder."""
 
 import json
 import tempfile
@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tuneprune.compress.shape import Shape
 from tuneprune.errors import TunePruneError
-from tuneprune.export.probes.fresh_process import run_fresh
 from tuneprune.export.reference import Reference
 from tuneprune.export.targets.gguf import architectures, run_probe
 
@@ -27,10 +25,10 @@ COARSE = 0.9
 
 
 def prove(file: Path, kind: str, reference: Reference, shape: Shape, *, with_tokens: bool) -> dict[str, Any]:
-    """Logits, the greedy continuation and tokens of a file, beside the reference's.
+    """Compare the logits, the greedy continuation and the tokens of a file with the reference.
 
     Args:
-        kind: the type of its weights, which decides what is close enough.
+        kind: the type of its weights, which decides how close is close enough.
 
     Returns:
         `engine`, `logits` {max_abs_diff, max_rel_diff, deviation, top1_agreement, tokens, tolerance}, `greedy_equal`
@@ -41,7 +39,7 @@ def prove(file: Path, kind: str, reference: Reference, shape: Shape, *, with_tok
     """
     host = architectures.choose(shape)
     context = architectures.context_length(host, shape.config)[0]
-    found = _ask(file, kind, reference, context, with_tokens=with_tokens)
+    found = _run(file, kind, reference, context, with_tokens=with_tokens)
     expected = reference.probe.logits[:, : found["logits"].shape[1]]
     logits = _compared(found["logits"], expected)
     measure, tolerance = _tolerance(kind, host)
@@ -69,18 +67,17 @@ def _tolerance(kind: str, host: architectures.Host) -> tuple[str, float]:
     return "deviation", DEVIATION.get(kind, COARSE)
 
 
-def _ask(file: Path, kind: str, reference: Reference, context: int, *, with_tokens: bool) -> dict[str, Any]:
-    probe, texts = reference.probe, [spelling.text for spelling in reference.spellings] if with_tokens else []
-    new_tokens = max(0, min(len(reference.greedy_ids), context - len(probe.prompt_ids)))
-    settings = {"texts": json.dumps(texts), "new_tokens": str(new_tokens), "exact": str(int(kind == "f32"))}
-    questions = {
-        "input_ids": probe.input_ids[:, :context].contiguous(),
-        "prompt_ids": probe.prompt_ids[:context].contiguous(),
+def _run(file: Path, kind: str, reference: Reference, context: int, *, with_tokens: bool) -> dict[str, Any]:
+    new_tokens = max(0, min(len(reference.greedy_ids), context - len(reference.probe.prompt_ids)))
+    settings = {
+        "context": context,
+        "new_tokens": new_tokens,
+        "texts": [spelling.text for spelling in reference.spellings] if with_tokens else [],
+        "exact": kind == "f32",
     }
     with tempfile.TemporaryDirectory(prefix="tuneprune-gguf-") as scratch:
-        asked, logits = Path(scratch, "probe.safetensors"), Path(scratch, "logits.npy")
-        save_file(questions, asked, metadata=settings)
-        found = run_fresh(run_probe, str(file), [str(asked), str(logits)])
+        logits = Path(scratch, "logits.npy")
+        found = reference.probe.run(run_probe, file, str(logits), json.dumps(settings))
         return found | {"logits": torch.from_numpy(np.load(logits))}
 
 

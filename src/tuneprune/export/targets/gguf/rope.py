@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from tuneprune.export.targets.base import HfConfig
 from tuneprune.structure.architecture import Architecture
 
 FROZEN = 1e30
@@ -15,7 +16,7 @@ FROZEN = 1e30
 STATIC = ("default", "linear", "llama3", "yarn", "longrope")
 
 
-def settings(config: Any, kind: str = "full_attention") -> Mapping[str, Any]:  # noqa: ANN401
+def settings(config: HfConfig, kind: str = "full_attention") -> Mapping[str, Any]:
     """RoPE's settings, those of one kind of layer where kinds differ."""
     rope = getattr(config, "rope_parameters", None) or {}
     return rope.get(kind, rope)
@@ -26,7 +27,7 @@ def rotary_width(architecture: Architecture) -> int:
     return max(block.attention.rotary_dim for block in architecture.blocks)
 
 
-def objection(config: Any, architecture: Architecture, *, has_factors: bool) -> str | None:  # noqa: ANN401
+def objection(config: HfConfig, architecture: Architecture, *, has_factors: bool) -> str | None:
     """Why a graph cannot turn as the model does, or None."""
     kind = settings(config).get("rope_type", "default")
     head = architecture.blocks[0].attention.head_dim
@@ -38,9 +39,7 @@ def objection(config: Any, architecture: Architecture, *, has_factors: bool) -> 
 
 
 def factors(
-    config: Any,  # noqa: ANN401
-    architecture: Architecture,
-    turned: int,
+    config: HfConfig, architecture: Architecture, turned: int
 ) -> tuple[dict[str, Float[Tensor, " pairs"]], float]:
     """Divisors of llama.cpp's frequencies by tensor name, and the factor that the model's RoPE has for its amplitude.
 

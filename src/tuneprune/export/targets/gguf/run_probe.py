@@ -1,9 +1,10 @@
-"""A program for a fresh process: runs a GGUF file in llama.cpp and writes down what it says.
+"""A program for a fresh process: runs a GGUF file in llama.cpp on a probe.
 
-Usage: python run_probe.py FILE RESULT PROBE LOGITS, where PROBE is a safetensors file with `input_ids` and `prompt_ids`
-and, in its metadata, `texts` (a JSON list to tokenize), `new_tokens` and `exact` (1 for a key/value cache in float32).
-LOGITS is the numpy file of them to write, RESULT the JSON file for the rest: `greedy_ids`, `engine` and `tokens` (of
-every text, as llama.cpp gives them by default, and `bare`, without special tokens at the ends).
+Usage: python run_probe.py FILE RESULT PROBE LOGITS SETTINGS, where PROBE is a safetensors file with `input_ids` and
+`prompt_ids`, and SETTINGS is JSON: `context` (tokens to cut these to), `new_tokens`, `texts` to tokenize and `exact`
+(true for a key/value cache in float32). It writes LOGITS, a numpy file, and RESULT, a JSON file with `greedy_ids`,
+`engine` and `tokens` (of every text, as llama.cpp gives them by default, and `bare`, without special tokens at the
+ends).
 """
 
 import ctypes
@@ -11,14 +12,16 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+Llama: TypeAlias = Any
+"""A class of the optional package llama_cpp, or one of its callbacks."""
 GGML_TYPE_F32 = 0
 GGML_LOG_LEVEL_ERROR = 4
 
 
-def listen(errors: list[str]) -> Any:  # noqa: ANN401  (a callback of ctypes)
-    """Collect what llama.cpp says about errors; the callback that is returned has to outlive the model."""
+def listen(errors: list[str]) -> Llama:
+    """Collect the error messages of llama.cpp; the callback that is returned has to outlive the model."""
     import llama_cpp
 
     @llama_cpp.llama_log_callback
@@ -30,7 +33,7 @@ def listen(errors: list[str]) -> Any:  # noqa: ANN401  (a callback of ctypes)
     return log
 
 
-def load(file: str, length: int, *, exact: bool) -> Any:  # noqa: ANN401  (llama_cpp's own class)
+def load(file: str, length: int, *, exact: bool) -> Llama:
     """The model, ready to compute `length` tokens."""
     import llama_cpp
 
@@ -40,26 +43,26 @@ def load(file: str, length: int, *, exact: bool) -> Any:  # noqa: ANN401  (llama
     )
 
 
-def main(file: str, result_file: str, probe_file: str, logits_file: str) -> None:
+def main(file: str, result_file: str, probe_file: str, logits_file: str, settings: str) -> None:
     """Load, compute, generate, tokenize."""
-    os.environ["GGML_NO_BACKTRACE"] = "1"  # a debugger would take seconds over it, and its lines hide what went wrong
+    os.environ["GGML_NO_BACKTRACE"] = "1"  # it takes seconds, and its lines hide the error
     import llama_cpp
     import numpy as np
     from safetensors import safe_open
 
     with safe_open(probe_file, framework="np") as stored:
         rows, prompt = stored.get_tensor("input_ids"), stored.get_tensor("prompt_ids")
-        settings: dict[str, Any] = stored.metadata()
-    new_tokens = int(settings["new_tokens"])
-    length = max(rows.shape[1], len(prompt) + new_tokens)
+    asked: dict[str, Any] = json.loads(settings)
+    rows, prompt = rows[:, : asked["context"]], prompt[: asked["context"]]
+    length = max(rows.shape[1], len(prompt) + asked["new_tokens"])
     errors: list[str] = []
     listener = listen(errors)
     try:
-        model = load(file, length, exact=settings["exact"] == "1")
+        model = load(file, length, exact=asked["exact"])
     except ValueError as error:
         sys.exit(next((line for line in errors if "error" in line), str(error)))
 
-    def answer(tokens: list[int]) -> Any:  # noqa: ANN401  (an array)
+    def answer(tokens: list[int]) -> np.ndarray:
         model.eval(tokens)
         return model.scores[model.n_tokens - len(tokens) : model.n_tokens].copy()
 
@@ -69,12 +72,12 @@ def main(file: str, result_file: str, probe_file: str, logits_file: str) -> None
         logits.append(answer([int(token) for token in row]))
     model.reset()
     last, greedy = answer([int(token) for token in prompt])[-1], []
-    for _ in range(new_tokens):
+    for _ in range(asked["new_tokens"]):
         greedy.append(int(last.argmax()))
         last = answer(greedy[-1:])[-1]
     tokens = [
         {kind: model.tokenize(text.encode(), add_bos=kind == "ids", special=True) for kind in ("ids", "bare")}
-        for text in json.loads(settings["texts"])
+        for text in asked["texts"]
     ]
     np.save(logits_file, np.stack(logits).astype(np.float32))
     found = {"greedy_ids": greedy, "tokens": tokens, "engine": f"llama-cpp-python {llama_cpp.__version__}"}

@@ -1,8 +1,7 @@
 """Constants of a model that its host has no key for, multiplied into the weights instead."""
 
-from typing import Any
-
 from tuneprune.compress.shape import Shape
+from tuneprune.export.targets.base import HfConfig
 from tuneprune.export.targets.gguf.architectures import GRANITE, Host
 
 LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
@@ -11,7 +10,7 @@ LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
 
 def folded(host: Host, shape: Shape) -> dict[str, float]:
     """Factors of weights by their name in the file (without the layer), where they are not one."""
-    config: Any = shape.config
+    config: HfConfig = shape.config
     if host.name in LAYERS_OF_27B:
         return _gemma(host, shape, config)
     if hasattr(config, "residual_multiplier") and host != GRANITE:
@@ -19,7 +18,7 @@ def folded(host: Host, shape: Shape) -> dict[str, float]:
     return {}
 
 
-def _gemma(host: Host, shape: Shape, config: Any) -> dict[str, float]:  # noqa: ANN401
+def _gemma(host: Host, shape: Shape, config: HfConfig) -> dict[str, float]:
     """Gemma scales attention by a constant of its own, and embeddings by the width of the dense residual stream."""
     layer = shape.layers[0]
     is_27b = len(shape.layers) == LAYERS_OF_27B[host.name]
@@ -31,7 +30,7 @@ def _gemma(host: Host, shape: Shape, config: Any) -> dict[str, float]:  # noqa: 
     return {queries: attention, "token_embd": stream, "output_norm": head}
 
 
-def _granite(shape: Shape, config: Any) -> dict[str, float]:  # noqa: ANN401
+def _granite(shape: Shape, config: HfConfig) -> dict[str, float]:
     """Granite's multipliers; a tied head sees the embedding's, which its norm undoes."""
     embedding = config.embedding_multiplier
     return {

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -28,11 +28,11 @@ COMPARED_EXACTLY = 2**30
 class Gguf(Target, frozen=True):
     """A file for llama.cpp, on the architecture of llama.cpp that computes the model."""
 
-    name: ClassVar[str] = "gguf"
-    title: ClassVar[str] = "one file with its tokenizer, for llama.cpp"
-    extra: ClassVar[str] = "gguf"
-    packages: ClassVar[tuple[str, ...]] = ("gguf",)
-    runtime: ClassVar[tuple[str, ...]] = ("llama_cpp",)
+    name = "gguf"
+    title = "one file with its tokenizer, for llama.cpp"
+    extra = "gguf"
+    packages = ("gguf",)
+    runtime = ("llama_cpp",)
 
     type: Literal["f32", "f16", "bf16", "q8_0", "q2_k", "q3_k_m", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k"] = (
         Field(default="f16", description="how weights are stored")
