@@ -1,9 +1,8 @@
-"""Evaluation of one model on tasks, of two models relative to each other, and of their speed."""
+"""Evaluation of a model on tasks, and of its speed."""
 
 from tuneprune.evaluate.harness import evaluate
 from tuneprune.evaluate.latency import measure_latency
 from tuneprune.evaluate.lm_harness import evaluate_tasks, find_tasks
-from tuneprune.evaluate.metrics import headline, relative_performance
 from tuneprune.evaluate.speed import compare_speed, measure_speed
 from tuneprune.evaluate.tasks import EvaluateConfig, LoadedTask, chances, load_tasks
 
@@ -15,9 +14,7 @@ __all__ = [
     "evaluate",
     "evaluate_tasks",
     "find_tasks",
-    "headline",
     "load_tasks",
     "measure_latency",
     "measure_speed",
-    "relative_performance",
 ]

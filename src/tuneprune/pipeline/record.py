@@ -12,6 +12,7 @@ from tuneprune.errors import DataError, ProofFailed, wrap_errors
 from tuneprune.pipeline.job import Job, RunJob, Scores
 from tuneprune.report import Proof, RunRecord, model_card, write_report
 from tuneprune.report.run.findings import decision_warnings, score_warnings, training_findings
+from tuneprune.scores import relative_performance
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.space import Group, PruningSpace
 from tuneprune.system.environment import environment
@@ -117,7 +118,7 @@ def make_record(job: RunJob, plan: Plan, proof: Proof, scores: tuple[Scores, Sco
         "budget": job.costs.budget.model_dump(mode="json") | {"at_most": asked.at_most, "widths": asked.widths},
         "parameters": proof.parameters.model_dump(),
         "scores": {"dense": dense, "dense_tuned": tuned, "pruned": pruned},
-        "relative_performance": evaluate.relative_performance(pruned, tuned, job.checked.tasks) if tuned else None,
+        "relative_performance": relative_performance(pruned, tuned) if tuned else None,
         "speed": proof.speed.model_dump() if proof.speed else None,
         "latency": latency_record(job, proof),
         "widths": {g.name: {"kind": g.kind, "kept": widths[g.name], "size": g.size} for g in space.groups},

@@ -1,5 +1,5 @@
 import pytest
-from helpers.report_samples import TASKS, record, scores
+from helpers.report_samples import record, scores
 from rich.console import Console
 
 from tuneprune.report import markdown_table, rich_table
@@ -11,7 +11,7 @@ from tuneprune.report.numbers import (
     score_text,
     seconds_text,
 )
-from tuneprune.report.run.result_rows import compare, headline_metric, relative_to
+from tuneprune.report.run.result_rows import compare
 from tuneprune.report.run.result_table import html_table
 
 
@@ -119,22 +119,6 @@ def test_html_table_holds_every_metric_and_marks_the_pruned_model():
     for metric in ("rouge1", "rouge2", "rougeL", "nats_per_byte"):
         assert metric in text
     assert text.count('class="pruned main"') == 1
-
-
-def test_headlines():
-    assert headline_metric(["accuracy", "macro_f1"]) == "macro_f1"
-    assert headline_metric(["rouge1", "rouge2", "rougeL"]) == "rougeL"
-    assert headline_metric(["nats_per_byte", "perplexity"]) == "perplexity"
-    assert headline_metric(["bleu"]) == "bleu"
-    assert headline_metric([]) is None
-
-
-def test_relative_performance_inverts_perplexity_and_counts_failures():
-    assert relative_to(scores(0.5), scores(1.0)) == pytest.approx(0.5)
-    assert relative_to({"a": {"accuracy": 0.0}}, {"a": {"accuracy": 0.5}}) == 0
-    assert relative_to({"a": {"perplexity": float("inf")}}, {"a": {"perplexity": 5.0}}) == 0
-    assert relative_to({"a": {"accuracy": 0.5}}, {"a": {"accuracy": 0.0}}) is None
-    assert relative_to({task: {"accuracy": 1.0} for task in TASKS}, {}) is None
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from tuneprune.report.run.record import (
     RunRecord,
     Scores,
 )
-from tuneprune.report.run.result_rows import Column, columns_of, headline_metric, relative_to
+from tuneprune.report.run.result_rows import Column, columns_of
+from tuneprune.scores import headline_metric, relative_performance
 
 Role = Literal["dense", "dense_tuned", "pruned"]
 BEFORE_TRAINING = ("begin_s", "plan_s", "reused_s")
@@ -173,7 +174,7 @@ def _reference_rows(references: Sequence[ReferenceRecord], record: RunRecord) ->
     rows: list[RowRecord] = []
     if dense:
         seeds = tuple(tuned) or (references[0].seed,)
-        relative = _over([relative_to(dense, scores) for scores in tuned.values()])
+        relative = _over([relative_performance(dense, scores)["mean"] for scores in tuned.values()])
         scores = _estimates([dense])
         rows.append(RowRecord(label="dense", role="dense", seeds=seeds, scores=scores, relative=relative, **whole))
     if tuned:

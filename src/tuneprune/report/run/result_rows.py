@@ -9,12 +9,9 @@ from typing import Literal
 
 from tuneprune.report.numbers import alignment_text, percent_text
 from tuneprune.report.run.record import ModelRecord, RunRecord, ScoreRecord, Scores
+from tuneprune.scores import LOWER_IS_BETTER, headline_metric, relative_performance
 
 Role = Literal["dense", "dense_tuned", "pruned"]
-
-# The metric that stands for a task, first match wins; the others are detail.
-HEADLINES = ("perplexity", "macro_f1", "rougeL", "accuracy")
-LOWER_IS_BETTER = frozenset({"perplexity", "nats_per_byte", "bits_per_byte", "loss"})
 
 
 @dataclass(frozen=True)
@@ -78,12 +75,6 @@ class Comparison:
         return tuple(Column(task, metric) for task, metric in keys)
 
 
-def headline_metric(metrics: Iterable[str]) -> str | None:
-    """The metric that stands for a task with these `metrics`; the first one when none is known."""
-    known = list(metrics)
-    return next((name for name in HEADLINES if name in known), known[0] if known else None)
-
-
 def compare(records: Sequence[RunRecord]) -> list[Comparison]:
     """One comparison for each base model and set of tasks, in the order of first appearance."""
     groups: dict[tuple[object, ...], list[RunRecord]] = {}
@@ -91,23 +82,6 @@ def compare(records: Sequence[RunRecord]) -> list[Comparison]:
         key = (record.model.id, record.model.parameters, _columns(record))
         groups.setdefault(key, []).append(record)
     return [_comparison(group) for group in groups.values()]
-
-
-def relative_to(scores: Scores, reference: Scores) -> float | None:
-    """Mean over common tasks of score over reference, inverse where lower is better; None without any.
-
-    As in evaluation: a reference of 0 or not finite leaves the task out, a score that is not finite is 0.
-    """
-    shares = []
-    for task, metrics in scores.items():
-        metric = headline_metric(metrics)
-        other = reference.get(task, {}).get(metric or "")
-        if metric is None or not other or not math.isfinite(other):
-            continue
-        score = metrics[metric]
-        share = other / score if metric in LOWER_IS_BETTER else score / other
-        shares.append(share if math.isfinite(score) else 0.0)
-    return sum(shares) / len(shares) if shares else None
 
 
 def columns_of(scores: Mapping[str, Iterable[str]]) -> tuple[Column, ...]:
@@ -142,7 +116,8 @@ def _reference_row(records: list[RunRecord], role: Literal["dense", "dense_tuned
         return None
     found = [getattr(scores, role) for scores in by_seed.values()]
     references = [scores.dense_tuned for scores in by_seed.values()]
-    relatives = [relative_to(one, other) if other else None for one, other in zip(found, references, strict=True)]
+    pairs = zip(found, references, strict=True)
+    relatives = [relative_performance(one, other)["mean"] if other else None for one, other in pairs]
     label = "dense" if role == "dense" else "dense + LoRA"
     return Row(label, role, _cells(found), Cell(1.0), _cell(relatives), tuple(sorted(by_seed)))
 
