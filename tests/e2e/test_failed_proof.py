@@ -15,7 +15,7 @@ FAULTS = {
     "bad number": (lambda found: found["logits"].update(max_rel_diff=float("nan")), "reloaded model equals"),
     "cache": (lambda found: found["generation"].update(cached_equals_uncached=False), "key/value cache"),
     "tokenizer": (lambda found: found.update(tokenizer_agrees=False), "tokenizer"),
-    "count": (lambda found: found.update(parameters_counted=7), "saved model has the counted parameters"),
+    "count": (lambda found: found.update(parameters_counted=7), "saved model has as many parameters as planned"),
 }
 
 

@@ -73,7 +73,7 @@ def test_recover(tmp_path, tuneprune, capsys, name):
     assert "perplexity" in shown.out
     assert str(out / "model") in shown.out
     card = (out / "model" / "README.md").read_text()
-    assert "# small, tuned on" in card
+    assert "# small, fine-tuned" in card
     assert "| test | perplexity |" in card
     assert "Reloaded model equals the tuned model: passed" in card
     assert not any(word in card for word in ("masked", "Budget", "pruned model"))
@@ -112,7 +112,7 @@ def test_a_recovered_model_is_recovered_again(tmp_path, tuneprune):
     for source, out in ((small, "once"), (tmp_path / "once" / "model", "twice")):
         assert tuneprune("recover", source, run_file, "--out", tmp_path / out) == 0
     assert load(tmp_path / "twice" / "model").config.pruned == load(small).config.pruned
-    assert "# once/model, tuned on" in (tmp_path / "twice" / "model" / "README.md").read_text()
+    assert "# once/model, fine-tuned" in (tmp_path / "twice" / "model" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)])

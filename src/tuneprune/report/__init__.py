@@ -1,4 +1,4 @@
-"""What a run says about itself: typed records and the proof, tables, model cards and pages."""
+"""Records and proofs of runs as typed JSON files, and the tables, model cards and pages made from them."""
 
 from tuneprune.report.comparison.page import write_comparison
 from tuneprune.report.comparison.record import ComparisonRecord

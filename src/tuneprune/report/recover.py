@@ -1,4 +1,4 @@
-"""What tuning a smaller model on says about itself: its record, its card and its table."""
+"""The record, the model card and the table of `tuneprune recover`, which tunes a pruned model again."""
 
 from typing import Any, ClassVar, Literal
 
@@ -14,14 +14,14 @@ from tuneprune.report.text_table import TextTable, code_span, escape_markdown
 
 
 class BeforeAndAfter(Section):
-    """Scores by task and metric of the model as it was and as it is now."""
+    """Scores by task and metric, before and after the tuning."""
 
     before: Scores
     after: Scores
 
 
 class RecoverRecord(Stored):
-    """One tuning of a model whose shape stays: what it scores before and after, and what that took."""
+    """One tuning of a model without changing its shape: scores before and after, and costs."""
 
     what: ClassVar[str] = "record of a tuning"
 
@@ -39,7 +39,7 @@ class RecoverRecord(Stored):
 
     @property
     def name(self) -> str:
-        """What the model is called: the last part of its id, and the run's folder before a plain `model`."""
+        """The last part of the model's id; with the run's folder before it if that is just `model`."""
         parts = [part for part in self.model.id.replace("\\", "/").split("/") if part not in ("", ".", "..")]
         *parents, last = parts or [self.model.id]
         return f"{parents[-1]}/{last}" if last == "model" and parents else last
@@ -62,18 +62,18 @@ def recover_table(record: RecoverRecord) -> Table:
 
 def recover_card(record: RecoverRecord) -> str:
     """The card of the tuned model as Markdown with YAML front matter."""
-    name, checks = record.name, record.proof.checks_of_files()
+    name, checks, steps = record.name, record.proof.checks_of_files(), record.training.recover_steps
     size, family = count_text(record.model.parameters), escape_markdown(record.model.family)
     parts = [
         front_matter(record.model, ["tuneprune", "lora", record.model.family]),
         failure_warning(checks),
-        f"# {escape_markdown(name)}, tuned on",
-        f"{code_span(name)} ({family}, {size} parameters) after more LoRA tuning on domain data by"
-        f" tuneprune: {record.training.recover_steps} steps. Its shape is as it was; LoRA is merged.",
+        f"# {escape_markdown(name)}, fine-tuned",
+        f"{code_span(name)} ({family}, {size} parameters) after {steps} more steps of LoRA tuning on domain data by"
+        " tuneprune. Its shape is unchanged, and LoRA is merged into the weights.",
         "\n".join(["## Scores", "", *_score_table(record).markdown()]),
         loading_section(record.proof),
         proof_section(checks),
         "## Licence and limits",
-        f"The licence of {code_span(name)}, and of the model that was made from, applies to it.",
+        f"The licence of {code_span(name)}, and of the model that it was made from, applies to this model.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -117,7 +117,7 @@ def test_page_names_who_is_ahead_and_whether_the_seeds_tell():
     clear = comparison({"atp": (0.95, 0.93, 0.97), "magnitude": (0.90, 0.88, 0.921)})
     assert verdict(clear).endswith("magnitude is next, 5.0 points behind atp (95 % interval -5.1 to -4.8).")
     behind = comparison(against="magnitude")
-    assert "atp keeps most: 95.0 % of dense + LoRA, 6.0 points ahead of magnitude, which may be luck" in verdict(behind)
+    assert "atp is best: 95.0 % of dense + LoRA, 6.0 points ahead of magnitude, which may be chance" in verdict(behind)
     single = comparison({"atp": (0.95,), "magnitude": (0.9,)})
     assert "5.0 points behind atp with one seed" in verdict(single)
     page = str(render_comparison(clear, "seed: 0"))

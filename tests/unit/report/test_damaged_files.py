@@ -13,7 +13,7 @@ from tuneprune.report import load_scores
 @pytest.mark.parametrize("text", ["", "[]", "\x00", '{"dense": 3}', '{"dense": {"a": {"b": "x"}}}', "[" * 100_000])
 def test_scores_that_are_none_are_refused(text, tmp_path):
     (tmp_path / "scores.json").write_text(text)
-    with pytest.raises(DataError, match="holds no scores"):
+    with pytest.raises(DataError, match="cannot be read as scores"):
         load_scores(tmp_path / "scores.json")
 
 

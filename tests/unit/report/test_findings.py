@@ -54,7 +54,7 @@ def test_record_and_page_say_what_was_found():
     training = TrainingRecord.model_validate(training_findings(stages))
     assert training.bad_numbers == {"tune": {"loss": 2, "calibration": 1}}
     (sentence,) = training.bad_sentences
-    assert sentence.startswith("left out for numbers that are not finite: 2 x loss (tune), 1 x calibration (tune); ")
+    assert sentence.startswith("skipped because numbers were not finite: 2 x loss (tune), 1 x calibration (tune); ")
     assert sentence.endswith("first in step 3 (tune): loss; records notes.jsonl:1, notes.jsonl:7")
     assert training.warnings[0].sentence == "rising loss (tune, step 9): 3, limit 2. Lower it."
     record = run_record()

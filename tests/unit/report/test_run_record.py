@@ -110,7 +110,7 @@ def test_a_sound_proof_passes_and_says_its_numbers():
     [
         ({"logits": proof_data()["logits"] | {"max_rel_diff": 1e-3}}, "Reloaded model"),
         ({"logits": proof_data()["logits"] | {"max_rel_diff": float("nan")}}, "Reloaded model"),
-        ({"generation": proof_data()["generation"] | {"cached_equals_uncached": False}}, "Generates alike"),
+        ({"generation": proof_data()["generation"] | {"cached_equals_uncached": False}}, "Generates the same"),
         ({"bytes_on_disk": {"dense": 10, "pruned": 10}}, "Smaller"),
         ({"parameters": parameters() | {"share_total": 0.61}}, "Budget"),
     ],
@@ -144,8 +144,8 @@ def test_budget_of_what_one_token_uses_is_checked_and_said():
     counts = parameters(keep=0.8) | {"target": 0.6, "active_total": 3_600_000, "budget_counts": "active"}
     check = proof(parameters=counts).checks()[0]
     assert check.passed
-    assert check.name == "Budget met within one unit by what one token uses"
-    assert "80.00 % of total parameters kept, 60.00 % asked for" in check.detail
+    assert check.name == "Budget met within one unit, counting what one token uses"
+    assert "80.00 % of total parameters kept, 60.00 % requested" in check.detail
     assert "one token uses 60.00 %" in check.detail
     assert not proof(parameters=counts | {"active_total": 3_700_000}).parameters.is_met
     assert not proof(parameters=counts | {"budget_counts": "total"}).parameters.is_met

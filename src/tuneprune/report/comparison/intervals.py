@@ -10,7 +10,7 @@ LEVEL = 0.95
 
 
 class Estimate(Section):
-    """A mean over seeds with its 95 % Student-t interval; one seed has none."""
+    """A mean over seeds with its 95 % Student-t interval; one seed has no interval."""
 
     mean: float
     low: float | None = None
@@ -21,7 +21,7 @@ class Estimate(Section):
     def over(cls, values: Sequence[float]) -> "Estimate":
         """The estimate from one or more values: mean ± t · s / √n, s the sample's standard deviation.
 
-        A value that is not finite leaves no interval.
+        Without an interval if a value is not finite.
         """
         count = len(values)
         mean = sum(values) / count
@@ -37,7 +37,7 @@ class Estimate(Section):
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether 0 lies outside of the interval; never without one."""
+        """Whether 0 is outside the interval; False without one."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
@@ -51,7 +51,7 @@ def t_quantile(freedom: int) -> float:
 def paired(values: Mapping[int, float], others: Mapping[int, float]) -> Estimate | None:
     """The mean of `values` - `others` over the seeds that both have; None without a common seed.
 
-    What a seed does to both, such as the order of the data, is not part of the interval.
+    Effects of a seed that both share, such as the order of the data, cancel out.
     """
     seeds = sorted(values.keys() & others.keys())
     return Estimate.over([values[seed] - others[seed] for seed in seeds]) if seeds else None

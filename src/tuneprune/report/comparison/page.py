@@ -1,4 +1,4 @@
-"""What a comparison leaves: `comparison.json`, `table.md`, `quality.svg` and `report.html`."""
+"""The files of a comparison: `comparison.json`, `table.md`, `quality.svg` and `report.html`."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from tuneprune.system.storage import write_text
 
 
 def write_comparison(comparison: ComparisonRecord, config_yaml: str, out: Path) -> Path:
-    """The path of the page; everything else is beside it in the folder `out`."""
+    """The path of the page; the other files are next to it in the folder `out`."""
     comparison.save(out / "comparison.json")
     write_text(out / "table.md", comparison_markdown(comparison))
     picture = quality_picture(comparison, standalone=True)
@@ -46,7 +46,7 @@ def render_comparison(comparison: ComparisonRecord, config_yaml: str) -> Markup:
 
 
 def verdict(comparison: ComparisonRecord) -> str:
-    """Who is ahead at each budget and whether the seeds can tell it from luck."""
+    """Which method is best at each budget, and whether the seeds show that it is not chance."""
     return " ".join(_verdict_at(comparison, keep) for keep in comparison.keeps)
 
 
@@ -58,7 +58,7 @@ def task_table(comparison: ComparisonRecord, keep: float) -> TextTable:
         (row.label, *(difference_text(row, comparison.against, row.task_differences.get(task)) for task in tasks))
         for row in rows
     ]
-    title = f"Points to {comparison.against} by task"
+    title = f"Points vs {comparison.against} by task"
     return TextTable(("method", *tasks), tuple(cells), title, roles=tuple(row.role for row in rows))
 
 
@@ -66,10 +66,10 @@ def _verdict_at(comparison: ComparisonRecord, keep: float) -> str:
     rows = [row for row in comparison.at(keep) if row.role == "pruned" and row.relative is not None]
     place = f"At keep {percent_text(keep, 0)}"
     if not rows:
-        return f"{place} there is nothing to be relative to."
+        return f"{place} there is no dense + LoRA reference to compare with."
     best, *others = sorted(rows, key=lambda row: row.relative.mean if row.relative else 0.0, reverse=True)
     assert best.relative is not None
-    text = f"{place} {best.label} keeps most: {percent_text(best.relative.mean)} of dense + LoRA"
+    text = f"{place} {best.label} is best: {percent_text(best.relative.mean)} of dense + LoRA"
     if best.difference is not None:
         return f"{text}, {_distance(best, comparison.against)}."
     rival = next((row for row in others if row.difference is not None), None)
@@ -79,11 +79,11 @@ def _verdict_at(comparison: ComparisonRecord, keep: float) -> str:
 
 
 def _distance(row: RowRecord, against: str) -> str:
-    """A difference in words, and whether the seeds can tell it from none."""
+    """A difference in words, and whether the seeds show that it is not chance."""
     difference = row.difference
     assert difference is not None
     points = f"{abs(100 * difference.mean):.1f} points {'behind' if difference.mean < 0 else 'ahead of'} {against}"
     if difference.low is None or difference.high is None:
         return f"{points} with one seed"
     interval = f"95 % interval {100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
-    return f"{points} ({interval})" if difference.excludes_zero else f"{points}, which may be luck ({interval})"
+    return f"{points} ({interval})" if difference.excludes_zero else f"{points}, which may be chance ({interval})"

@@ -1,4 +1,4 @@
-"""`comparison.json`: all cells of a comparison and what they say together; enough for its tables and its page."""
+"""`comparison.json`: the cells of a comparison and their means; its tables and its page are made from it."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -27,10 +27,10 @@ BEFORE_TRAINING = ("begin_s", "plan_s", "reused_s")
 
 
 class CellRecord(Section):
-    """One run of a comparison in brief."""
+    """The main numbers of one run of a comparison."""
 
     name: str = Field(description="the folder of the run")
-    label: str = Field(description="the method as it was named, options included")
+    label: str = Field(description="the method as requested, with its options")
     method: MethodRecord
     space: str
     keep: float
@@ -40,7 +40,7 @@ class CellRecord(Section):
     kept_share: float = Field(description="of all parameters")
     scores: Scores
     relative: RelativePerformance | None = None
-    decide_s: float = Field(description="seconds beside the training steps; with scores of another budget as computed")
+    decide_s: float = Field(description="seconds apart from training steps; reused scores count as if computed again")
     train_s: float
     peak_bytes: int | None = None
     bytes_on_disk: int | None = None
@@ -48,7 +48,7 @@ class CellRecord(Section):
 
     @classmethod
     def of(cls, name: str, record: RunRecord) -> "CellRecord":
-        """What the record of the run in the folder `name` says."""
+        """The cell of the run in the folder `name`."""
         time, speed = record.time, record.speed
         return cls(
             name=name,
@@ -71,7 +71,7 @@ class CellRecord(Section):
 
 
 class RowRecord(Section):
-    """One method at one budget over all its seeds; or a dense reference."""
+    """One method at one budget over all its seeds, or a dense reference."""
 
     label: str
     role: Role
@@ -83,10 +83,10 @@ class RowRecord(Section):
     kept_parameters: int
     scores: dict[str, dict[str, Estimate]]
     relative: Estimate | None = None
-    difference: Estimate | None = Field(default=None, description="of relative performance to the reference method")
-    fluency: Estimate | None = Field(default=None, description="relative performance over the perplexities alone")
-    fluency_difference: Estimate | None = Field(default=None, description="of fluency to the reference method")
-    task_differences: dict[str, Estimate] = Field(default_factory=dict, description="of its share of each task")
+    difference: Estimate | None = Field(default=None, description="in relative performance to the reference method")
+    fluency: Estimate | None = Field(default=None, description="relative performance over the perplexities only")
+    fluency_difference: Estimate | None = Field(default=None, description="in fluency to the reference method")
+    task_differences: dict[str, Estimate] = Field(default_factory=dict, description="in relative performance, by task")
     decide_s: float | None = None
     train_s: float | None = None
     peak_bytes: int | None = None
@@ -101,13 +101,13 @@ class ComparisonRecord(Stored):
 
     created: str
     model: ModelRecord
-    against: str = Field(description="the method that differences are taken to")
+    against: str = Field(description="the reference method")
     references: list[ReferenceRecord]
     cells: list[CellRecord]
     rows: list[RowRecord]
-    failed: dict[str, str] = Field(default_factory=dict, description="one sentence for every cell that failed")
+    failed: dict[str, str] = Field(default_factory=dict, description="the reason, for every cell that failed")
     environment: EnvironmentRecord = EnvironmentRecord()
-    environments: int = Field(default=1, description="how many different machines or versions made the cells")
+    environments: int = Field(default=1, description="how many different machines or sets of versions the cells ran on")
 
     @property
     def keeps(self) -> list[float]:
@@ -116,7 +116,7 @@ class ComparisonRecord(Stored):
 
     @property
     def seeds(self) -> list[int]:
-        """Every seed that some row has."""
+        """The seeds of all rows."""
         return sorted({seed for row in self.rows for seed in row.seeds})
 
     @property
@@ -136,7 +136,7 @@ class ComparisonRecord(Stored):
         against: str,
         failed: Mapping[str, str],
     ) -> "ComparisonRecord":
-        """The comparison of complete runs, by the names of their folders; there must be one at least.
+        """The comparison of complete runs, by the names of their folders; at least one.
 
         Rows keep the order in which methods and budgets first appear.
         """
@@ -163,7 +163,7 @@ class ComparisonRecord(Stored):
 
 
 def _machine(environment: EnvironmentRecord) -> str:
-    """What has to be equal for two runs to have been made alike; the commit of the checkout is not part of it."""
+    """Machine and versions as one text, without the commit of the checkout."""
     return environment.model_copy(update={"commit": None}).model_dump_json()
 
 
@@ -236,7 +236,7 @@ def _task_share(cell: CellRecord, task: str) -> float | None:
 
 
 def _fluency(cell: CellRecord) -> float | None:
-    """The mean share over the tasks scored by perplexity, which no lucky guess can raise."""
+    """Mean relative performance over the tasks scored by perplexity, which guessing cannot raise."""
     shares = cell.relative.tasks if cell.relative else {}
     fluent = [share for task, share in shares.items() if headline_metric(cell.scores[task]) == "perplexity"]
     known = [share for share in fluent if share is not None]
@@ -256,7 +256,7 @@ def _estimates(found: Sequence[Scores]) -> dict[str, dict[str, Estimate]]:
 
 
 def _over(values: Sequence[float | None]) -> Estimate | None:
-    """The estimate from `values`; None when a seed has none, since a mean over the rest would flatter."""
+    """The estimate from `values`; None if a seed has no value, because a mean over the others would look too good."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     return Estimate.over(known) if known and len(known) == len(values) else None
 

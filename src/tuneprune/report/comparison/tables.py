@@ -1,4 +1,4 @@
-"""The tables of a comparison for the terminal, for Markdown and for the page: one set of cells, three renderings."""
+"""The tables of a comparison as texts, and their rendering for Markdown and for a terminal."""
 
 from rich.table import Table
 
@@ -11,7 +11,7 @@ from tuneprune.report.text_table import TextTable, escape_markdown
 def quality_table(comparison: ComparisonRecord, keep: float) -> TextTable:
     """Scores of every task at one budget, and relative performance with its difference to the reference method.
 
-    That over the perplexities alone stands beside that over all tasks, because tasks near chance cannot blur it.
+    Relative performance is given over the perplexities only and over all tasks: tasks near chance blur the latter.
     """
     columns = comparison.columns
     rows = comparison.at(keep)
@@ -24,20 +24,20 @@ def quality_table(comparison: ComparisonRecord, keep: float) -> TextTable:
         relative = (share_text(row.relative), difference_text(row, comparison.against, row.difference))
         name = _name(row, most)
         cells.append((name, row.space or MISSING, percent_text(row.kept_share.mean), *texts, *fluency, *relative))
-    points = f"points to {comparison.against}"
+    points = f"points vs {comparison.against}"
     tasks = [column.text for column in columns]
     headers = ("method", "space", "kept of total", *tasks, "over perplexities", points, "over all tasks", points)
     return TextTable(headers, tuple(cells), _title(comparison, keep), 2, tuple(row.role for row in rows))
 
 
 def summary_table(comparison: ComparisonRecord) -> TextTable:
-    """One row a method: relative performance and difference at every budget, over perplexities where there are some."""
+    """One row for each method: relative performance at every budget, over perplexities only if all rows have some."""
     pruned = [row for row in comparison.rows if row.role == "pruned"]
     by_place = {(row.label, row.keep): row for row in pruned}
     is_fluent = all(row.fluency is not None for row in pruned)
     headers = ["method", "space"]
     for keep in comparison.keeps:
-        headers += [f"keep {percent_text(keep, 0)}", f"points to {comparison.against}"]
+        headers += [f"keep {percent_text(keep, 0)}", f"points vs {comparison.against}"]
     cells = []
     for label, space in dict.fromkeys((row.label, row.space) for row in pruned):
         texts = [label, space or MISSING]
@@ -50,13 +50,13 @@ def summary_table(comparison: ComparisonRecord) -> TextTable:
             difference = row.fluency_difference if is_fluent else row.difference
             texts += [share_text(share), difference_text(row, comparison.against, difference)]
         cells.append(tuple(texts))
-    over = "the tasks scored by perplexity" if is_fluent else "tasks"
-    title = f"{comparison.model.short_name}: relative performance, mean over {over} and seeds"
+    over = "the tasks scored by perplexity" if is_fluent else "all tasks"
+    title = f"{comparison.model.short_name}: relative performance, mean over seeds and {over}"
     return TextTable(tuple(headers), tuple(cells), title, 2, ("pruned",) * len(cells))
 
 
 def cost_table(comparison: ComparisonRecord, keep: float) -> TextTable:
-    """What each method takes, and what its result costs to keep and to run."""
+    """Time and memory of each method, and size and speed of its result."""
     rows = [row for row in comparison.at(keep) if row.role != "dense"]
     settings = list(dict.fromkeys(key for row in rows for key in row.speed))
     headers = ("method", "decision", "training", "peak memory", "parameters", "weight files")
@@ -77,7 +77,7 @@ def cost_table(comparison: ComparisonRecord, keep: float) -> TextTable:
 
 
 def comparison_markdown(comparison: ComparisonRecord, *, with_costs: bool = True) -> str:
-    """One quality table for every budget and, if wanted, the costs below it; says how many seeds are behind it."""
+    """One quality table for every budget and, if wanted, the costs below it, with a note on seeds."""
     parts = []
     for keep in comparison.keeps:
         table = quality_table(comparison, keep)
@@ -95,15 +95,15 @@ def comparison_rich(comparison: ComparisonRecord) -> list[Table]:
 
 
 def note(comparison: ComparisonRecord) -> str:
-    """What the numbers rest on, said plainly."""
+    """How the numbers are computed, and from which seeds."""
     counts = {len(row.seeds) for row in comparison.rows if row.role == "pruned"}
     if counts == {1}:
-        return "One seed: no intervals, and differences may be luck."
+        return "One seed: no intervals, and differences may be due to chance."
     seeds = ", ".join(map(str, comparison.seeds))
     return (
-        f"Means over seeds {seeds}; ± is half of a 95 % Student-t interval. Over perplexities and over all tasks: the"
-        f" mean relative performance; points are differences in it to {comparison.against}, paired by seed, with their"
-        " 95 % intervals; * where one excludes 0."
+        f"Means over seeds {seeds}; ± is half the width of the 95 % Student-t interval. Percentages over perplexities"
+        " and over all tasks are mean relative performance; points are percentage points of difference from"
+        f" {comparison.against}, paired by seed, with 95 % intervals; * marks an interval that excludes 0."
     )
 
 
@@ -116,7 +116,7 @@ def share_text(estimate: Estimate | None) -> str:
 
 
 def difference_text(row: RowRecord, against: str, difference: Estimate | None) -> str:
-    """A difference in percentage points with its interval; a star where it excludes 0."""
+    """A difference in percentage points with its interval, and a star if that excludes 0."""
     if row.role == "pruned" and row.label == against:
         return "reference"
     if difference is None:
@@ -129,7 +129,7 @@ def difference_text(row: RowRecord, against: str, difference: Estimate | None) -
 
 
 def _name(row: RowRecord, most: int) -> str:
-    """The label, with the number of seeds where some are missing."""
+    """The label, with the number of seeds if some are missing."""
     few = row.role == "pruned" and len(row.seeds) < most
     return f"{row.label} ({len(row.seeds)} of {most} seeds)" if few else row.label
 

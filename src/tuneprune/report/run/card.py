@@ -25,15 +25,15 @@ def model_card(record: RunRecord, proof: Proof | None, *, base_licence: str | No
     """The card of the pruned model as Markdown with YAML front matter.
 
     Args:
-        proof: its loader decides whether the card asks for remote code; without it, that is left open.
-        base_licence: licence id of the base model as the hub spells it; None when it is not known.
+        proof: says whether loading needs remote code; without it, the card leaves that open.
+        base_licence: licence id of the base model as the hub spells it; None if it is not known.
     """
     tags = ["tuneprune", "structured-pruning", "lora", record.method.name, record.model.family]
     parts = [
         front_matter(record.model, tags, base_licence),
         failure_warning(proof.checks()) if proof is not None else "",
         _introduction(record),
-        loading_section(proof),  # first: without what it says, transformers may report sizes that do not match
+        loading_section(proof),  # first: loaded in another way, transformers may report sizes that do not match
         _size(record, proof),
         _scores(record),
         _speed(record),
@@ -46,13 +46,13 @@ def model_card(record: RunRecord, proof: Proof | None, *, base_licence: str | No
 
 
 def failure_warning(checks: Sequence[Check]) -> str:
-    """What a reader has to know before anything else; empty where no check failed."""
+    """The warning at the top of the card if a check failed, otherwise empty."""
     names = ", ".join(check.name.lower() for check in failed(checks))
     return f"> **The proof of this model FAILED** ({names}). Do not use it." if names else ""
 
 
 def loading_code(proof: Proof | None, folder: str = "path/to/this/folder") -> str:
-    """Python that loads `folder` and generates, with `trust_remote_code` only where it is needed."""
+    """Python that loads `folder` and generates, with `trust_remote_code` only if it is needed."""
     sample = proof.generation.prompt if proof is not None and proof.generation is not None else ""
     prompt = sample if 0 < len(sample) <= MAX_PROMPT else "Once upon a time"
     text = json.dumps(prompt, ensure_ascii=not prompt.isprintable())
@@ -77,17 +77,17 @@ def _loading_call(proof: Proof | None, folder: str) -> str:
 
 
 def loading_section(proof: Proof | None) -> str:
-    """How to load the folder, with or without remote code, as Markdown."""
+    """How to load the folder, as Markdown."""
     if proof is None:
         note = "If `config.json` has an `auto_map`, add `trust_remote_code=True`."
     elif proof.loader.needs_remote_code:
         note = (
-            "The stock class cannot express these widths; the folder brings the model code it needs, "
-            "one file, hence `trust_remote_code=True`. It is a causal language model only: classes with another head, "
-            "such as `AutoModelForSequenceClassification`, do not load it."
+            "The stock class cannot represent these widths, so the folder contains its own model code (one file) and "
+            "needs `trust_remote_code=True`. It is a causal language model only: classes with another head, such as "
+            "`AutoModelForSequenceClassification`, do not load it."
         )
     else:
-        note = f"A stock {code_span(proof.loader.name)}: no remote code, nothing to install beyond transformers."
+        note = f"A stock {code_span(proof.loader.name)}: it needs transformers and no remote code."
     return f"## How to load\n\n```python\n{loading_code(proof)}\n```\n\n{note}"
 
 
@@ -119,9 +119,9 @@ def _introduction(record: RunRecord) -> str:
     return (
         f"# {name}, tuned and pruned to {percent_text(record.parameters.share_total)} of its parameters\n\n"
         f"A smaller {family} model made from {model}{adapted} by tuneprune: LoRA tuning on domain data and "
-        f"structured pruning with {decision}, asked to keep "
-        f"{percent_text(budget.keep)} of {counted_text(budget.of)}{constraint}. The removed units are gone from "
-        "the weight files; no masks are left to apply."
+        f"structured pruning with {decision}, with a budget of "
+        f"{percent_text(budget.keep)} of {counted_text(budget.of)}{constraint}. The removed units are not in "
+        "the weight files, so no masks have to be applied."
     )
 
 
@@ -135,7 +135,7 @@ def _size(record: RunRecord, proof: Proof | None) -> str:
 
 
 def _scores(record: RunRecord) -> str:
-    """Every metric of every task, one column a model; empty when nothing was evaluated."""
+    """Every metric of every task, one column for each model; empty if nothing was evaluated."""
     comparison = compare([record])[0]
     models = [row for row in comparison.rows if row.scores]
     if not models:
@@ -155,13 +155,13 @@ def _scores(record: RunRecord) -> str:
 
 
 def proof_section(checks: Sequence[Check]) -> str:
-    """The checks of a proof, one a line."""
+    """The checks of a proof, one on each line."""
     lines = [f"- {check.name}: {MARKS[check.passed]} — {escape_markdown(check.detail)}" for check in checks]
     return "\n".join(["## Proof", "", "Measured on this folder after it was written; see `proof.json`.", "", *lines])
 
 
 def _speed(record: RunRecord) -> str:
-    """Speed of the dense and the pruned model, and of stock models of its size; empty where none was measured."""
+    """Speed of the dense and the pruned model, and of stock models of its size; empty if it was not measured."""
     speed = record.speed
     if speed is None or not speed.settings:
         return ""
@@ -195,7 +195,7 @@ def _licence(record: RunRecord, base_licence: str | None) -> str:
     name = code_span(record.model.short_name)
     return (
         "## Licence and limits\n\n"
-        f"This model derives from {name}: the licence of that model{known} applies to it, and so may the "
-        "terms of the data it was tuned on. It was pruned for the domain of that data; expect it to have "
-        "forgotten more of everything else than the scores here show."
+        f"This model is derived from {name}: the licence of that model{known} applies to it, and the terms of "
+        "the data it was tuned on may apply too. It was pruned for the domain of that data; expect it to be worse "
+        "at everything else than the scores here show."
     )

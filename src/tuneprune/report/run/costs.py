@@ -1,4 +1,4 @@
-"""What a model costs to run: speed and memory of the dense and the pruned one, and what they say in plain words."""
+"""Speed and memory of the dense and the pruned model, and sentences about them."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from tuneprune.report.numbers import bytes_text, count_text
 
 
 class Spread(Section):
-    """A measurement repeated: median and extremes."""
+    """A repeated measurement: median and extremes."""
 
     median: float
     low: float
@@ -17,12 +17,12 @@ class Spread(Section):
 
     @property
     def text(self) -> str:
-        """Of a ratio: the median and, in brackets, the extremes."""
+        """A ratio as text: the median and, in brackets, the extremes."""
         return f"{self.median:.2f} times ({self.low:.2f} to {self.high:.2f})"
 
 
 class TwinSpeed(Section):
-    """A twin in one setting: tokens per second, and within one round over the dense and over the pruned model."""
+    """A twin in one setting: tokens per second, and ratios to the dense and the pruned model in the same rounds."""
 
     speed: Spread
     ratio: Spread
@@ -41,20 +41,20 @@ class SpeedSetting(OpenSection):
 
     @property
     def text(self) -> str:
-        """What the setting is called in a sentence."""
+        """The setting's name in a sentence."""
         return f"{self.phase} at batch {self.batch_size}"
 
 
 class TwinRecord(Section):
-    """A stock model of random weights and of the pruned model's size, with the same widths in all layers."""
+    """A stock model with random weights and the pruned model's size, with the same widths in all layers."""
 
     parameters: int
     widths: dict[str, int] = Field(description="units that every layer keeps, by kind")
-    multiple_of: int = Field(description="what the widths are multiples of")
+    multiple_of: int = Field(description="the step that divides all widths")
 
     @property
     def text(self) -> str:
-        """What the widths are called in a sentence."""
+        """The twin's widths in a sentence."""
         step = f" in multiples of {self.multiple_of}" if self.multiple_of > 1 else ""
         return f"uniform widths{step}"
 
@@ -70,16 +70,18 @@ class SpeedRecord(OpenSection):
     repeats: int
     settings: list[SpeedSetting]
     twins: dict[str, TwinRecord] = Field(
-        default_factory=dict, description="measured beside a ragged model: what uniform widths would give"
+        default_factory=dict, description="measured with a ragged model: the speed that uniform widths would have"
     )
-    twins_missing: str | None = Field(default=None, description="why a ragged model has none")
+    twins_missing: str | None = Field(default=None, description="why there is no twin of a ragged model")
     matrices: int | None = Field(default=None, description="weight matrices of the pruned model")
-    odd_matrices: int | None = Field(default=None, description="those with a side that is no multiple of 8")
-    verdict: str | None = Field(default=None, description="where the pruned model is faster and where not, and why")
+    odd_matrices: int | None = Field(default=None, description="those with a side that is not a multiple of 8")
+    verdict: str | None = Field(
+        default=None, description="in which settings the pruned model is faster, and why not in others"
+    )
 
 
 class PeakRecord(Section):
-    """The largest memory of a process up to the end of a generation at this batch size."""
+    """Peak memory of a process up to the end of a generation at this batch size."""
 
     batch_size: int
     bytes: int
@@ -90,13 +92,13 @@ class ModelMemory(Section):
 
     weight_bytes: int
     cache_bytes_per_token: int = Field(description="keys and values of one token of one row, all layers")
-    libraries_bytes: int = Field(description="the peak before anything was loaded")
-    loaded_bytes: int = Field(description="the peak when the model was loaded")
+    libraries_bytes: int = Field(description="the peak before the model was loaded")
+    loaded_bytes: int = Field(description="the peak after the model was loaded")
     peaks: list[PeakRecord]
 
 
 class MemoryUse(Section):
-    """Memory of the dense and of the pruned model; one that did not run is missing, and `problem` says why."""
+    """Memory of the dense and of the pruned model; None for one that did not run, and `problem` says why."""
 
     device: str
     dtype: str
@@ -108,7 +110,7 @@ class MemoryUse(Section):
 
 
 def speed_sentence(speed: SpeedRecord) -> str:
-    """Where the pruned model is faster and where it is not, and why, said plainly; within the spread counts as not."""
+    """In which settings the pruned model is faster or not, and why; a gain within the spread does not count."""
     if not speed.settings:
         return "Nothing was measured."
     not_faster = [setting for setting in speed.settings if setting.ratio.low <= 1]
@@ -121,13 +123,13 @@ def speed_sentence(speed: SpeedRecord) -> str:
 
 
 def _reasons(speed: SpeedRecord, not_faster: Sequence[SpeedSetting]) -> list[str]:
-    """Why it is not faster, as far as the twins tell."""
+    """Why the pruned model is not faster, as far as the twins show it."""
     if not speed.twins:
         general = (
-            "Fewer parameters alone do not make a model faster; small matrices, ragged widths and Python overhead can"
-            " eat the gain."
+            "Fewer parameters alone do not make a model faster: small matrices, ragged widths and Python overhead can"
+            " cancel the gain."
         )
-        missing = f"What uniform widths would give was not measured: {speed.twins_missing}"
+        missing = f"Uniform widths were not measured for comparison: {speed.twins_missing}"
         return [general, *([missing] if speed.twins_missing else [])]
     by_widths = [s for s in not_faster if any(twin.over_pruned.low > 1 for twin in s.twins.values())]
     by_size = [s for s in not_faster if s not in by_widths and _gains_little(s)]
@@ -135,33 +137,35 @@ def _reasons(speed: SpeedRecord, not_faster: Sequence[SpeedSetting]) -> list[str
     reasons: list[str] = []
     if by_widths:
         reasons.append(
-            "The widths are what costs: in the same rounds stock models of the same number of parameters were faster"
-            f" than it ({_twins_text(speed, by_widths)}). Ask for such widths with budget.per_layer=uniform and"
+            "The uneven widths are the reason: in the same rounds, stock models with as many parameters were faster"
+            f" ({_twins_text(speed, by_widths)}). To get such widths, set budget.per_layer=uniform and"
             " budget.multiple_of."
         )
         if speed.odd_matrices:
-            reasons.append(f"{speed.odd_matrices} of {speed.matrices} matrices have a side that is no multiple of 8.")
+            reasons.append(
+                f"{speed.odd_matrices} of {speed.matrices} matrices have a side that is not a multiple of 8."
+            )
     if by_size:
         reasons.append(
-            "The size is what costs: stock models of the same number of parameters are not faster either"
-            f" ({_twins_text(speed, by_size)}), so most of a step is what does not shrink with the weights, such as"
-            " launching operations."
+            "The size is the reason: stock models with as many parameters are not faster either"
+            f" ({_twins_text(speed, by_size)}), so most of the time goes into work that does not shrink with the"
+            " weights, such as launching operations."
         )
     if unclear:
         reasons.append(
-            "The spread is too wide to say why; stock models of the same number of parameters:"
-            f" {_twins_text(speed, unclear)}. Measure on a machine that does nothing else."
+            "The spread is too wide to tell why; stock models with as many parameters:"
+            f" {_twins_text(speed, unclear)}. Measure again on an idle machine."
         )
     return reasons
 
 
 def _gains_little(setting: SpeedSetting) -> bool:
-    """Whether neither the pruned model nor a twin gains more than a tenth."""
+    """Whether neither the pruned model nor a twin is more than 10 % faster."""
     return all(ratio.median <= 1.1 for ratio in (setting.ratio, *(twin.ratio for twin in setting.twins.values())))
 
 
 def _twins_text(speed: SpeedRecord, settings: Sequence[SpeedSetting]) -> str:
-    """The twins' speeds over the dense model's in some settings."""
+    """The twins' speeds over the dense model's, in these settings."""
     return "; ".join(
         f"{setting.text}, "
         + " and ".join(f"{speed.twins[name].text} {twin.ratio.text}" for name, twin in setting.twins.items())
@@ -170,15 +174,15 @@ def _twins_text(speed: SpeedRecord, settings: Sequence[SpeedSetting]) -> str:
 
 
 def twins_sentence(speed: SpeedRecord) -> str:
-    """Which stock models were measured beside a ragged one; empty where none was."""
+    """Which stock models were measured with a ragged one; empty without any."""
     if not speed.twins:
         return ""
     sizes = " and ".join(f"{count_text(twin.parameters)} with {twin.text}" for twin in speed.twins.values())
-    return f"Measured in the same rounds: stock models of random weights, {sizes}."
+    return f"Measured in the same rounds: stock models with random weights, {sizes}."
 
 
 def memory_rows(memory: MemoryUse | None) -> list[tuple[str, int, int]]:
-    """What of the memory, and the bytes of the dense and of the pruned model; none where one of them did not run."""
+    """Names, and bytes of the dense and of the pruned model; empty if one of them did not run."""
     if memory is None or memory.dense is None or memory.pruned is None:
         return []
     dense, pruned = memory.dense, memory.pruned
@@ -193,13 +197,13 @@ def memory_rows(memory: MemoryUse | None) -> list[tuple[str, int, int]]:
 
 
 def memory_sentence(memory: MemoryUse | None) -> str:
-    """How memory was measured, or why not; empty where nobody asked."""
+    """How memory was measured, or why not; empty if it was not asked for."""
     if memory is None:
         return ""
     if memory.dense is None or memory.pruned is None:
         return f"Memory was not measured: {memory.problem}"
     libraries = bytes_text(memory.dense.libraries_bytes)
     return (
-        f"Each peak is of a fresh process on {memory.device} that loads the model, reads {memory.prompt_tokens} tokens"
-        f" and writes {memory.new_tokens}; its libraries alone take {libraries}."
+        f"Each peak is that of a fresh process on {memory.device} that loads the model, reads"
+        f" {memory.prompt_tokens} tokens and generates {memory.new_tokens}; its libraries alone take {libraries}."
     )

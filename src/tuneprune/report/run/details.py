@@ -21,7 +21,7 @@ def size_table(record: RunRecord, proof: Proof | None, *, is_exact: bool) -> Tex
     """Parameters, weight files and memory of the dense and the pruned model.
 
     Args:
-        is_exact: parameters to the last one and shares with two digits, otherwise rounded.
+        is_exact: all digits of parameter counts, and shares with two decimals.
     """
     counts, size = record.parameters, "{:,}".format if is_exact else count_text
     shares: dict[str, tuple[str, str, float | None]] = {
@@ -38,7 +38,7 @@ def size_table(record: RunRecord, proof: Proof | None, *, is_exact: bool) -> Tex
 
 
 def export_table(exports: Mapping[str, Found]) -> TextTable:
-    """One row for every export in `proof.json`, in its order; a number that was not found is a dash."""
+    """One row for every export in `proof.json`, in its order, with a dash for a missing number."""
     rows = tuple(_export_row(label, found) for label, found in exports.items())
     return TextTable(EXPORT_HEADERS, rows, left=len(EXPORT_HEADERS))
 
@@ -72,7 +72,7 @@ def _greedy(proof: Found) -> str:
 
 
 def _checked(proof: Found) -> str:
-    """How far the export was checked, and with which engine or why not further."""
+    """How the export was checked: by which engine, or why it was not run."""
     status = str(proof.get("status", "not run"))
     told = proof.get("engine") if status == "run" else proof.get("why")
     return f"{CHECKED.get(status, status)} ({told})" if told else CHECKED.get(status, status)
@@ -95,9 +95,9 @@ def flat(values: Found, prefix: str = "") -> list[Pair]:
 
 
 def data_rows(data: Found, *, with_hashes: bool) -> list[Pair]:
-    """The data of tuning and calibration: one line a source, then the other numbers of each part.
+    """The data of tuning and calibration: one row for each source, then the other numbers of each part.
 
-    Of a source named by a path, only the file name is shown: a card is published, the maker's folders are not.
+    Only the file name of a path is shown, because cards are published.
     """
     rows: list[Pair] = []
     for name, value in data.items():

@@ -1,4 +1,4 @@
-"""What went wrong with a run's numbers, or looks as if: bad steps, and warnings of watches."""
+"""Warnings about a run: steps with bad numbers, emptied groups, suspicious scores."""
 
 import math
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ Found = dict[str, Any]
 EMPTIED = 0.1
 """A group that keeps this share of its units or less is nearly empty."""
 RESIDUE = 0.1
-"""LoRA on removed units over all LoRA, as norms, before what is removed was set to zero."""
+"""Norm of LoRA on removed units over that of all LoRA, before it was set to zero."""
 AT_CHANCE_MARGIN = 0.05
-"""So much above guessing a reference has to be before guessing counts against the pruned model."""
+"""Warn of a score at chance only if the reference is above chance by more than this."""
 
 
 class BadNumbers(Section):
-    """One step or calibration batch that was left out because its numbers were not finite."""
+    """One step or calibration batch that was skipped because its numbers were not finite."""
 
     stage: str
     step: int
@@ -27,7 +27,7 @@ class BadNumbers(Section):
 
 
 class Warned(Section):
-    """One finding of a watch: the number that was found and the limit that it passed."""
+    """A warning: the number that was found, and the limit that it passed."""
 
     stage: str
     what: str
@@ -38,7 +38,7 @@ class Warned(Section):
 
     @property
     def sentence(self) -> str:
-        """The warning for a reader."""
+        """The warning in a sentence."""
         place = self.stage if self.step is None else f"{self.stage}, step {self.step}"
         return f"{self.what} ({place}): {self.value:.4g}, limit {self.limit:.4g}. {self.advice}"
 
@@ -53,10 +53,10 @@ def training_findings(stages: Mapping[str, Found]) -> Found:
 
 
 def decision_warnings(widths: Mapping[str, tuple[int, int]], residue: Mapping[str, float] | None) -> list[Found]:
-    """Groups that lost nearly everything, and LoRA that did not leave what was removed.
+    """Groups that lost nearly everything, and LoRA that was left on removed units.
 
     Args:
-        widths: units kept and units of every group that stays.
+        widths: units kept and units, of every group that still exists.
         residue: the plan's `lora_residue`.
     """
     found: list[Found] = []
@@ -64,28 +64,28 @@ def decision_warnings(widths: Mapping[str, tuple[int, int]], residue: Mapping[st
     if emptied:
         worst = min(emptied, key=emptied.__getitem__)
         advice = (
-            f"{len(emptied)} of {len(widths)} groups keep next to nothing, such as {worst}. Raise budget.min_keep, or"
-            " look whether the scores of this method compare across layers."
+            f"{len(emptied)} of {len(widths)} groups keep almost nothing, such as {worst}. Raise budget.min_keep, or"
+            " check whether this method's scores are comparable across layers."
         )
         found.append({"what": "emptied groups", "value": emptied[worst], "limit": EMPTIED, "advice": advice})
     relative = (residue or {}).get("relative", 0.0)
     if relative > RESIDUE:
-        advice = "What tuning put there was cut away. Give LoRA on removed units longer, or more force, to decay."
+        advice = "Part of what LoRA learnt was cut away. Let LoRA on removed units decay longer, or faster."
         found.append({"what": "LoRA residue", "value": relative, "limit": RESIDUE, "advice": advice})
     return [{"stage": "decide", **one} for one in found]
 
 
 def score_warnings(scores: Scores, reference: Scores | None, chances: Mapping[str, float]) -> list[Found]:
-    """Scores that are not finite, and accuracies no better than guessing where the reference's is.
+    """Scores that are not finite, and accuracies at chance where the reference is above it.
 
     Args:
-        chances: accuracy of guessing, by task, where there are choices.
+        chances: accuracy of guessing, by task, for tasks with choices.
     """
     found: list[Found] = []
     for task, metrics in scores.items():
         bad = {name: value for name, value in metrics.items() if not math.isfinite(value)}
         if bad:
-            advice = f"{', '.join(bad)} of {task} is not finite: the model gives no numbers on some of its texts."
+            advice = f"{', '.join(bad)} of {task} is not finite: the model's outputs on some texts are not finite."
             found.append(
                 {"what": "score not finite", "value": next(iter(bad.values())), "limit": 0.0, "advice": advice}
             )

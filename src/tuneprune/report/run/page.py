@@ -70,16 +70,18 @@ def render_page(
 
 
 def verdict(record: RunRecord, proof: Proof | None) -> str:
-    """The run in two or three sentences: what stayed, what it costs, whether the cut is proven."""
+    """The run in two or three sentences: what was kept, what it scores, whether the proof passed."""
     sentences = [f"Keeps {percent_text(record.parameters.share_total)} of all parameters"]
     relative = record.relative_performance
     if relative is not None and relative.mean is not None:
-        sentences[0] += f" and {percent_text(relative.mean)} of what the tuned dense model can do"
+        sentences[0] += f" and {percent_text(relative.mean)} of the performance of the tuned dense model"
     if proof is None:
-        sentences.append("The cut has not been proven: there is no proof.json")
+        sentences.append("The cut has not been checked: there is no proof.json")
     elif proof.is_ok:
         difference = scientific_text(proof.logits.max_rel_diff)
-        sentences.append(f"The saved model computes what the masked one did, to a relative difference of {difference}")
+        sentences.append(
+            f"The saved model computes the same as the masked one, to a relative difference of {difference}"
+        )
     else:
         sentences.append(f"The proof FAILED: {', '.join(check.name.lower() for check in failed(proof.checks()))}")
     return ". ".join(sentences) + "."

@@ -1,4 +1,4 @@
-"""The proof that comes with every export: what was cut, and that nothing else changed."""
+"""`proof.json`: what was cut, and checks that nothing else changed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,16 +18,16 @@ SHARE_TOLERANCE = 0.005
 
 
 class TableLatency(Section):
-    """The time of a forward pass by a table of measured layers, which a budget of time counts."""
+    """The time of a forward pass by the table of measured layers that a latency budget counts with."""
 
     what: str = Field(description="which time: phase, engine and batch size")
     dense_ms: float
     kept_ms: float
-    largest_unit_ms: float = Field(description="the most that one more unit takes, as `largest_unit` counts units")
+    largest_unit_ms: float = Field(description="the most time that one unit takes, counted like `largest_unit`")
 
     @property
     def share(self) -> float:
-        """What is left of the dense model's time."""
+        """The pruned model's time over the dense model's."""
         return self.kept_ms / self.dense_ms
 
 
@@ -37,33 +37,33 @@ class Parameters(Section):
     dense_total: int = Field(description="parameters of the dense model, embeddings included")
     kept_total: int = Field(description="parameters of the pruned model, embeddings included")
     share_total: float = Field(description="kept_total / dense_total")
-    dense_prunable: int = Field(description="parameters of the dense model that the space could remove")
+    dense_prunable: int = Field(description="parameters of the dense model that the space can remove")
     kept_prunable: int = Field(description="those of them that were kept")
     share_prunable: float = Field(description="kept_prunable / dense_prunable")
     target: float = Field(description="the share the budget asked for")
     of: Literal["total", "prunable", "bytes", "latency"] = Field(description="the denominator the budget counts in")
     largest_unit: int | None = Field(
         default=None,
-        description="parameters of the largest unit, times whatever `multiple_of` and `uniform` cut at once",
+        description="parameters of the largest unit, times the units that `multiple_of` and `uniform` cut at once",
     )
     active_total: int | None = Field(
-        default=None, description="kept parameters that one token uses at most, where a router chooses for it"
+        default=None, description="most kept parameters that one token uses, if routers choose for each token"
     )
-    latency: TableLatency | None = Field(default=None, description="times, where the budget counts them")
+    latency: TableLatency | None = Field(default=None, description="times, if the budget counts them")
     budget_counts: Literal["total", "active"] = Field(
         default="total", description="whether the budget is about kept_total or about active_total"
     )
 
     @property
     def share(self) -> float:
-        """The kept share in the denominator of the budget."""
+        """The kept share, counted as the budget counts."""
         if self.latency is not None:
             return self.latency.share
         return self.share_prunable if self.of == "prunable" else self.share_total
 
     @property
     def tolerance(self) -> float:
-        """How far `share` may be from `target`: one unit, as a share of the budget's denominator."""
+        """How far `share` may be from `target`: one unit, as a share of what the budget counts."""
         if self.latency is not None:
             return self.latency.largest_unit_ms / self.latency.dense_ms
         dense = self.dense_prunable if self.of == "prunable" else self.dense_total
@@ -71,7 +71,7 @@ class Parameters(Section):
 
     @property
     def active_share(self) -> float | None:
-        """The share that one token uses, in the denominator of the budget; None where every token uses all."""
+        """The share that one token uses, counted as the budget counts; None if every token uses all."""
         if self.active_total is None:
             return None
         if self.of == "prunable":
@@ -80,7 +80,7 @@ class Parameters(Section):
 
     @property
     def is_met(self) -> bool:
-        """Whether the budget was met within one unit."""
+        """Whether the budget was met, to within one unit."""
         share = self.active_share if self.budget_counts == "active" else self.share
         return share is not None and abs(share - self.target) <= self.tolerance + 1e-9
 
@@ -100,7 +100,7 @@ class LogitProof(Section):
 
 
 class LoraResidue(Section):
-    """How much LoRA was left on removed units before it was projected to zero."""
+    """How much LoRA was left on removed units before it was set to zero."""
 
     before_projection: float = Field(description="L2 norm of the LoRA update on removed units")
     relative: float = Field(description="that norm over the norm of all LoRA on units of the space")
@@ -111,11 +111,11 @@ class Generation(Section):
 
     prompt: str
     text: str
-    cached_equals_uncached: bool = Field(description="same tokens with and without the key/value cache")
+    cached_equals_uncached: bool = Field(description="the same tokens with and without the key/value cache")
 
 
 class Loader(Section, populate_by_name=True):
-    """What it takes to load the exported folder."""
+    """How the exported folder is loaded."""
 
     name: str = Field(alias="class", description="model class that `from_pretrained` builds")
     needs_remote_code: bool
@@ -131,7 +131,7 @@ class BytesOnDisk(Section):
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the proof; `passed` is None for a measurement that has no pass or fail."""
+    """One line of the proof; `passed` is None for a measurement that cannot fail."""
 
     name: str
     passed: bool | None
@@ -164,39 +164,39 @@ class Proof(Stored):
     tokenizer_agrees: bool | None = Field(
         default=None, description="the exported tokenizer encodes a probe text as before"
     )
-    speed: SpeedRecord | None = Field(default=None, description="dense and pruned, in turns in one process")
+    speed: SpeedRecord | None = Field(default=None, description="dense and pruned, alternating in one process")
     memory: MemoryUse | None = Field(default=None, description="dense and pruned, each in a fresh process")
     exports: dict[str, dict[str, Any]] = Field(
-        default={}, description="what `export.convert` found of every further target, by label"
+        default={}, description="result of `export.convert` for every further target, by label"
     )
 
     def checks(self) -> list[Check]:
-        """Everything the proof says, one line each, in the order a reader wants it."""
+        """All checks and measurements, in reading order."""
         checks = [self._budget_check(), self._logit_check(), self._loader_check(), self._disk_check()]
         if self.cut is not None:
             checks.insert(1, _equal("Cut model equals the masked model", self.cut))
         if self.rounding is not None:
             said = scientific_text(self.rounding.max_rel_diff)
-            detail = f"changes logits by {said} of the largest, on {self.rounding.tokens} tokens"
+            detail = f"changes logits by up to {said} of the largest one, on {self.rounding.tokens} tokens"
             checks.append(Check(f"Rounding weights to {self.rounding.dtype}", None, detail))
         if self.parameters_counted is not None:
             counted, expected = self.parameters_counted, self.parameters.kept_total
-            detail = f"{counted:,} on disk, {expected:,} by the plan"
-            checks.append(Check("Saved model has the counted parameters", counted == expected, detail))
+            detail = f"{counted:,} on disk, {expected:,} in the plan"
+            checks.append(Check("Saved model has as many parameters as planned", counted == expected, detail))
         if self.generation is not None:
             same = self.generation.cached_equals_uncached
             detail = (
-                "the same tokens with and without the cache" if same else "other tokens with the cache than without"
+                "the same tokens with and without the cache" if same else "different tokens with and without the cache"
             )
-            checks.insert(2, Check("Generates alike with and without key/value cache", same, detail))
+            checks.insert(2, Check("Generates the same with and without key/value cache", same, detail))
         if self.tokenizer_agrees is not None:
-            detail = "the same tokens as before" if self.tokenizer_agrees else "other tokens than before"
-            checks.append(Check("Exported tokenizer encodes a probe text alike", self.tokenizer_agrees, detail))
+            detail = "the same tokens as before" if self.tokenizer_agrees else "different tokens than before"
+            checks.append(Check("Exported tokenizer encodes a probe text as before", self.tokenizer_agrees, detail))
         if self.lora_residue is not None:
             residue = self.lora_residue
             detail = (
                 f"{percent_text(residue.relative, 2)} of the LoRA update's norm "
-                f"({scientific_text(residue.before_projection)}) was projected to zero before the cut"
+                f"({scientific_text(residue.before_projection)}) was set to zero before the cut"
             )
             checks.append(Check("LoRA left on removed units", None, detail))
         return checks
@@ -207,17 +207,17 @@ class Proof(Stored):
         return not failed(self.checks())
 
     def failure(self, folder: object, *, was_cut: bool = True) -> ProofFailed | None:
-        """The checks that failed, as an error; None where none did.
+        """The checks that failed, as an error; None if none did.
 
         Args:
             folder: the output folder of the run, for the message.
-            was_cut: otherwise the model was tuned in its shape, and the proof is about its files alone.
+            was_cut: whether the model was pruned; otherwise it was only tuned, and the proof is about its files.
         """
         found = failed(self.checks() if was_cut else self.checks_of_files())
         return ProofFailed(folder, {check.name: check.detail for check in found}) if found else None
 
     def checks_of_files(self) -> list[Check]:
-        """What the proof says where nothing was cut: of the files alone, not of a budget or of sizes."""
+        """The checks for a model that was tuned but not pruned: without those of the budget and of sizes."""
         about_the_cut = {self._budget_check().name, self._disk_check().name}
         compared = self._logit_check()
         named = {compared.name: "Reloaded model equals the tuned model"}
@@ -231,21 +231,22 @@ class Proof(Stored):
         parameters = self.parameters
         detail = (
             f"{percent_text(parameters.share, 2)} of {counted_text(parameters.of)} kept, "
-            f"{percent_text(parameters.target, 2)} asked for"
+            f"{percent_text(parameters.target, 2)} requested"
         )
         if parameters.latency is not None:
             times = parameters.latency
             detail += (
-                f": {times.kept_ms:.4g} of {times.dense_ms:.4g} ms by the table of {times.what}; the largest unit takes"
-                f" {times.largest_unit_ms:.2g} ms; {percent_text(parameters.share_total, 2)} of all parameters are left"
+                f": {times.kept_ms:.4g} of {times.dense_ms:.4g} ms by the latency table ({times.what});"
+                f" the largest unit takes {times.largest_unit_ms:.2g} ms;"
+                f" {percent_text(parameters.share_total, 2)} of all parameters are kept"
             )
         elif parameters.largest_unit is not None:
             unit = count_text(parameters.largest_unit)
-            detail += f"; the largest unit holds {unit} ({percent_text(parameters.tolerance, 2)})"
+            detail += f"; the largest unit has {unit} parameters ({percent_text(parameters.tolerance, 2)})"
         if parameters.active_share is not None:
             detail += f"; one token uses {percent_text(parameters.active_share, 2)}"
         if parameters.budget_counts == "active":
-            return Check("Budget met within one unit by what one token uses", parameters.is_met, detail)
+            return Check("Budget met within one unit, counting what one token uses", parameters.is_met, detail)
         return Check("Budget met within one unit", parameters.is_met, detail)
 
     def _logit_check(self) -> Check:
@@ -268,7 +269,7 @@ class Proof(Stored):
 
 
 def _equal(name: str, logits: LogitProof) -> Check:
-    """Whether two models give the same logits up to rounding; NaN is not the same."""
+    """Whether two models give the same logits up to rounding; NaN fails."""
     detail = (
         f"largest relative difference {scientific_text(logits.max_rel_diff)}, absolute "
         f"{scientific_text(logits.max_abs_diff)}, over {logits.tokens} tokens in {logits.dtype} "

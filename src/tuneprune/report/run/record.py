@@ -1,4 +1,4 @@
-"""`record.json`: one run in numbers, versioned and typed, enough to rebuild every table without the model."""
+"""`record.json`: the numbers of one run, versioned and typed; tables are made from it without the model."""
 
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,43 +14,43 @@ from tuneprune.report.run.proof import LoraResidue, Parameters, Proof
 
 Scores = dict[str, dict[str, float]]
 SHOWN = 3
-"""Records that a sentence names."""
+"""How many training records a sentence names."""
 
 
 def load_scores(path: Path) -> dict[str, Scores]:
-    """The scores of a run's models by their names, as far as it has come; none where there is no such file.
+    """The scores of the models that a run has evaluated so far, by name; empty if the file does not exist.
 
     Raises:
         DataError: a damaged file.
     """
     if not path.exists():
         return {}
-    with wrap_errors(f"{path} holds no scores (take it away to evaluate again)", DataError):
+    with wrap_errors(f"{path} cannot be read as scores (delete it to evaluate again)", DataError):
         return TypeAdapter(dict[str, Scores]).validate_json(path.read_bytes())
 
 
 class MethodRecord(OpenSection):
-    """The method's name and, beside it, its hyper-parameters as the run file spells them."""
+    """The method's name and, as further fields, its hyper-parameters as in the run file."""
 
     name: str
 
     @property
     def hyper_parameters(self) -> dict[str, Any]:
-        """Every field but the name."""
+        """All fields except the name."""
         return dict(self.model_extra or {})
 
 
 class BudgetRecord(Section):
-    """What was asked to stay, and in which denominator."""
+    """How much was to be kept, and what it counts."""
 
     keep: float
     of: Literal["total", "prunable", "bytes", "latency"]
     multiple_of: int | Literal["auto"] = 1
     per_layer: Literal["free", "uniform"] = "free"
-    min_keep: float = Field(default=0.0, description="share of its units that every group kept at least")
-    at_most: str | None = Field(default=None, description="the amount that was asked for, which `keep` is the share of")
-    protect: list[int | str] = Field(default=[], description="layers, kinds and groups that stayed whole")
-    widths: dict[str, int] | None = Field(default=None, description="units that were to stay, by kind or group")
+    min_keep: float = Field(default=0.0, description="least share of its units that every group keeps")
+    at_most: str | None = Field(default=None, description="the amount that was requested; `keep` is its share")
+    protect: list[int | str] = Field(default=[], description="layers, kinds and groups that were not pruned")
+    widths: dict[str, int] | None = Field(default=None, description="units to keep, by kind or group")
     phase: str | None = None
     batch_size: int | None = None
 
@@ -66,12 +66,12 @@ class ModelRecord(OpenSection):
 
     @property
     def short_name(self) -> str:
-        """The last part of the id: what a table has room for, without anybody's folders."""
+        """The last part of the id: short enough for a table, and without local folders."""
         return last_part(self.id)
 
     @property
     def adapter_name(self) -> str:
-        """The last part of the adapter's id or folder, empty where there was none."""
+        """The last part of the adapter's id or folder; empty without an adapter."""
         return last_part(self.adapter or "")
 
 
@@ -101,13 +101,13 @@ class RelativePerformance(OpenSection):
 
 
 class MemoryRecord(OpenSection):
-    """Memory of the process that tuned."""
+    """Memory of the process that did the tuning."""
 
     peak_bytes: int | None = None
 
 
 class EnvironmentRecord(OpenSection):
-    """Where and with what the run was made."""
+    """Machine and versions of the run."""
 
     python: str | None = None
     torch: str | None = None
@@ -121,16 +121,16 @@ class EnvironmentRecord(OpenSection):
 
 
 class LatencyRecord(Section):
-    """The pruned model's time over the dense one's: by the table that the budget counted, and measured afterwards."""
+    """The pruned model's time over the dense one's: by the budget's latency table, and measured afterwards."""
 
     what: str
     table_share: float
-    measured_share: Spread | None = Field(default=None, description="None where speed was not measured")
+    measured_share: Spread | None = Field(default=None, description="None if speed was not measured")
 
     @property
     def sentence(self) -> str:
-        """Both shares, for a reader."""
-        said = f"By its table, {percent_text(self.table_share)} of the dense model's {self.what} is left"
+        """Both shares in a sentence."""
+        said = f"By the latency table, {percent_text(self.table_share)} of the dense model's {self.what} is left"
         if self.measured_share is None:
             return f"{said}; speed was not measured."
         found = self.measured_share
@@ -139,7 +139,7 @@ class LatencyRecord(Section):
 
 
 class Width(Section):
-    """How many of a group's units were kept."""
+    """The width of a group: units kept, of how many."""
 
     kind: str
     kept: int
@@ -152,7 +152,7 @@ class Width(Section):
 
 
 class TrainingRecord(OpenSection):
-    """What happened while tuning; steps before the cut and after it are counted apart."""
+    """Steps and incidents of the tuning; steps before and after the cut are counted separately."""
 
     steps: int = 0
     recover_steps: int = 0
@@ -160,14 +160,14 @@ class TrainingRecord(OpenSection):
     truncated_records: int = Field(default=0, description="training items shortened to the maximum length")
     lora_residue: LoraResidue | None = None
     bad_numbers: dict[str, dict[str, int]] = Field(
-        default_factory=dict, description="steps and calibration batches that were left out, by stage and kind"
+        default_factory=dict, description="steps and calibration batches that were skipped, by stage and kind"
     )
     bad_examples: list[BadNumbers] = Field(default_factory=list[BadNumbers], description="the first of them")
-    warnings: list[Warned] = Field(default_factory=list[Warned], description="what watches found")
+    warnings: list[Warned] = Field(default_factory=list[Warned], description="findings of the checks that watch a run")
 
     @property
     def bad_sentences(self) -> list[str]:
-        """What was left out, for a reader."""
+        """Steps that were skipped, in a sentence."""
         counts = [
             f"{count} x {kind} ({stage})" for stage, kinds in self.bad_numbers.items() for kind, count in kinds.items()
         ]
@@ -175,11 +175,11 @@ class TrainingRecord(OpenSection):
             f"first in step {one.step} ({one.stage}): {one.what}; records {', '.join(one.batch[:SHOWN]) or 'unknown'}"
             for one in self.bad_examples[:1]
         ]
-        return [f"left out for numbers that are not finite: {', '.join(counts)}; {first[0]}"] if first else []
+        return [f"skipped because numbers were not finite: {', '.join(counts)}; {first[0]}"] if first else []
 
 
 class ReferenceRecord(Stored):
-    """The dense model, and the dense model tuned alike with one seed: what runs with that seed are relative to."""
+    """Scores of the dense model and, tuned in the same way with one seed, of the reference for runs with that seed."""
 
     what: ClassVar[str] = "reference record"
 
@@ -190,11 +190,11 @@ class ReferenceRecord(Stored):
 
 
 class RunRecord(Stored):
-    """One run: what was asked, what was kept, what it scores, what it took."""
+    """One run: its settings, what was kept, its scores and its costs."""
 
     what: ClassVar[str] = "run record"
 
-    label: str | None = Field(default=None, description="name in tables; built from method and settings when absent")
+    label: str | None = Field(default=None, description="name in tables; made from method and settings if absent")
     created: str | None = Field(default=None, description="ISO 8601 date and time")
     method: MethodRecord
     space: str
@@ -208,7 +208,7 @@ class RunRecord(Stored):
     time: dict[str, float] = Field(default_factory=dict, description="seconds by stage: tune_s, plan_s, ...")
     memory: MemoryRecord = MemoryRecord()
     speed: SpeedRecord | None = None
-    latency: LatencyRecord | None = Field(default=None, description="where the budget counts time")
+    latency: LatencyRecord | None = Field(default=None, description="if the budget counts time")
     environment: EnvironmentRecord = EnvironmentRecord()
     widths: dict[str, Width] = Field(default_factory=dict)
     training: TrainingRecord = TrainingRecord()

@@ -1,4 +1,4 @@
-"""Records side by side: dense, dense tuned and every pruned model, averaged over seeds."""
+"""Rows of the result table: the dense, the tuned dense and every pruned model, averaged over seeds."""
 
 import json
 import math
@@ -16,7 +16,7 @@ Role = Literal["dense", "dense_tuned", "pruned"]
 
 @dataclass(frozen=True)
 class Cell:
-    """A number over seeds: its mean, and its standard deviation where seeds differ in it."""
+    """A number over seeds: its mean, and its standard deviation if it differs between seeds."""
 
     mean: float
     deviation: float | None = None
@@ -37,7 +37,7 @@ class Column:
 
     @property
     def arrow(self) -> str:
-        """Points to where better is."""
+        """The direction of better values."""
         return "↓" if self.metric in LOWER_IS_BETTER else "↑"
 
     @property
@@ -60,7 +60,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything measured on one base model with one set of tasks."""
+    """All rows of one base model and one set of tasks."""
 
     model: ModelRecord
     columns: tuple[Column, ...]
@@ -107,7 +107,7 @@ def _comparison(records: list[RunRecord]) -> Comparison:
 
 
 def _reference_row(records: list[RunRecord], role: Literal["dense", "dense_tuned"]) -> Row | None:
-    """The dense or the dense tuned model, one value a seed however many records repeat it."""
+    """The dense or the tuned dense model, with one value for each seed, however many records contain it."""
     by_seed: dict[int, ScoreRecord] = {}
     for record in records:
         if getattr(record.scores, role) is not None:
@@ -144,19 +144,19 @@ def _cells(found: Sequence[Scores]) -> dict[tuple[str, str], Cell]:
 
 
 def _cell(values: Sequence[float | None]) -> Cell | None:
-    """The cell of `values`; None when one of the seeds has none, since a mean over the rest would flatter."""
+    """The cell of `values`; None if a seed has no value, because a mean over the others would look too good."""
     known = [value for value in values if value is not None]
     return Cell.over(known) if known and len(known) == len(values) else None
 
 
 def _setting(record: RunRecord) -> str:
-    """What two records share when they differ by nothing but the seed."""
+    """The settings of a record except its seed."""
     parts = [record.label, record.method.model_dump(), record.space, record.budget.model_dump()]
     return json.dumps([*parts, record.training.steps, record.training.recover_steps], sort_keys=True, default=str)
 
 
 def _labels(records: Sequence[RunRecord]) -> list[str]:
-    """A short name for each record: its method, and whatever else tells it from the others."""
+    """A short name for each record: its method, and the settings in which others of that method differ."""
     details = {id(record): _details(record) for record in records}
     labels = []
     for record in records:
@@ -171,14 +171,14 @@ def _labels(records: Sequence[RunRecord]) -> list[str]:
 
 
 def base_label(record: RunRecord) -> str:
-    """The method's name; "+ LoRA" where all tuning came after the cut."""
+    """The method's name, with "+ LoRA" if all tuning came after the cut."""
     is_two_stage = record.training.recover_steps > 0 and record.training.steps == 0
     name = record.method.name
     return f"{name} + LoRA" if is_two_stage else name
 
 
 def _details(record: RunRecord) -> dict[str, str]:
-    """Settings that may tell two runs of one method apart, as label parts."""
+    """Settings in which two runs of one method may differ, as parts of labels."""
     budget = record.budget
     details = {
         "space": record.space,

@@ -1,4 +1,4 @@
-"""The picture of what was kept: one row of bars for each kind of group, one bar for each layer."""
+"""The picture of the kept widths: one row of bars for each kind of group, one bar for each layer."""
 
 import re
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ class KindRow:
 
     @property
     def dense_text(self) -> str:
-        """Units of one group in the dense model; of all groups where each is one unit, such as a layer."""
+        """Units of one group in the dense model, or the number of groups if each is one unit, such as a layer."""
         sizes = sorted({bar.width.size for bar in self.bars})
         if sizes == [1]:
             return f"{len(self.bars)} when dense"
@@ -52,7 +52,7 @@ class KindRow:
 
 
 def kind_rows(widths: Mapping[str, Width]) -> list[KindRow]:
-    """The groups in rows: by kind, and by place in the block where a block has several groups of a kind."""
+    """The groups in rows: by kind and, if a block has several groups of a kind, by place in the block."""
     found: dict[tuple[str, str], list[Bar]] = {}
     for name, width in widths.items():
         layer, place = _address(name)
@@ -69,7 +69,7 @@ def kind_rows(widths: Mapping[str, Width]) -> list[KindRow]:
 
 
 def widths_picture(widths: Mapping[str, Width]) -> Markup:
-    """The rows as one <svg>; every bar tells its group and numbers on hover; empty without groups."""
+    """The rows as one <svg>, with the group and its numbers in the tooltip of each bar; empty without groups."""
     rows = kind_rows(widths)
     if not rows:
         return Markup("")
@@ -91,7 +91,7 @@ def widths_picture(widths: Mapping[str, Width]) -> Markup:
 
 
 def _label(kind: str) -> str:
-    """What the units of a kind are called; a record of a later version may hold kinds unknown here."""
+    """The name of a kind's units; a record of a later version may have kinds unknown here."""
     names = {str(known): name for known, name in UNIT_NAMES.items()}
     name = names.get(kind, kind.replace("_", " "))
     return name[:1].upper() + name[1:]
