@@ -1,4 +1,4 @@
-"""What the trials of benchmarks/atp_search.py say: a table, and a picture of loss over steps.
+"""A table of the trials of benchmarks/atp_search.py, and a picture of loss over steps.
 
 python benchmarks/atp_evidence.py        writes README.md and curve.svg in benchmarks/results/atp_search
 """
@@ -17,7 +17,7 @@ FINALISTS = {
     "compensate-limit-30": ("ATP with compensation", "#0b62c4"),
 }
 SAME = {"atp": "compensate-limit-30"}
-"""Today's defaults, by the name that they had among the changes to the first ones."""
+"""Settings that are the same under two names: today's defaults, and the change that led to them."""
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 300, 60, 230, 20, 44
 Cell = tuple[str, int, str]
 """Suite, steps, setting."""
@@ -38,7 +38,7 @@ def by_cell(rows: list[dict[str, Any]]) -> dict[Cell, dict[int, float]]:
 
 
 def table(cells: dict[Cell, dict[int, float]]) -> str:
-    """One row a cell: mean loss, and the mean difference to the baseline on the seeds that both have."""
+    """One row for each cell: mean loss, and mean difference to the baseline over the seeds that both have."""
     lines = [
         "| suite | steps | setting | seeds | loss, nats a token | difference to `static-taylor` |",
         "|---|---:|---|---:|---:|---:|",
@@ -57,7 +57,7 @@ def table(cells: dict[Cell, dict[int, float]]) -> str:
 
 
 def curve(cells: dict[Cell, dict[int, float]], suite: str, seed: int) -> str:
-    """Loss over the length of the tuning as SVG; every point is a run of its own, all with the same seed."""
+    """Loss over the number of steps as SVG; every point is a separate run, all with the same seed."""
     lines = {
         name: sorted(
             (steps, losses[seed])

@@ -1,16 +1,16 @@
-"""Compare settings of ATP on validation data: short tunings of the embedded base, one JSON line a trial.
+"""Compare settings of ATP on validation data: short tunings of the embedded base, one JSON line for each trial.
 
 Every trial tunes LoRA for the same number of steps on the training data of runs/embedded_<suite>.yaml, in rows of 128
-tokens, and ends with the loss in nats a token on the half of the validation parts that neither training nor calibration
-sees; test items are never touched. `static-taylor` is prune, then tune: one Taylor decision on the pretrained weights,
-then LoRA under it. Needs TUNEPRUNE_DATA.
+tokens, and ends with the loss in nats per token on the half of the validation parts that is used for neither training
+nor calibration; test items are never used. `static-taylor` prunes once, by Taylor scores of the pretrained weights,
+and then tunes LoRA with those masks. Needs TUNEPRUNE_DATA.
 
     python benchmarks/atp_search.py                                          every setting, one seed, 120 steps
     python benchmarks/atp_search.py --stage final --suites healthcare,legal --seeds 0,1,2 --steps 60,120,240
-    python benchmarks/atp_evidence.py                                        what is known
+    python benchmarks/atp_evidence.py                                        a table and a picture of the results
 
-A trial that stands in the results is skipped, so a search that was stopped goes on. Two processes share a list with
-`--share 0/2` and `--share 1/2`.
+Trials that are in the results are skipped, so a search that was stopped continues. Two processes divide the list with
+`--share 0/2` and `--share 1/2`. The settings are in benchmarks/atp_settings.py.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from atp_settings import CALIBRATION, STAGES, setting
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
@@ -44,15 +45,13 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "atp_search"
 SHAPE = ("tune.max_length=128", "tune.batch_size=8", "tune.precision=bf16")
 VALIDATION_BATCHES = 8
-CALIBRATION = "calibration_documents"
-"""Among a trial's options: how many documents calibrate, where not all do."""
 IDENTITY = ("name", "suite", "seed", "steps", "keep")
 Batch = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One short tuning; `method` holds ATP's options, and is empty for LoRA on the dense model."""
+    """One short tuning; `method` has ATP's options, and is empty for LoRA on the dense model."""
 
     name: str
     suite: str
@@ -64,13 +63,13 @@ class Trial:
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """What tells trials apart."""
+        """The fields that identify a trial."""
         return tuple(getattr(self, key) for key in IDENTITY)
 
 
 @dataclass(frozen=True)
 class Material:
-    """What all trials on one suite share."""
+    """The data that all trials on one suite share."""
 
     config: RunConfig
     checked: Checked
@@ -104,7 +103,7 @@ def part(examples: list[Example], checked: Checked, config: RunConfig) -> Part:
 
 
 def thinned(part: Part, limit: int | None) -> Part:
-    """So many of the part's documents, evenly spaced: they stand source by source."""
+    """At most `limit` of the part's documents, evenly spaced, because they are ordered by source."""
     if limit is None:
         return part
     chosen = [index * len(part.weights) // limit for index in range(limit)]
@@ -115,7 +114,7 @@ def thinned(part: Part, limit: int | None) -> Part:
 
 @torch.no_grad()
 def validation_loss(model: PreTrainedModel, gates: Gates, masks: Masks | None, batches: list[Batch]) -> float:
-    """Mean loss in nats a token under hard masks."""
+    """Mean loss in nats per token under hard masks."""
     total, tokens = 0.0, 0
     with gates(masks if masks is not None else gates.space.ones()):
         for batch in batches:
@@ -127,7 +126,7 @@ def validation_loss(model: PreTrainedModel, gates: Gates, masks: Masks | None, b
 
 
 def run(trial: Trial, shared: Material) -> dict[str, Any]:
-    """One trial: its losses, at several points and at the end, and its seconds."""
+    """Run one trial: its losses halfway and at the end, its duration and its widths."""
     config = shared.config
     model = load_model(config.model.base, None, torch.device("cpu"))
     architecture = families.describe(model)
@@ -161,119 +160,8 @@ def run(trial: Trial, shared: Material) -> dict[str, Any]:
     return {"loss": curve[trial.steps], "curve": curve, "seconds": round(tuner.result.seconds, 1), "widths": widths}
 
 
-START = {  # the defaults when the search began: every setting below is named by what it changes here
-    "name": "atp",
-    "decision": "dynamic",
-    "decisions": "on_budget",
-    "prior": "taylor",
-    "prior_batches": 16,
-    "prior_momentum": 0.9,
-    "prior_scale": 1.0,
-    "generator": "transformer",
-    "generator_learning_rate": 1e-3,
-    "control_share": 0.25,
-    "control_limit": None,
-    "gradual": True,
-    "decision_every": 1,
-    "temperature": 0.4,
-    "lora_aware": True,
-    "regulariser": "linear_decay",
-    "decay_share": 0.5,
-    "compensate": False,
-}
-STATIC = START | {"control_share": 0.0, "generator": "free", "lora_aware": False, "regulariser": "none"}
-SAMPLED = {"decisions": "sampled", "prior": "none", "regulariser": "lasso", "control_share": 0.5}
-MASKED = {"lora_aware": False, "regulariser": "none"}
-COMPENSATED = {"compensate": True}
-LIMITED = {"control_share": 0.5, "control_limit": 30}
-CHANGES: dict[str, dict[str, Any]] = {
-    "start": {},
-    "masked-lora": MASKED,
-    "static-decision": {"decision": "static"},
-    "control-0.1": {"control_share": 0.1},
-    "control-0.5": {"control_share": 0.5},
-    "prior-none": {"prior": "none"},
-    "prior-magnitude": {"prior": "magnitude"},
-    "prior-batches-4": {"prior_batches": 4},
-    "prior-batches-64": {"prior_batches": 64},
-    "momentum-0.5": {"prior_momentum": 0.5},
-    "momentum-1": {"prior_momentum": 1.0},
-    "generator-free": {"generator": "free"},
-    "generator-lr-1e-2": {"generator_learning_rate": 1e-2},
-    "generator-lr-1e-4": {"generator_learning_rate": 1e-4},
-    "not-gradual": {"gradual": False},
-    "every-4": {"decision_every": 4},
-    "temperature-0.1": {"temperature": 0.1},
-    "temperature-1": {"temperature": 1.0},
-    "lasso": {"regulariser": "lasso"},
-    "proximal": {"regulariser": "proximal"},
-    "no-regulariser": {"regulariser": "none"},
-    "decay-0.2": {"decay_share": 0.2},
-    "decay-1": {"decay_share": 1.0},
-    "calibration-16": {CALIBRATION: 16},
-    "calibration-128": {CALIBRATION: 128},
-    "sampled": SAMPLED,
-    "sampled-alpha-1": SAMPLED | {"budget_weight": 1.0},
-    "sampled-alpha-10": SAMPLED | {"budget_weight": 10.0},
-    "sampled-beta-0.03": SAMPLED | {"lasso_weight": 0.03},
-    "sampled-decay": SAMPLED | {"regulariser": "linear_decay"},
-    "sampled-prior": SAMPLED | {"prior": "taylor"},
-    "compensate": COMPENSATED,
-    "compensate-masked": COMPENSATED | MASKED,
-    "compensate-static-decision": COMPENSATED | {"decision": "static"},
-    "compensate-masked-static-decision": COMPENSATED | MASKED | {"decision": "static"},
-    "compensate-control-0.1": COMPENSATED | {"control_share": 0.1},
-    "compensate-control-0.5": COMPENSATED | {"control_share": 0.5},
-    "compensate-control-0.75": COMPENSATED | {"control_share": 0.75},
-    "compensate-limit-30": COMPENSATED | LIMITED,
-    "compensate-limit-30-ridge-0.1": COMPENSATED | LIMITED | {"compensate_ridge": 0.1},
-    "compensate-limit-30-static-decision": COMPENSATED | LIMITED | {"decision": "static"},
-    "compensate-limit-30-generator-frozen": COMPENSATED | LIMITED | {"generator_learning_rate": 1e-9},
-    "limit-30": LIMITED,
-    "compensate-ridge-0.1": COMPENSATED | {"compensate_ridge": 0.1},
-    "compensate-ridge-0.001": COMPENSATED | {"compensate_ridge": 0.001},
-    "compensate-ridge-0.3": COMPENSATED | {"compensate_ridge": 0.3},
-    "compensate-ridge-1": COMPENSATED | {"compensate_ridge": 1.0},
-    **{
-        f"compensate-ridge-0.3-control-{share}": COMPENSATED | {"compensate_ridge": 0.3, "control_share": share}
-        for share in (0.05, 0.125, 0.5, 0.75)
-    },
-}
-SPECIAL: dict[str, dict[str, Any]] = {
-    "dense-lora": {},
-    "static-taylor": STATIC,
-    "static-taylor-compensate": STATIC | COMPENSATED,
-    "static-taylor-compensate-ridge-0.1": STATIC | COMPENSATED | {"compensate_ridge": 0.1},
-    "static-taylor-compensate-ridge-0.3": STATIC | COMPENSATED | {"compensate_ridge": 0.3},
-    "atp": {"name": "atp"},
-    "atp-paper": {"name": "atp-paper"},
-}
-OTHER_SPACES = [f"{name}@{space}" for space in ("head_dim", "disp") for name in ("static-taylor", "compensate")]
-STAGES = {
-    "screen": [*SPECIAL, *CHANGES, *OTHER_SPACES],
-    "final": ["dense-lora", "static-taylor", "static-taylor-compensate", "compensate-limit-30"],
-}
-
-
-def setting(name: str) -> tuple[str, dict[str, Any]]:
-    """Space and options of a named setting.
-
-    `default+` before a change applies it to the defaults of today, not to those the search began with; `@space` behind
-    the name chooses another space than width.
-
-    Raises:
-        SystemExit: no such setting.
-    """
-    plain, _, space = name.partition("@")
-    known = SPECIAL | {change: START | options for change, options in CHANGES.items()}
-    known |= {f"default+{change}": {"name": "atp"} | options for change, options in CHANGES.items()}
-    if plain not in known:
-        raise SystemExit(f"no setting `{plain}`; there are {', '.join(known)}")
-    return space or "width", known[plain]
-
-
 def finished() -> set[tuple[Any, ...]]:
-    """The trials that stand in the results."""
+    """The trials that are in the results."""
     lines = [line for path in sorted(RESULTS.glob("*.jsonl")) for line in path.read_text("utf8").splitlines()]
     return {tuple(json.loads(line)[key] for key in IDENTITY) for line in lines}
 
@@ -281,12 +169,12 @@ def finished() -> set[tuple[Any, ...]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices=STAGES, default="screen")
-    parser.add_argument("--only", help="settings by name, instead of a stage")
+    parser.add_argument("--only", help="names of settings, separated by commas, instead of a stage")
     parser.add_argument("--suites", default="healthcare")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--steps", default="120")
-    parser.add_argument("--keep", type=float, default=0.6, help="of all parameters")
-    parser.add_argument("--share", default="0/1", help="which part of the list, such as 0/2")
+    parser.add_argument("--keep", type=float, default=0.6, help="share of all parameters to keep")
+    parser.add_argument("--share", default="0/1", help="which part of the list to run, such as 0/2")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     names = arguments.only.split(",") if arguments.only else STAGES[arguments.stage]

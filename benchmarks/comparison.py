@@ -1,11 +1,11 @@
-"""Compare all methods on the shipped suites and keep the results: the evidence behind the README's comparison.
+"""Compare all methods on the shipped suites and keep the results, from which the README's comparison is made.
 
     python benchmarks/comparison.py runs/compare_healthcare.yaml runs/compare_legal.yaml --jobs 2
 
-Every run file goes to `<out>/<suite>`, and its `comparison.json` (one cell a line) to
-`benchmarks/results/comparison/<suite>.json`. A stopped call goes on where it was, and one with more methods, budgets
-or seeds adds them. `--methods` names all methods of the registry by default; they are compared with ATP, the first.
-Ends with status 1 where runs failed.
+The runs of each run file are in `<out>/<suite>`; its `comparison.json`, with one cell on each line, is copied to
+`benchmarks/results/comparison/<suite>.json`. The same command continues a comparison that was stopped; with more
+methods, budgets or seeds, it adds them. By default all registered methods are compared with the first, ATP.
+Exits with status 1 if runs failed.
 """
 
 import argparse
@@ -31,12 +31,12 @@ AGAINST = "atp"
 
 
 def all_methods() -> str:
-    """Every method of the registry, the one that the others are compared with first."""
+    """All registered methods, the reference method first."""
     return ",".join([AGAINST, *(name for name in methods.registry() if name != AGAINST)])
 
 
 def compact(comparison: ComparisonRecord) -> str:
-    """The record as JSON with one line for every cell and row, so that a change of one shows as one."""
+    """The record as JSON with one line for every cell and row, so that diffs are small."""
     content = comparison.model_dump(mode="json", by_alias=True, exclude_none=True)
     parts = []
     for key, value in content.items():

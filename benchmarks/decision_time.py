@@ -1,12 +1,13 @@
-"""How long each one-shot method takes to decide, beside one forward pass over the same calibration data.
+"""Time of each one-shot method's decision, compared with one forward pass over the same calibration data.
 
     python benchmarks/decision_time.py --run runs/compare_healthcare.yaml
 
-Writes `benchmarks/results/decision_time.json`. Finds the methods in the registry and times `begin` and `plan` on the
-dense model, beside forward passes over as many calibration batches as the method drew, both in every round, so that a
-busy machine slows both. Also counts what the decision asked of the data: `passes` is how often the tokens drawn went
-through the linear that saw most of them, `backwards` the calls of autograd, `statistics` what the method asked for by
-`subject.scores` (one where it does not say). Ends with status 1 where a method passes more often than once a statistic.
+Writes `benchmarks/results/decision_time.json`. Times `begin` and `plan` of every registered one-shot method on the
+dense model, and forward passes over the calibration batches that the method drew, both in every round, so that load
+on the machine slows both. Also counts how the decision used the data: `passes` is how often the tokens drawn passed
+through the linear that saw most of them, `backwards` the calls of autograd, `statistics` those that the method
+requested with `subject.scores`. Exits with status 1 if a method makes more than one pass for each statistic, or more
+than one if it requests none.
 """
 
 import argparse
@@ -39,7 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass
 class Count:
-    """What a decision asked of the model and the data; stands in for the store of a comparison and keeps nothing."""
+    """Counts how a decision uses model and data; passed as the store of a comparison, but stores nothing."""
 
     batches: list[Any] = field(default_factory=list)
     statistics: list[str] = field(default_factory=list)
@@ -53,14 +54,14 @@ class Count:
 
     @property
     def passes(self) -> float:
-        """How often the tokens that were drawn went through the linear that saw most."""
+        """How often the tokens that were drawn passed through the linear that saw most of them."""
         drawn = sum(batch["input_ids"].numel() for batch in self.batches)
         return max(self.tokens.values(), default=0) / drawn if drawn else 0.0
 
 
 @contextmanager
 def counting(model: torch.nn.Module, count: Count) -> Iterator[None]:
-    """Count the tokens that reach each linear, and calls of autograd."""
+    """Count the tokens that reach each linear, and the calls of autograd."""
 
     def watched(name: str) -> Any:  # noqa: ANN401
         def forward(_: Any, inputs: tuple[Any, ...], __: Any) -> None:  # noqa: ANN401
@@ -88,7 +89,7 @@ def counting(model: torch.nn.Module, count: Count) -> Iterator[None]:
 
 
 def decision(job: Job, config: RunConfig) -> tuple[float, float, Count]:
-    """Seconds of the decision, seconds of forward passes over the batches it drew, and what it asked for."""
+    """Seconds of the decision, seconds of forward passes over the batches that it drew, and its counts."""
     model, count = job.fresh_model(), Count()
     subject = subject_of(job, model, job.tuner(model, config.tune, job.out))
 
@@ -110,7 +111,7 @@ def decision(job: Job, config: RunConfig) -> tuple[float, float, Count]:
 
 
 def measure(job: Job, config: RunConfig, rounds: int) -> dict[str, Any]:
-    """One method: medians over rounds."""
+    """Medians over rounds of one method."""
     found = [decision(job, config) for _ in range(rounds)]
     count = found[0][2]
     return {
@@ -134,7 +135,7 @@ def spread(numbers: list[float]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=ROOT / "runs" / "compare_healthcare.yaml")
-    parser.add_argument("--methods", help="by default every one-shot method; options as in tuneprune compare")
+    parser.add_argument("--methods", help="default: every one-shot method; options as in tuneprune compare")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], help="key.path=value")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "decision_time.json")

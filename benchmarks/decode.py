@@ -1,18 +1,18 @@
-"""Prefill and decode speed of pruned models beside the dense one, and how near it comes to the ideal.
+"""Prefill and decode speed of pruned models relative to the dense one, and how close it is to the ideal.
 
     python benchmarks/decode.py
 
-Writes `benchmarks/results/decode.json`. Three subjects at keep 0.6: `base`, the embedded model, and two llamas of
-random weights, large enough that reading weights is most of a step: `deep` (24 layers of 1024) and `broad` (12 of
-1536, so with fewer operations for as many weights). Their variants: `ragged` (the MLP widths are odd), `aligned`
-(ragged, in multiples of 64) and `uniform` (one width for all layers). Which units stay is drawn, as speed depends on
-widths only. Every engine runs in a process of its own, where the variants take turns at every step, so that a busy
-machine slows all alike; numbers are medians and extremes over the rounds, a round's decoding is its median step. On a
-CPU with one thread, seconds are those that the thread computed: what the machine gave to others is not counted.
+Writes `benchmarks/results/decode.json`. Three subjects at keep 0.6: `base`, the embedded model, and two llamas with
+random weights, large enough that reading weights takes most of a step: `deep` (24 layers of 1024) and `broad` (12 of
+1536, so fewer operations for as many weights). Their variants: `ragged` (the MLP widths are odd), `aligned` (ragged, in
+multiples of 64) and `uniform` (the same width in all layers). The kept units are random, because speed depends on
+widths only. Every engine runs in its own process, where the variants take turns at every step, so that load on the
+machine slows all of them; numbers are medians and extremes over the rounds, and decoding in a round counts as its
+median step. On a CPU with one thread, time is the thread's CPU time, which other processes do not change.
 
-`ideal` is what the weights alone would give: for decoding the dense model's weights read for one token over the
-variant's, for prefill its floating-point operations over the variant's. `of_ideal` is the median ratio over that.
-On a GPU (`--device cuda`) llama.cpp takes all layers there, if it was built for it.
+`ideal` is the speed-up that the weights alone allow: for decoding, the dense model's weights read for one token over
+the variant's; for prefill, its floating-point operations over the variant's. `of_ideal` is the median ratio over that.
+With `--device cuda`, llama.cpp runs all layers on the GPU if it was built for it.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def dense_model(subject: str) -> Any:  # noqa: ANN401
 
 
 def drawn_masks(space: Any, variant: str, settings: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
-    """Masks within the budget whose widths differ from layer to layer as scores do that were drawn."""
+    """Masks within the budget from random scores, with widths that differ from layer to layer."""
     import torch
 
     from tuneprune.budget import Budget, allocate
@@ -84,7 +84,7 @@ def drawn_masks(space: Any, variant: str, settings: dict[str, Any]) -> dict[str,
 
 
 def build(subject: str, folder: Path) -> dict[str, dict[str, Any]]:
-    """Every variant as an exported folder, with its sizes and what it costs ideally."""
+    """Export every variant to a folder; its sizes and its ideal speed-up."""
     import torch
     from transformers import AutoTokenizer
 
@@ -111,7 +111,7 @@ def build(subject: str, folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def costs(model: Any) -> dict[str, int]:  # noqa: ANN401
-    """Parameters, those read for one token, and the operations of a prefill that makes logits at its end only."""
+    """Parameters, those read for one token, and the operations of a prefill with logits for the last token only."""
     from torch import nn
 
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
@@ -126,7 +126,7 @@ def costs(model: Any) -> dict[str, int]:  # noqa: ANN401
 
 
 def with_transformers(folder: Path, precision: str, variants: list[str], arguments: argparse.Namespace) -> Any:  # noqa: ANN401
-    """Rows {batch_size, phase, variant: {speed, ratio}} by tuneprune's own comparison of speeds."""
+    """Rows {batch_size, phase, variant: {speed, ratio}}, measured by tuneprune's `compare_speed`."""
     import torch
 
     from tuneprune import export
@@ -151,7 +151,7 @@ def with_transformers(folder: Path, precision: str, variants: list[str], argumen
 
 
 def with_llama_cpp(folder: Path, _precision: str, variants: list[str], arguments: argparse.Namespace) -> Any:  # noqa: ANN401
-    """The same rows by llama.cpp, which has a batch of one here."""
+    """The same rows, measured with llama.cpp at batch size 1."""
     from llama_cpp import Llama
 
     options: dict[str, Any] = {"n_ctx": 256, "n_threads": arguments.threads, "n_threads_batch": arguments.threads}
@@ -161,7 +161,7 @@ def with_llama_cpp(folder: Path, _precision: str, variants: list[str], arguments
         (file,) = (folder / f"{name}-gguf").glob("*.gguf")
         models[name] = Llama(str(file), **options)
     rates: dict[str, dict[str, list[float]]] = {phase: {n: [] for n in variants} for phase in ("prefill", "decode")}
-    for index in range(-1, arguments.rounds):  # the first round is thrown away
+    for index in range(-1, arguments.rounds):  # the first round is not counted
         seconds = llama_cpp_round(models, index, clock_of(arguments))
         for name, (first, *steps) in seconds.items() if index >= 0 else ():
             rates["prefill"][name].append(TOKENS["prompt_tokens"] / first)
@@ -178,10 +178,10 @@ def with_llama_cpp(folder: Path, _precision: str, variants: list[str], arguments
 
 
 def llama_cpp_round(models: dict[str, Any], index: int, clock: Callable[[], float]) -> dict[str, list[float]]:
-    """Seconds of every model's prefill and of each step after it; which tokens they are does not matter to speed."""
+    """Seconds of every model's prefill and of each step after it; speed does not depend on the tokens."""
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for step in range(TOKENS["new_tokens"] + 1):
-        first = (index + step) % len(models)  # nobody always goes second
+        first = (index + step) % len(models)  # so that no model is always the second one
         for name in (*list(models)[first:], *list(models)[:first]):
             if step == 0:
                 models[name].reset()
@@ -192,7 +192,7 @@ def llama_cpp_round(models: dict[str, Any], index: int, clock: Callable[[], floa
 
 
 def clock_of(arguments: argparse.Namespace) -> Callable[[], float]:
-    """What gives the seconds: the thread's own where there is only one."""
+    """The clock: CPU time if there is only one thread."""
     return time.thread_time if arguments.threads == 1 and arguments.device == "cpu" else time.perf_counter
 
 
@@ -202,7 +202,7 @@ def spread(numbers: list[float]) -> dict[str, float]:
 
 
 def write_gguf(folder: Path, variants: list[str]) -> str | None:
-    """Convert every variant; why that cannot be, or None where it was done."""
+    """Convert every variant; the reason if that is not possible, otherwise None."""
     from tuneprune import export
     from tuneprune.errors import TunePruneError
 
@@ -219,7 +219,7 @@ def write_gguf(folder: Path, variants: list[str]) -> str | None:
 
 
 def measure(subject: str, engine: str, folder: Path, facts: dict[str, Any], arguments: argparse.Namespace) -> Any:  # noqa: ANN401
-    """One engine on one subject in a fresh process, each ratio beside its ideal; or why it was not run."""
+    """One engine on one subject in a fresh process, each ratio with its ideal; or why it was not run."""
     if engine.startswith("llama.cpp"):
         reason = write_gguf(folder, list(facts))
         if reason:
@@ -241,7 +241,7 @@ def measure(subject: str, engine: str, folder: Path, facts: dict[str, Any], argu
 
 
 def environment(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Where the numbers come from."""
+    """Machine and versions."""
     import torch
 
     lines = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines() if Path("/proc/cpuinfo").exists() else []

@@ -1,13 +1,12 @@
-"""Whether one seed gives one result: every method twice, in processes as unlike as one machine allows.
+"""Check that a seed determines the result: run every method twice, in processes as different as one machine allows.
 
     python benchmarks/determinism.py --model embedded/base
 
-Writes `benchmarks/results/determinism.json`. The first comparison works off its cells one at a time and computes every
-score; the second one has another hash seed, working directory, folder and order of methods, two cells at a time, and at
-the compared budget it reuses the scores of another one. Files of `plan/` and `model/` count as equal when their bytes
-are; the card in `model/README.md`, which has measured times in it, is left out. The first comparison also has a second
-seed, whose files must differ. Both run on one thread a process: sums may differ in their last bits where their number
-of threads does.
+Writes `benchmarks/results/determinism.json`. The first comparison runs its cells one at a time and computes every
+score; the second one has another hash seed, working directory, folder and order of methods, runs two cells at a time,
+and reuses scores of another budget. Files of `plan/` and `model/` are compared by their bytes, except the card
+`model/README.md`, which contains measured times. The first comparison also has a second seed, whose files must differ.
+All processes have one thread, because sums may differ in their last bits between numbers of threads.
 """
 
 import argparse
@@ -30,7 +29,7 @@ KEEP, OTHER_KEEP = 0.6, 0.8
 
 
 def digests(cell: Path) -> dict[str, str]:
-    """The hash of every file whose bytes are promised, and of the scores."""
+    """The hash of every file that must be reproducible, and of the scores."""
     files = [path for name in ("plan", "model") for path in sorted((cell / name).rglob("*")) if path.is_file()]
     found = {
         str(path.relative_to(cell)): hashlib.sha256(path.read_bytes()).hexdigest()[:16]
@@ -46,7 +45,7 @@ def run_file(folder: Path, model: str, steps: int) -> Path:
     content = {
         "model": str(Path(model).resolve()),
         "space": "width",
-        "method": "random",  # --methods names the others
+        "method": "random",  # replaced by --methods
         "data": {"train": [{"source": name} for name in SOURCES]},
         "tune": {
             "steps": steps,
@@ -65,7 +64,7 @@ def run_file(folder: Path, model: str, steps: int) -> Path:
 
 
 def compare(run: Path, methods: list[str], out: Path, *, hash_seed: int, cwd: Path, more: list[str]) -> None:
-    """One comparison by the command line."""
+    """Run one comparison by the command line."""
     command = [sys.executable, "-m", "tuneprune", "compare", str(run), "--methods", ",".join(methods)]
     environment = os.environ | {"PYTHONHASHSEED": str(hash_seed), "OMP_NUM_THREADS": "1"}
     cwd.mkdir()
@@ -73,7 +72,7 @@ def compare(run: Path, methods: list[str], out: Path, *, hash_seed: int, cwd: Pa
 
 
 def outcome(name: str, first: Path, second: Path, other_seed: Path) -> dict[str, Any]:
-    """What one method's files say."""
+    """The result of one method: which files differ."""
     one, two, other = (digests(cell) for cell in (first, second, other_seed))
     unequal = sorted(file for file in one.keys() | two.keys() if one.get(file) != two.get(file))
     differing = sorted(file for file in one if one[file] != other.get(file))
@@ -116,7 +115,7 @@ def main() -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Where and with what it was run."""
+    """Machine and versions."""
     git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
     lines = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines()
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,7 +1,7 @@
-"""Run the export tests and write what they found as the table in docs/exports.md.
+"""Run the export tests and write their results as the tables in docs/exports.md.
 
-`python benchmarks/export_matrix.py [--check] [--keep]`; the record is benchmarks/results/export_matrix.jsonl. What vLLM
-said stands in benchmarks/results/vllm.json (benchmarks/vllm_check.py), for it needs an environment of its own.
+`python benchmarks/export_matrix.py [--check] [--keep]`; the record is benchmarks/results/export_matrix.jsonl. The
+results of vLLM are in benchmarks/results/vllm.json (benchmarks/vllm_check.py), because it needs its own environment.
 """
 
 import argparse
@@ -20,13 +20,13 @@ TESTS = ("tests/exports", "tests/laws/test_reload.py", "tests/unit/export/test_d
 FIELDS = ("target", "family", "space", "layout", "outcome", "why")
 SHORT = {"run": "run", "structure": "checked", "impossible": "–"}
 ORDER = tuple(SHORT)
-"""What is better first: a case that several tests decide counts as the best of them."""
+"""Best first: if several tests have a case, the best outcome counts."""
 
 Case = Mapping[str, str]
 
 
 def best(cases: Iterable[Case]) -> list[dict[str, str]]:
-    """Every case once, sorted."""
+    """Every case once, with its best outcome, sorted."""
     found: dict[tuple[str, ...], dict[str, str]] = {}
     for case in cases:
         key = tuple(case[name] for name in FIELDS[:4])
@@ -36,7 +36,7 @@ def best(cases: Iterable[Case]) -> list[dict[str, str]]:
 
 
 def tables(cases: Iterable[Case]) -> str:
-    """One table a space: families down, targets and layouts across, with the reasons of what cannot be below them."""
+    """One table for each space: families in rows, targets and layouts in columns, and reasons below as notes."""
     cases = best(cases)
     targets = sorted({case["target"] for case in cases})
     parts: list[str] = []
@@ -84,7 +84,7 @@ def with_tables(page: str, cases: Iterable[Case]) -> str:
 
 
 def run_tests(arguments: list[str]) -> list[dict[str, str]]:
-    """The cases that the export tests decide, which must pass."""
+    """The cases of the export tests, which must pass."""
     found = RECORD.with_suffix(".partial")
     found.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "-m", "not campaign", *TESTS, *arguments]
@@ -95,7 +95,7 @@ def run_tests(arguments: list[str]) -> list[dict[str, str]]:
 
 
 def vllm_cases() -> list[dict[str, str]]:
-    """What vLLM ran of the model families, as cases: folders as target `vllm`, and the target made for it."""
+    """The results of vLLM as cases: exported folders as target `vllm`, and the target `deci` made for it."""
     cases = []
     for row in json.loads(VLLM.read_text(encoding="utf8"))["rows"]:
         layout, _, space = row["case"].partition(",")[0].rpartition(" ")
@@ -120,8 +120,10 @@ def vllm_cases() -> list[dict[str, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="run no test; exit 1 where the page is not the record's")
-    parser.add_argument("--keep", action="store_true", help="keep recorded cases that no test decided this time")
+    parser.add_argument(
+        "--check", action="store_true", help="run no tests; exit 1 if the page does not match the record"
+    )
+    parser.add_argument("--keep", action="store_true", help="keep recorded cases that no test covered this time")
     parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
     arguments = parser.parse_args()
     page = PAGE.read_text(encoding="utf8")

@@ -1,8 +1,8 @@
-"""Run the long campaigns that mistreat runs, and write what they found as the tables in docs/reliability.md.
+"""Run the long fault campaigns and write their results as the tables in docs/reliability.md.
 
-`python benchmarks/faults.py [--check] [--keep] [-- arguments of pytest]` writes benchmarks/results/faults.json too.
-Every campaign names the commit that it ran on; the environment is that of the newest ones.
-A campaign is a test marked `campaign` that calls `record` of tests/faults/recorded.py.
+`python benchmarks/faults.py [--check] [--keep] [-- arguments of pytest]` also writes benchmarks/results/faults.json,
+with the commit of every campaign and the environment of the newest ones. A campaign is a test marked `campaign` that
+calls `record` of tests/faults/recorded.py.
 """
 
 import argparse
@@ -26,7 +26,7 @@ START, END = "<!-- campaigns -->", "<!-- /campaigns -->"
 
 
 def gathered(lines: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """One campaign a name, of all the lines that its tests noted."""
+    """The campaigns by name, from the lines that their tests recorded."""
     found: dict[str, dict[str, Any]] = {}
     for line in lines:
         known = found.setdefault(
@@ -40,7 +40,7 @@ def gathered(lines: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def tables(record: Mapping[str, Any]) -> str:
-    """All campaigns, and where the kills hit."""
+    """The table of campaigns, and what the runs were doing when they were killed."""
     lines = ["| campaign | what was done | cases | how they ended | failures |", "|---|---|---|---|---|"]
     for name, found in sorted(record["campaigns"].items()):
         ends = ", ".join(f"{number} {outcome}" for outcome, number in found["good"].items())
@@ -80,7 +80,7 @@ def with_tables(page: str, record: Mapping[str, Any]) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Where it was tried, and what."""
+    """Machine and versions."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines() if Path("/proc/cpuinfo").exists() else []
     command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
     return {
@@ -96,7 +96,7 @@ def environment() -> dict[str, Any]:
 
 
 def run_campaigns(arguments: list[str]) -> tuple[list[dict[str, Any]], int]:
-    """What the campaigns noted, and the exit status of pytest."""
+    """The recorded lines of the campaigns, and the exit status of pytest."""
     with tempfile.TemporaryDirectory() as folder:
         noted = Path(folder, "noted.jsonl")
         command = [sys.executable, "-m", "pytest", "-m", "campaign", "tests", *arguments]
@@ -107,7 +107,9 @@ def run_campaigns(arguments: list[str]) -> tuple[list[dict[str, Any]], int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="run nothing; exit 1 where the page is not the record's")
+    parser.add_argument(
+        "--check", action="store_true", help="run nothing; exit 1 if the page does not match the record"
+    )
     parser.add_argument("--keep", action="store_true", help="keep recorded campaigns that did not run this time")
     parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
     arguments = parser.parse_args()

@@ -1,9 +1,9 @@
-"""Fuzz the files that strangers may have written, and write what came of it.
+"""Fuzz the untrusted files that tuneprune reads, and record the results.
 
 `python benchmarks/fuzz.py [--examples N] [--seed S] [--only NAME]`; the record is benchmarks/results/fuzz.json. The
-cases are those of tests/fuzz, which CI runs a few of: files that were valid, changed in their structure or damaged in
-their bytes, read by the command that a user would read them with. A failure is an error that is no sentence, a case of
-more than 20 seconds of the processor, or a gibibyte more of memory.
+cases are those of tests/fuzz, of which CI runs a few: valid files with changed structure or damaged bytes, read by the
+command that a user would use. A case fails if its error is not one of tuneprune's messages, if it takes more than 20
+seconds of CPU time, or if memory grows by more than a gibibyte.
 """
 
 import argparse
@@ -31,9 +31,9 @@ from fuzz.targets import Target, prepared  # noqa: E402
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--examples", type=int, default=500, help="cases of each kind of file")
+    parser.add_argument("--examples", type=int, default=500, help="number of cases for each kind of file")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="one kind of file; the others' results stay")
+    parser.add_argument("--only", help="fuzz one kind of file, and keep the results of the others")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     found = json.loads(RECORD.read_text())["targets"] if arguments.only and RECORD.exists() else {}
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def fuzzed(target: Target, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Cases of one kind of file: how many were read, how many refused, and the smallest that was neither."""
+    """Fuzz one kind of file: how many cases were read, how many refused, and the smallest that failed."""
     started, failure = time.perf_counter(), None
     counts: dict[str, int] = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -63,7 +63,7 @@ def fuzzed(target: Target, folder: Path, arguments: argparse.Namespace) -> dict[
 
 
 def environment() -> dict[str, Any]:
-    """What the campaign ran on."""
+    """Machine and versions."""
     packages = ("torch", "transformers", "peft", "safetensors", "pydantic", "pyyaml", "hypothesis")
     commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return {

@@ -1,11 +1,11 @@
-"""What budgets of time leave by their table, beside what whole models then measure.
+"""Compare latency budgets by their table with the time that the whole pruned models take.
 
     python benchmarks/latency_budget.py
 
 Writes `benchmarks/results/latency_budget.json`. Measures a table for each subject (the embedded base, and a LLaMA with
-random weights of real widths), lets random scores decide at several `keep`, cuts, and measures dense and pruned in
-turns: one thread by its own clock, which other work on the machine does not move. `table_share` is what the decision
-was made by, `measured_share` the dense model's speed over the pruned one's.
+random weights and realistic widths), decides by random scores at several `keep`, cuts, and measures dense and pruned in
+turns, on one thread by its CPU time, which other processes do not change. `table_share` is the share of time by the
+table, which the budget counts, and `measured_share` the dense model's speed over the pruned one's.
 """
 
 import argparse
@@ -39,7 +39,7 @@ KEEPS = (0.8, 0.65)
 SETTINGS: tuple[tuple[Phase, int], ...] = (("decode", 1), ("prefill", 1))
 SPEED: dict[str, Any] = {"new_tokens": 16, "repeats": 7, "clock": time.thread_time}
 INVERSE = {"median": "median", "low": "high", "high": "low"}
-"""A share of the time is one over a ratio of speeds."""
+"""A share of time is the inverse of a ratio of speeds."""
 REAL_WIDTHS = {
     "vocab_size": 4096,
     "hidden_size": 1024,
@@ -66,7 +66,7 @@ def subject(config: PretrainedConfig, phase: Phase, batch_size: int) -> dict[str
 
 
 def row(dense: PreTrainedModel, costs: Costs, keep: float) -> dict[str, Any]:
-    """One budget: decided, cut and measured; what can be reached where it cannot."""
+    """One budget: decide, cut and measure; the message if it cannot be reached."""
     assert costs.table is not None
     assert costs.space.latency is not None
     draw = torch.Generator().manual_seed(1)
@@ -89,7 +89,7 @@ def row(dense: PreTrainedModel, costs: Costs, keep: float) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Where the times were measured."""
+    """Machine and versions."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines() if Path("/proc/cpuinfo").exists() else []
     command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
     return {

@@ -1,11 +1,11 @@
-"""What ATP costs beside plain LoRA: step time and peak memory on the clinic data, in turns, on one machine.
+"""The overhead of ATP over plain LoRA: step time and peak memory on the clinic data, measured in turns.
 
     python benchmarks/overhead.py --model embedded/base
 
-Writes `benchmarks/results/overhead.json`. Every variant of every round runs in a process of its own, because the peak
-memory of a process never falls; variants take turns, so that a busy machine slows all alike. Steps are those of the
-loop and the method that `tuneprune run` uses. `run_s` holds the prior that the first control step computes, which
-weighs the less the longer a run is; `loaded_bytes` is the peak before tuning, libraries included.
+Writes `benchmarks/results/overhead.json`. Every variant of every round runs in its own process, because the peak
+memory of a process never falls; variants take turns, so that load on the machine slows all of them. The training loop
+and the method are those of `tuneprune run`. `run_s` includes the prior that the first control step computes, which
+matters less in longer runs; `loaded_bytes` is the peak before tuning, libraries included.
 """
 
 import argparse
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VARIANTS = ("lora", "atp_width", "atp_head_dim", "atp_disp")
 SOURCES = ("clinic_nli", "clinic_qa", "clinic_summary", "clinic_text")
 WARM_UP = 2
-"""Steps at the start of each phase that are not counted: first calls allocate."""
+"""Steps at the start of each phase that are not counted, because they allocate memory."""
 
 
 def measure(variant: str, model: str, steps: int, batch_size: int) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def measure(variant: str, model: str, steps: int, batch_size: int) -> dict[str, 
     from tuneprune.train.runtime import peak_memory
 
     class Clock(Progress):
-        """Keeps the time between two steps, by phase."""
+        """Records the time between two steps, by phase."""
 
         def __init__(self) -> None:
             self.seconds: dict[str, list[float]] = {}
@@ -54,7 +54,7 @@ def measure(variant: str, model: str, steps: int, batch_size: int) -> dict[str, 
     content = {
         "model": model,
         "space": space or "width",
-        "method": "random" if method == "lora" else method,  # named only: plain LoRA begins no search
+        "method": "random" if method == "lora" else method,  # a name is required, but plain LoRA does not search
         "data": {"train": [{"source": name} for name in SOURCES]},
         "tune": {"steps": steps, "batch_size": batch_size, "max_length": 128, "checkpoint_every": 10**6},
         "evaluate": {"suite": "clinic", "limit": 1},
@@ -105,7 +105,7 @@ def phase_medians(rounds: list[dict[str, Any]]) -> dict[str, list[float]]:
 
 
 def summarize(rounds: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Per variant: step time by phase, whole run and memory, each beside plain LoRA of the same round."""
+    """Step time by phase, duration and memory of every variant, and ratios to plain LoRA in the same round."""
     plain = rounds["lora"]
     base_step = phase_medians(plain)["tune"]
     result: dict[str, Any] = {}
@@ -132,7 +132,7 @@ def summarize(rounds: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def hardware() -> dict[str, Any]:
-    """Where the numbers come from."""
+    """Machine and versions."""
     import torch
 
     names = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines() if Path("/proc/cpuinfo").exists() else []
@@ -154,7 +154,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=48, help="steps of one run; ATP decides in half, at most 30")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--variants", default=",".join(VARIANTS[:2]), help=f"beside lora: {', '.join(VARIANTS[1:])}")
+    parser.add_argument(
+        "--variants", default=",".join(VARIANTS[:2]), help=f"in addition to lora: {', '.join(VARIANTS[1:])}"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "overhead.json")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -165,7 +167,7 @@ def main() -> None:
     variants = list(dict.fromkeys(["lora", *arguments.variants.split(",")]))
     rounds: dict[str, list[dict[str, Any]]] = {variant: [] for variant in variants}
     for index in range(arguments.rounds):
-        for variant in variants if index % 2 == 0 else reversed(variants):  # none always runs last
+        for variant in variants if index % 2 == 0 else reversed(variants):  # so that no variant always runs last
             rounds[variant].append(in_own_process(variant, arguments))
             print(f"round {index + 1}: {variant}: {rounds[variant][-1]['run_s']:.1f} s", file=sys.stderr)
     settings = {key: value for key, value in vars(arguments).items() if key not in ("child", "out")}

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTHING = "No results are committed yet."
 README, DETAILS = ROOT / "README.md", ROOT / "docs" / "results.md"
 DETAIL = 0.6
-"""The budget whose scores are shown task by task."""
+"""The budget for which scores are shown task by task."""
 
 
 def load_records(results: Path) -> list[RunRecord]:
@@ -64,7 +64,7 @@ def between(page: str, name: str, text: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where the table is not current")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a table is not current")
     arguments = parser.parse_args()
     results = ROOT / "benchmarks" / "results"
     comparisons = load_comparisons(results)

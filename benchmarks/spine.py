@@ -1,9 +1,10 @@
-"""Run the shipped run files on every space and keep their records: the evidence behind the README's table.
+"""Run run files on every space and keep their records, from which the table in docs/results.md is made.
 
     python benchmarks/spine.py runs/embedded_healthcare.yaml runs/embedded_legal.yaml --out out/spine
 
-Each run's `record.json` and `proof.json` go to `benchmarks/results/<run>_<method>_<space>/`. The dense model and the
-dense model tuned alike are measured once per run file. A stopped call goes on where it was.
+Each run's `record.json` and `proof.json` are copied to `benchmarks/results/<run>_<method>_<space>/`. The dense model
+and the dense model tuned in the same way are evaluated once for each run file. The same command continues a run that
+was stopped.
 """
 
 import argparse

@@ -1,13 +1,12 @@
-"""Peak memory of `compress` on a 7B-shaped LLaMA of random weights, and of `export --to gguf` of what comes out.
+"""Peak memory of `compress` on a LLaMA with the shape of 7B and random weights, and of `export --to gguf` after it.
 
     python benchmarks/streaming.py
 
 Writes `benchmarks/results/streaming.json`. The dense model (13.5 GB in bfloat16, in files of 2 GB) and the smaller one
-need 22 GB of disk, in a temporary folder that is removed afterwards. A command runs in a process of its own; its peak
-is the largest resident set that Linux saw (VmHWM: unlike ru_maxrss it does not start at the size of the parent), which
-counts the interpreter, the libraries and all that was read of a file as long as it is mapped. `imports_bytes` is the
-peak of a process that only imports what the command does. The promise is 1.1 times the largest weight file that is
-read, plus 1 GB, for everything together.
+need 22 GB of disk, in a temporary folder that is removed afterwards. Each command runs in its own process; its peak is
+the largest resident set by Linux (VmHWM: unlike ru_maxrss it does not start at the size of the parent), which includes
+the interpreter, the libraries and the pages of mapped files. `imports_bytes` is the peak of a process that only imports
+what the commands need. The documented bound is 1.1 times the largest weight file that is read, plus 1 GB, in total.
 """
 
 import argparse
@@ -36,7 +35,7 @@ from tuneprune.structure.plan import Plan
 ROOT = Path(__file__).resolve().parents[1]
 TOKENIZER = ROOT / "embedded" / "base"
 SHARD_BYTES = 2 * 10**9
-EXPORT = "gguf:tokenizer=none"  # the tokenizer at hand has another vocabulary than the model
+EXPORT = "gguf:tokenizer=none"  # the tokenizer has another vocabulary than the model
 SHAPE: dict[str, Any] = {
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -64,7 +63,7 @@ print(json.dumps({"peak_bytes": int(peak) * 1024, "seconds": seconds}))
 
 
 def write_dense(folder: Path, model: PreTrainedModel) -> None:
-    """Files of random weights in the shapes of `model`, and a tokenizer, which has fewer tokens than the model."""
+    """Write random weights with the shapes of `model`, and a tokenizer, which has fewer tokens than the model."""
     noise = torch.randn(2**28, generator=torch.Generator().manual_seed(0)).mul_(0.02).bfloat16()
     shards: list[list[str]] = [[]]
     size = 0
@@ -82,7 +81,7 @@ def write_dense(folder: Path, model: PreTrainedModel) -> None:
         content: dict[str, torch.Tensor] = {}
         for name in names:
             count = tensors[name].numel()
-            start = (start + 7919) % (len(noise) - count)  # other weights in every tensor
+            start = (start + 7919) % (len(noise) - count)  # different weights in every tensor
             content[name] = noise[start : start + count].view(tensors[name].shape).clone()
         save_file(content, folder / file, metadata={"format": "pt"})
         index |= dict.fromkeys(names, file)
@@ -101,7 +100,7 @@ def random_plan(model: PreTrainedModel, space_name: str, keep: float) -> Plan:
 
 
 def in_own_process(*arguments: str | Path) -> dict[str, Any]:
-    """Peak memory and seconds of a command; of the imports alone without arguments."""
+    """Peak memory and seconds of a command; without arguments, of its imports."""
     command = [sys.executable, "-c", CHILD, *map(str, arguments)]
     child = subprocess.run(command, capture_output=True, text=True, check=False)
     if child.returncode:
@@ -115,7 +114,7 @@ def weight_files(folder: Path) -> list[int]:
 
 
 def environment() -> dict[str, Any]:
-    """Where the numbers come from."""
+    """Machine and versions."""
     names = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines() if Path("/proc/cpuinfo").exists() else []
     cpu = next((line.partition(":")[2].strip() for line in names if line.startswith("model name")), platform.machine())
     commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
@@ -129,7 +128,7 @@ def environment() -> dict[str, Any]:
 
 
 def measure(scratch: Path, space_name: str, keep: float, layers: int) -> dict[str, Any]:
-    """Write the dense model and a plan, let the command compress it, and compare its peak with the promise."""
+    """Write the dense model and a plan, run `compress` and `export`, and compare their peaks with the bound."""
     config = LlamaConfig(**SHAPE)
     config.num_hidden_layers = layers
     model = skeleton(config)
@@ -152,7 +151,7 @@ def measure(scratch: Path, space_name: str, keep: float, layers: int) -> dict[st
 
 
 def against_bound(found: dict[str, Any], read: list[int]) -> dict[str, Any]:
-    """The peak beside the promise that the largest file read makes."""
+    """The peak, and the bound that follows from the largest file read."""
     bound = int(1.1 * max(read)) + 10**9
     return {"bound_bytes": bound, **found, "is_within_bound": found["peak_bytes"] <= bound}
 
@@ -161,8 +160,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--space", default="width")
     parser.add_argument("--keep", type=float, default=0.6)
-    parser.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"], help="fewer for a try")
-    parser.add_argument("--scratch", type=Path, help="where the temporary folder goes")
+    parser.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"], help="fewer for a quick try")
+    parser.add_argument("--scratch", type=Path, help="parent of the temporary folder")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "streaming.json")
     arguments = parser.parse_args()
     started = time.perf_counter()

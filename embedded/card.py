@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 
 BASE = Path(__file__).resolve().parent / "base"
 
-DATA = {  # data set -> what it is, terms, whom to name
+DATA = {  # data set -> description, terms, attribution
     "books": (
         "classic books in English",
         "public domain",

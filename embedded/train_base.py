@@ -1,11 +1,12 @@
 """Train the embedded base model: a 6 M parameter LLaMA that `make quickstart` tunes and prunes.
 
-A maintainer runs this once, beside a folder with the data sets named in `CORPUS` (training parts only):
+A maintainer runs this once, with the data sets named in `CORPUS` (only their training parts are used):
 
     python -m torch.distributed.run --nproc_per_node 3 embedded/train_base.py --data ../shared/data --out embedded/base
 
-One process a core is about 1.5x faster than one process with as many threads at this size. A killed run continues from
-the last state in `--work`. Nothing of rqe, pubmedqa, casehold or billsum is read, nor any validation or test part.
+At this size, one process for each core is about 1.5x faster than one process with as many threads. A killed run
+continues from the last state in `--work`. Nothing of rqe, pubmedqa, casehold or billsum is read, and no test part;
+validation parts are read for the perplexities only.
 """
 
 import argparse
@@ -102,7 +103,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[np.ndar
 
 
 def training_stream(data: Path, tokenizer: PreTrainedTokenizerFast, cache: Path) -> list[np.ndarray]:
-    """Every training document as token ids, repeated as `CORPUS` says."""
+    """Every training document as token ids, repeated as in `CORPUS`."""
     if not cache.exists():
         encoded = []
         for source, repeats in CORPUS.items():
@@ -144,7 +145,7 @@ def held_out_perplexity(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerF
 
 
 def learning_rate(done: float, peak: float) -> float:
-    """Warm-up over 2 %, constant, then linear to a twentieth over the last 40 % of the tokens."""
+    """Warm-up over 2 % of the tokens, then constant, then linear to a twentieth over the last 40 %."""
     if done < 0.02:
         return peak * done / 0.02
     return peak * (1.0 if done < 0.6 else 1 - 0.95 * (done - 0.6) / 0.4)
@@ -236,7 +237,7 @@ def save_state(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, seen: 
 def publish(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, data: Path, arguments: argparse.Namespace
 ) -> None:
-    """Write the bf16 model folder, and beside it the loss curve and the held-out perplexities of that very model."""
+    """Write the bf16 model folder, with the loss curve and the held-out perplexities of exactly that model."""
     model = model.to(torch.bfloat16)
     model.save_pretrained(arguments.out)
     tokenizer.save_pretrained(arguments.out)
