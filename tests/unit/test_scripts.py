@@ -1,4 +1,4 @@
-"""The scripts beside the package: what they make of their numbers."""
+"""The scripts in benchmarks/ and embedded/: how they process their numbers."""
 
 import importlib.util
 import json
@@ -31,7 +31,7 @@ def test_overhead_compares_within_a_round():
         return {"run_s": seconds, "steps_s": steps, "peak_bytes": 100, "loaded_bytes": 80}
 
     rounds = {
-        "lora": [measured({"tune": 1.0}, 10), measured({"tune": 4.0}, 40)],  # the second round met a busy machine
+        "lora": [measured({"tune": 1.0}, 10), measured({"tune": 4.0}, 40)],  # the machine was busy in the second round
         "atp_width": [measured({"control": 2.0, "frozen": 1.0}, 20), measured({"control": 8.0, "frozen": 4.0}, 80)],
     }
     over = script("benchmarks/overhead.py").summarize(rounds)["atp_width"]["over_lora"]
@@ -107,7 +107,7 @@ def test_card_of_the_embedded_model(tmp_path, monkeypatch):
     assert (tmp_path / "loss.png").stat().st_size > 1000
 
 
-def test_decode_benchmark_counts_what_a_token_reads_and_draws_widths_as_it_says():
+def test_decode_benchmark_counts_the_weights_a_token_reads_and_draws_the_right_widths():
     decode = script("benchmarks/decode.py")
     model = tiny.tiny_model("llama3", intermediate_size=256, head_dim=64)
     norms = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim == 1)

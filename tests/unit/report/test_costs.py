@@ -72,7 +72,7 @@ def test_the_size_is_blamed_where_even_widths_are_no_faster_either():
     assert "widths are the reason" not in said
 
 
-def test_nothing_is_blamed_where_the_spread_says_too_little():
+def test_no_reason_is_given_where_the_spread_is_too_wide():
     found = with_twins(1.5, 1.5).model_dump()
     for setting in found["settings"]:
         setting["ratio"] = {"median": 1.5, "low": 0.7, "high": 2.0}
@@ -82,7 +82,7 @@ def test_nothing_is_blamed_where_the_spread_says_too_little():
     assert "the reason" not in said
 
 
-def test_a_missing_twin_is_said_with_its_reason():
+def test_a_missing_twin_is_reported_with_its_reason():
     found = SpeedRecord.model_validate(speed(0.9) | {"twins_missing": "they take 20 GB of memory, more than is free."})
     assert "Uniform widths were not measured for comparison: they take 20 GB" in speed_sentence(found)
     assert twins_sentence(found) == ""
@@ -92,7 +92,7 @@ def test_faster_everywhere_needs_no_reason():
     assert speed_sentence(with_twins(1.3, 1.5)) == "The pruned model is faster in every setting: 1.30 to 1.42 times."
 
 
-def test_card_and_page_show_speed_beside_the_twins():
+def test_card_and_page_show_speed_next_to_the_twins():
     sample = record(speed=with_twins(1.01, 1.5).model_dump())
     for text in (model_card(sample, proof()), str(render_page(sample, None, [], ""))):
         assert "uniform widths in multiples of 64 / dense" in text
@@ -107,7 +107,7 @@ def test_card_and_page_show_memory():
             assert said in text
 
 
-def test_memory_that_was_not_measured_is_said_with_its_reason():
+def test_memory_that_was_not_measured_is_reported_with_its_reason():
     found = proof(memory=memory(dense=None, problem="the dense folder: the model does not run: MemoryError"))
     assert memory_rows(found.memory) == []
     assert "not measured: the dense folder" in memory_sentence(found.memory)

@@ -1,4 +1,4 @@
-"""What a record, a page and a terminal say of bad numbers and warnings."""
+"""Bad numbers and warnings in records and pages."""
 
 import math
 
@@ -49,7 +49,7 @@ def test_scores(pruned, tuned, warned):
     assert names(found) == warned
 
 
-def test_record_and_page_say_what_was_found():
+def test_record_and_page_show_warnings():
     stages = {"reference": FOUND | {"bad_numbers": {}, "bad_examples": [], "warnings": []}, "tune": FOUND}
     training = TrainingRecord.model_validate(training_findings(stages))
     assert training.bad_numbers == {"tune": {"loss": 2, "calibration": 1}}

@@ -1,4 +1,4 @@
-"""Texts of strangers in what people look at: names of models, tasks and files that try to be more than text."""
+"""Hostile names of models, tasks and files in cards, tables, pages and messages."""
 
 import io
 import re
@@ -88,7 +88,7 @@ def shown(*renderables):
 
 
 def assert_card(card):
-    """Front matter that is one mapping, headings that are ours, tables of even rows, fences that close, no links."""
+    """One mapping as front matter, only our headings, tables with equal rows, closed fences, no links."""
     front, body = card.removeprefix("---\n").split("\n---", 1)
     assert isinstance(yaml.safe_load(front), dict)
     outside = "".join(body.split("```python\n")[0] + body.split("```python\n")[1].split("\n```\n", 1)[1])

@@ -32,7 +32,7 @@ def test_front_matter_is_what_the_hub_reads():
         {"id": "models/tiny", "path": "models/tiny", "family": "llama", "parameters": 1},
     ],
 )
-def test_a_local_folder_is_reduced_to_its_name_and_links_to_nobody(model):
+def test_a_local_folder_is_reduced_to_its_name_and_not_linked(model):
     card = model_card(record(model=model), proof())
     assert "# tiny, tuned and pruned" in card
     assert "base_model" not in front_matter(card)
@@ -99,7 +99,7 @@ def test_card_tells_sizes_scores_proof_and_data():
     assert "licence of that model" in card
 
 
-def test_a_failed_check_is_said_loudly():
+def test_a_failed_check_is_marked():
     assert "**FAILED**" in model_card(record(), proof(bytes_on_disk={"dense": 1, "pruned": 2}))
 
 

@@ -84,7 +84,7 @@ def test_the_proof_inside_the_record_is_used_when_none_is_given():
         (0.8, "decode at batch 8, 0.80 times"),
     ],
 )
-def test_speed_is_said_plainly(ratio, said):
+def test_speed_sentence(ratio, said):
     assert said in speed_sentence(record(speed=speed(ratio)).speed)
 
 
@@ -114,7 +114,7 @@ def test_the_target_is_drawn_in_the_share_that_is_logged():
     assert kept.target_label == "target 52 % of prunable"
 
 
-def test_plain_tuning_beside_a_search_is_the_reference_curve():
+def test_plain_tuning_next_to_a_search_is_the_reference_curve():
     plain = [{"step": step, "phase": "tune", "loss": 2.0} for step in range(5)]
     labels = [series.label for series in curves(record(), [*plain, *metrics(20)])[0].series]
     assert labels == ["dense + LoRA", "this run"]
@@ -123,7 +123,7 @@ def test_plain_tuning_beside_a_search_is_the_reference_curve():
     assert [series.label for series in given] == ["dense + LoRA", "this run"]
 
 
-def test_a_resumed_run_is_drawn_once_and_recovery_counts_on():
+def test_a_resumed_run_is_drawn_once_and_recovery_continues_the_steps():
     def entry(step, phase, loss):
         return {"step": step, "phase": phase, "loss": loss}
 

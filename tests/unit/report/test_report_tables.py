@@ -83,7 +83,7 @@ def test_variants_of_a_method_are_told_apart_by_what_differs():
     ]
 
 
-def test_a_given_label_wins():
+def test_a_given_label_is_used():
     assert "ATP, no lasso" in rows(markdown_table([record(label="ATP, no lasso")]))
 
 

@@ -16,7 +16,7 @@ def test_record_round_trip(tmp_path):
     assert loaded.proof == proof()
 
 
-def test_json_uses_the_names_of_the_contract():
+def test_json_uses_the_documented_names():
     written = json.loads(record(proof=proof_data()).to_json())
     assert written["schema"] == 1
     assert "schema_version" not in written
@@ -68,7 +68,7 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
         ('{"schema": 1,', "cannot be read"),
     ],
 )
-def test_a_file_that_is_no_record_is_refused_in_one_sentence(tmp_path, text, said):
+def test_a_file_that_is_not_a_record_is_refused_in_one_sentence(tmp_path, text, said):
     path = tmp_path / "record.json"
     path.write_text(text)
     with pytest.raises(DataError) as caught:
@@ -95,7 +95,7 @@ def test_short_name_of_folders_and_hub_ids():
     assert list(names.values()) == ["Llama-3.2-1B", "tiny", "tiny", "tiny"]
 
 
-def test_a_sound_proof_passes_and_says_its_numbers():
+def test_a_sound_proof_passes_and_shows_its_numbers():
     checks = proof().checks()
     assert proof().is_ok
     text = " ".join(check.detail for check in checks)
@@ -115,7 +115,7 @@ def test_a_sound_proof_passes_and_says_its_numbers():
         ({"parameters": parameters() | {"share_total": 0.61}}, "Budget"),
     ],
 )
-def test_each_broken_promise_fails_its_check(changes, failed):
+def test_each_fault_fails_its_check(changes, failed):
     broken = proof(**changes)
     assert not broken.is_ok
     names = [check.name for check in broken.checks() if check.passed is False]
@@ -129,7 +129,7 @@ def test_logit_tolerance_follows_the_precision():
     assert proof(logits=loose | {"dtype": "torch.bfloat16"}).is_ok
 
 
-def test_keeping_everything_need_not_save_bytes():
+def test_a_model_that_keeps_everything_may_be_as_large():
     whole = parameters(keep=1.0)
     assert proof(parameters=whole, bytes_on_disk={"dense": 100, "pruned": 104}).is_ok
 
@@ -140,7 +140,7 @@ def test_budget_is_met_within_one_unit_in_its_own_denominator():
     assert not proof(parameters=counts | {"target": 0.6}).parameters.is_met
 
 
-def test_budget_of_what_one_token_uses_is_checked_and_said():
+def test_budget_of_what_one_token_uses_is_checked_and_shown():
     counts = parameters(keep=0.8) | {"target": 0.6, "active_total": 3_600_000, "budget_counts": "active"}
     check = proof(parameters=counts).checks()[0]
     assert check.passed

@@ -1,4 +1,4 @@
-"""Intervals and paired differences against numbers worked out by hand, and the rows and texts made from them."""
+"""Intervals and paired differences against numbers calculated by hand, and the rows and texts made from them."""
 
 import math
 import statistics
@@ -78,13 +78,13 @@ def test_summary_is_over_perplexities_where_tasks_have_some():
     assert "scored by perplexity" not in summary_table(without).title
 
 
-def test_against_another_method_turns_the_sign():
+def test_another_reference_method_flips_the_sign():
     rows = comparison(against="magnitude").rows
     assert rows[2].difference.mean == pytest.approx(0.06)
     assert rows[3].difference is None
 
 
-def test_missing_seed_is_said_and_left_out_of_the_pairs():
+def test_a_missing_seed_is_reported_and_not_paired():
     found = comparison(drop={("magnitude", 1)}, failed={"magnitude-keep0.6-seed1": "ended by SIGKILL."})
     row = found.rows[-1]
     assert row.seeds == (0, 2)
@@ -105,7 +105,7 @@ def test_budgets_have_a_table_each_largest_first():
     assert len(comparison_rich(found)) == 2
 
 
-def test_one_seed_says_so():
+def test_one_seed_is_reported_without_intervals():
     found = comparison({"atp": (0.95,), "magnitude": (0.9,)})
     assert quality_table(found, 0.6).rows[3][-1] == "-5.0"
     for text in (comparison_markdown(found), str(render_comparison(found, "seed: 0"))):
@@ -113,7 +113,7 @@ def test_one_seed_says_so():
         assert "Student" not in text
 
 
-def test_page_names_who_is_ahead_and_whether_the_seeds_tell():
+def test_page_names_the_best_method_and_whether_it_may_be_chance():
     clear = comparison({"atp": (0.95, 0.93, 0.97), "magnitude": (0.90, 0.88, 0.921)})
     assert verdict(clear).endswith("magnitude is next, 5.0 points behind atp (95 % interval -5.1 to -4.8).")
     behind = comparison(against="magnitude")
@@ -139,7 +139,7 @@ def test_picture_shows_every_method_once_a_budget():
     assert 'class="method c1 dashed"' in picture
 
 
-def test_record_reads_back_and_refuses_what_it_is_not(tmp_path):
+def test_record_reads_back_and_refuses_another_schema(tmp_path):
     found = comparison()
     path = found.save(tmp_path / "comparison.json")
     assert ComparisonRecord.load(path) == found
