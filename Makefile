@@ -36,7 +36,7 @@ test-all: setup ## run the tests, slow ones too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not campaign" $(WORKERS)
 
 # In an environment of its own: some of these packages change how slowly and how loudly others are imported.
-test-exports: ## run the tests of all export targets, with their runtimes, and write the table in docs/exports.md
+test-exports: ## run the tests of all export targets, with their runtimes, and write docs/exports/matrix.md
 	$(MAKE) --no-print-directory BIN=.venv-exports/bin READY=.venv-exports/.ready VENV=.venv-exports EXTRAS=dev,exports setup
 	OMP_NUM_THREADS=1 .venv-exports/bin/python benchmarks/export_matrix.py -- -n $(CORES)
 

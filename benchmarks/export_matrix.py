@@ -1,7 +1,7 @@
-"""Run the export tests and write their results as the tables in docs/exports.md.
+"""Run the export tests and write their results to docs/exports/matrix.md.
 
-`python benchmarks/export_matrix.py [--check] [--keep]`; the record is benchmarks/results/export_matrix.jsonl. The
-results of vLLM are in benchmarks/results/vllm.json (benchmarks/vllm_check.py), because it needs its own environment.
+`python benchmarks/export_matrix.py [--check] [--keep]`; the record is benchmarks/results/export_matrix.jsonl.
+Results of vLLM, which needs its own environment, are those of benchmarks/vllm_check.py in benchmarks/results/vllm.json.
 """
 
 import argparse
@@ -14,19 +14,32 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "benchmarks" / "results" / "export_matrix.jsonl"
-PAGE = ROOT / "docs" / "exports.md"
+PAGE = ROOT / "docs" / "exports" / "matrix.md"
 VLLM = ROOT / "benchmarks" / "results" / "vllm.json"
 TESTS = ("tests/exports", "tests/laws/test_reload.py", "tests/unit/export/test_deci.py")
 FIELDS = ("target", "family", "space", "layout", "outcome", "why")
 SHORT = {"run": "run", "structure": "checked", "impossible": "–"}
 ORDER = tuple(SHORT)
-"""Best first: if several tests have a case, the best outcome counts."""
+"""Best first: where several tests decide a case, the best outcome counts."""
 
 Case = Mapping[str, str]
 
+INTRODUCTION = """\
+# Exports that were tried
+
+Written by `make test-exports`, from [export_matrix.jsonl](../../benchmarks/results/export_matrix.jsonl). Do not edit.
+
+Each cell is one small random model of the family, pruned in that space by a plan that removes some of everything,
+converted, and run in the target's own runtime: `run`; `checked` where only names and shapes of tensors could be
+checked; `–` where the target refuses it, with the message that the user gets (n: a width of that model). *uniform*:
+equal widths in all layers; *ragged*: widths that differ by layer (`depth` and `residual` give equal widths either
+way). `llama3` has LLaMA 3's RoPE and tied embeddings, `llama_mha_biased` one KV head per query head, and biases. An
+empty cell was not tried. vLLM needs an environment of its own (`benchmarks/vllm_check.py`); GPUs were not tried.
+"""
+
 
 def best(cases: Iterable[Case]) -> list[dict[str, str]]:
-    """Every case once, with its best outcome, sorted."""
+    """Each case once, with its best outcome, sorted."""
     found: dict[tuple[str, ...], dict[str, str]] = {}
     for case in cases:
         key = tuple(case[name] for name in FIELDS[:4])
@@ -36,7 +49,7 @@ def best(cases: Iterable[Case]) -> list[dict[str, str]]:
 
 
 def tables(cases: Iterable[Case]) -> str:
-    """One table for each space: families in rows, targets and layouts in columns, and reasons below as notes."""
+    """One table per space: families down, targets and layouts across, and notes below it."""
     cases = best(cases)
     targets = sorted({case["target"] for case in cases})
     parts: list[str] = []
@@ -68,23 +81,18 @@ def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def page(cases: Iterable[Case]) -> str:
+    """The whole page."""
+    return f"{INTRODUCTION}\n{tables(cases)}\n"
+
+
 def load(path: Path) -> list[dict[str, str]]:
     """The cases in a record."""
     return [json.loads(line) for line in path.read_text(encoding="utf8").splitlines()]
 
 
-def with_tables(page: str, cases: Iterable[Case]) -> str:
-    """The page with the tables between its markers."""
-    start, end = "<!-- matrix -->", "<!-- /matrix -->"
-    before, _, rest = page.partition(start)
-    _, marker, after = rest.partition(end)
-    if not marker:
-        raise SystemExit(f"docs/exports.md has no {start} ... {end}.")
-    return f"{before}{start}\n{tables(cases)}\n{end}{after}"
-
-
 def run_tests(arguments: list[str]) -> list[dict[str, str]]:
-    """The cases of the export tests, which must pass."""
+    """Run the export tests, which must pass, and return the cases that they decide."""
     found = RECORD.with_suffix(".partial")
     found.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "-m", "not campaign", *TESTS, *arguments]
@@ -95,7 +103,7 @@ def run_tests(arguments: list[str]) -> list[dict[str, str]]:
 
 
 def vllm_cases() -> list[dict[str, str]]:
-    """The results of vLLM as cases: exported folders as target `vllm`, and the target `deci` made for it."""
+    """The results of vLLM as cases: target `vllm` for Hugging Face folders, and `deci`."""
     cases = []
     for row in json.loads(VLLM.read_text(encoding="utf8"))["rows"]:
         layout, _, space = row["case"].partition(",")[0].rpartition(" ")
@@ -120,21 +128,18 @@ def vllm_cases() -> list[dict[str, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--check", action="store_true", help="run no tests; exit 1 if the page does not match the record"
-    )
-    parser.add_argument("--keep", action="store_true", help="keep recorded cases that no test covered this time")
+    parser.add_argument("--check", action="store_true", help="run no tests; exit 1 if the page differs from the record")
+    parser.add_argument("--keep", action="store_true", help="keep recorded cases that were not tested this time")
     parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
     arguments = parser.parse_args()
-    page = PAGE.read_text(encoding="utf8")
     if arguments.check:
-        sys.exit(int(with_tables(page, load(RECORD)) != page))
+        sys.exit(int(page(load(RECORD)) != PAGE.read_text(encoding="utf8")))
     kept = load(RECORD) if arguments.keep and RECORD.exists() else []
     decided = [*run_tests(arguments.pytest), *vllm_cases()]
     keys = {tuple(case[name] for name in FIELDS[:4]) for case in decided}
     cases = best([*decided, *(case for case in kept if tuple(case[name] for name in FIELDS[:4]) not in keys)])
     RECORD.write_text("".join(json.dumps(case) + "\n" for case in cases), encoding="utf8")
-    PAGE.write_text(with_tables(page, cases), encoding="utf8")
+    PAGE.write_text(page(cases), encoding="utf8")
 
 
 if __name__ == "__main__":

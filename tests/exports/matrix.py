@@ -1,4 +1,4 @@
-"""One line for every case that an export test decides, for the table in docs/exports.md."""
+"""One line for each case that an export test decides, for docs/exports/matrix.md."""
 
 import json
 import os
