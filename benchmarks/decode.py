@@ -130,16 +130,14 @@ def with_transformers(folder: Path, precision: str, variants: list[str], argumen
     import torch
 
     from tuneprune import export
-    from tuneprune.evaluate import compare_speed
+    from tuneprune.evaluate import measure_speed
 
     torch.set_num_threads(arguments.threads)
     dtype = getattr(torch, precision)
     models = {name: export.load_exported(folder / name, dtype).to(arguments.device) for name in variants}
-    dense, aligned = models.pop("dense"), models.pop("aligned")
     sizes = SUBJECTS[arguments.child]["batch_sizes"]
-    found = compare_speed(
-        dense, aligned, models, batch_sizes=sizes, repeats=arguments.rounds, clock=clock_of(arguments), **TOKENS
-    )
+    models = {"dense": models.pop("dense"), "pruned": models.pop("aligned"), **models}
+    found = measure_speed(models, batch_sizes=sizes, repeats=arguments.rounds, clock=clock_of(arguments), **TOKENS)
     rows = []
     for setting in found["settings"]:
         row = {name: setting[name] for name in ("batch_size", "phase")}

@@ -28,7 +28,7 @@ from tuneprune.budget import Budget, allocate
 from tuneprune.budget.latency_table import Phase
 from tuneprune.compress import cut
 from tuneprune.errors import UnreachableBudget
-from tuneprune.evaluate import compare_speed, measure_latency
+from tuneprune.evaluate import measure_latency, measure_speed
 from tuneprune.model.loading import load_config
 from tuneprune.pipeline.budget_costs import Costs
 from tuneprune.structure import spaces
@@ -78,7 +78,7 @@ def row(dense: PreTrainedModel, costs: Costs, keep: float) -> dict[str, Any]:
         return {"keep": keep, "refused": str(error)}
     widths = plan.widths(costs.space)
     small = cut(deepcopy(dense), families.describe(dense), costs.space, plan)
-    speed = compare_speed(dense, small, batch_sizes=(costs.table.batch_size,), **SPEED)
+    speed = measure_speed({"dense": dense, "pruned": small}, batch_sizes=(costs.table.batch_size,), **SPEED)
     (setting,) = (one for one in speed["settings"] if one["phase"] == costs.table.phase)
     return {
         "keep": keep,

@@ -108,7 +108,7 @@ def export_case(family: str, case: str, folder: Path) -> str | None:
         )
         reference = export.take_reference(source)
         if target != "hf":
-            export.convert(source, export.named([target])[target], folder / "model", reference)
+            export.convert(source, export.targets_by_label([target])[target], folder / "model", reference)
     except TunePruneError as error:
         return str(error)
     probe = reference.probe

@@ -3,14 +3,13 @@
 from tuneprune.evaluate.harness import evaluate
 from tuneprune.evaluate.latency import measure_latency
 from tuneprune.evaluate.lm_harness import evaluate_tasks, find_tasks
-from tuneprune.evaluate.speed import compare_speed, measure_speed
+from tuneprune.evaluate.speed import measure_speed
 from tuneprune.evaluate.tasks import EvaluateConfig, LoadedTask, chances, load_tasks
 
 __all__ = [
     "EvaluateConfig",
     "LoadedTask",
     "chances",
-    "compare_speed",
     "evaluate",
     "evaluate_tasks",
     "find_tasks",

@@ -1,4 +1,4 @@
-"""How long the parts of a model take by their width: the table that a budget of time decides by."""
+"""How long the parts of a model take, by width: the table for budgets of time."""
 
 import math
 import platform
@@ -19,20 +19,20 @@ from tuneprune.budget import units_per_step
 from tuneprune.budget.chains import MultipleOf
 from tuneprune.budget.latency_table import Curve, LatencyTable, Phase, shapes_of
 from tuneprune.compress import cut
-from tuneprune.evaluate.speed import Turns, device_name
+from tuneprune.evaluate.speed import Turns, device_name, fit_context
 from tuneprune.structure import spaces
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.space import Kind, PruningSpace
 
 POINTS = 8
-"""Widths that a part is measured at, evenly spread, and the narrowest one beside them."""
+"""Widths at which a part is measured, evenly spread, in addition to the narrowest one."""
 SMALL_VOCABULARY = 64
 PREFILLS = 4
-"""Prompts a round, where prompts are measured."""
+"""Prompts per round, where prompts are measured."""
 UNCACHED = 2**27
-"""Bytes of weights that caches do not hold: a model of a width has layers for so many, or as many as the dense one."""
+"""Bytes of weights that no cache holds: a measured model has enough layers for them, or as many as the dense model."""
 LIMIT_S, LEAST_ROUNDS = 60.0, 2
-"""No further round begins after so many seconds, once there are so many."""
+"""After so many seconds no further round begins, if at least so many are done."""
 
 
 def measure_latency(
@@ -48,15 +48,15 @@ def measure_latency(
     rounds: int = 7,
     clock: Callable[[], float] = time.perf_counter,
 ) -> LatencyTable:
-    """The times of one layer of a model with random weights, its attention and its MLP at a handful of widths.
+    """Measure one layer of a model with random weights, its attention and its MLP at a handful of widths.
 
     Every width is a model of the stock class with a few layers: enough that a layer finds its weights in the caches
     only where it would in the whole model. All take turns at every forward pass, so that a busy machine slows them
-    alike. A time is the median over all passes of `rounds` rounds, after one that is thrown away; fewer where a minute
-    does not do. Where more units seem to take less, the closest times that rise are stated.
+    alike. A time is the median over all passes of `rounds` rounds, after a warm-up round; there are fewer rounds where
+    they would take more than a minute. Where more units seem to take less time, the closest rising times are used.
 
     Args:
-        clock: seconds; a single thread's own where a busy machine would else be what is measured.
+        clock: gives seconds; on a busy machine, use the computing time of a single thread.
 
     Raises:
         UnsupportedModel: a family that the space `width` cannot treat, such as a mixture of experts.
@@ -69,8 +69,7 @@ def measure_latency(
     }
     models = [_model(_fewer_layers(config, space, units, dtype), device, dtype, units) for units in _points(grid)]
     models.insert(0, _model(_fewer_layers(config, space, whole(space), dtype, is_small=False), device, dtype))
-    new_tokens = max(1, min(new_tokens, config.max_position_embeddings // 2))
-    prompt_tokens = max(1, min(prompt_tokens, config.max_position_embeddings - new_tokens))
+    prompt_tokens, new_tokens = fit_context(config.max_position_embeddings, prompt_tokens, new_tokens)
     prompt = torch.randint(vocabulary(config), (batch_size, prompt_tokens), generator=torch.Generator().manual_seed(0))
     timed = [_Timed(model, prompt, phase, clock) for model in models]
     _take_turns(timed, rounds, new_tokens + 1 if phase == "decode" else PREFILLS)
@@ -98,13 +97,13 @@ def measure_latency(
 
 
 def widths(size: int, step: int) -> list[int]:
-    """Numbers of units, multiples of `step`, from the fewest to all."""
+    """Numbers of units to measure, multiples of `step`, from the smallest to all."""
     points = (round(size * index / POINTS / step) * step for index in range(1, POINTS))
     return sorted({step, *(max(step, point) for point in points), size})
 
 
 def _rising(units: list[int], seconds: Sequence[float]) -> Curve:
-    """The closest times that never fall, to the nanosecond."""
+    """The closest times that never fall, rounded to nanoseconds."""
     times = isotonic_regression([1e3 * each for each in seconds]).x.tolist()
     return Curve(units=units, milliseconds=[round(time, 6) for time in times])
 
@@ -115,12 +114,12 @@ def whole(space: PruningSpace) -> dict[Kind, int]:
 
 
 def vocabulary(config: PretrainedConfig) -> int:
-    """Tokens of the models whose head is not measured."""
+    """Vocabulary size of the models whose head is not measured."""
     return min(config.vocab_size, SMALL_VOCABULARY)
 
 
 def _points(grid: Mapping[Kind, list[int]]) -> list[dict[Kind, int]]:
-    """The widths of all kinds in turn, so that one model serves them all."""
+    """Combined widths of all kinds, so that each model measures one width of every kind."""
     longest = max(map(len, grid.values()))
     return [{kind: units[min(index, len(units) - 1)] for kind, units in grid.items()} for index in range(longest)]
 
@@ -133,10 +132,10 @@ def _fewer_layers(
     *,
     is_small: bool = True,
 ) -> PretrainedConfig:
-    """The config of as many first layers as have `UNCACHED` bytes when they keep so many units of each kind.
+    """The config of so many first layers that they have `UNCACHED` bytes with these numbers of units.
 
     Args:
-        is_small: with a small vocabulary, so that embeddings and head take no room.
+        is_small: with a small vocabulary, so that embeddings and head take little memory.
     """
     architecture = families.describe_config(config)
     fixed = space.num_parameters - space.num_prunable
@@ -155,7 +154,7 @@ def _fewer_layers(
 def _model(
     config: PretrainedConfig, device: torch.device, dtype: torch.dtype, kept: Mapping[Kind, int] | None = None
 ) -> PreTrainedModel:
-    """A model with random weights, cut to so many units of every kind."""
+    """A model with random weights, cut to these numbers of units."""
     with torch.random.fork_rng(devices=[]):  # the cut model is drawn before it gets its weights
         torch.manual_seed(0)
         model: Any = AutoModelForCausalLM.from_config(deepcopy(config), dtype=dtype)  # a cut writes to it
@@ -181,11 +180,11 @@ class _Timed:
                 self._watch(part, model.get_submodule(path))
 
     def median(self, part: str) -> float:
-        """The seconds that a pass spends in this part of one layer, or in the rest of the model, typically."""
+        """Median seconds of a pass in this part of one layer, or in the rest of the model."""
         return statistics.median(self.seconds[part])
 
     def step(self, index: int, *, counts: bool) -> None:
-        """One pass; a prompt where `index` is 0 or prompts are what is measured."""
+        """One pass: a prompt where `index` is 0 or prompts are measured, else one token."""
         is_prompt = index == 0 or self.phase == "prefill"
         if is_prompt:
             self.turn = Turns(self.model, self.prompt, self.clock)
@@ -213,7 +212,7 @@ class _Timed:
 
 
 def _take_turns(timed: Sequence[_Timed], rounds: int, passes: int) -> None:
-    """All passes of all rounds, the models one after the other at each; the first round only warms up."""
+    """All passes of all rounds, where the models take turns at each pass; the first round is a warm-up."""
     began = time.perf_counter()
     for number in range(-1, rounds):
         if number >= LEAST_ROUNDS and time.perf_counter() - began > LIMIT_S:

@@ -1,4 +1,4 @@
-"""Speed of prefill and decoding; two models take turns at every step, so that a busy machine slows both alike."""
+"""Speed of prefill and decoding; models take turns at every step, so that a busy machine slows all of them alike."""
 
 import statistics
 import time
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from tuneprune.errors import ConfigError
 from tuneprune.evaluate.forward import last_logits
@@ -16,27 +17,7 @@ PHASES = ("prefill", "decode")
 
 
 def measure_speed(
-    model: nn.Module,
-    *,
-    batch_sizes: Sequence[int] = (1, 8),
-    prompt_tokens: int = 64,
-    new_tokens: int = 32,
-    repeats: int = 9,
-) -> dict[str, Any]:
-    """Tokens/s of one model: what `compare_speed` says of each, under `model` and without ratios."""
-    return _measure(
-        {"model": model},
-        batch_sizes=batch_sizes,
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-        repeats=repeats,
-    )
-
-
-def compare_speed(
-    dense: nn.Module,
-    pruned: nn.Module,
-    twins: Mapping[str, nn.Module] | None = None,
+    models: Mapping[str, PreTrainedModel],
     *,
     batch_sizes: Sequence[int] = (1, 8),
     prompt_tokens: int = 64,
@@ -44,47 +25,32 @@ def compare_speed(
     repeats: int = 9,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any]:
-    """Tokens/s of two models, which take turns at every forward pass, and their ratio.
-
-    `twins` are further models, by name, that take part in the same turns.
+    """Tokens/s of models by name, which take turns at every forward pass.
 
     Prefill counts the prompt's tokens over the time of the first forward pass, decode one token over the median time
-    of the following cached steps (of which a busy machine interrupts some), both in all rows of the batch. Each number
-    is {median, low, high} over the repeats (low and high are the extremes); a ratio is pruned / dense within one
-    repeat, above 1 = faster. A short context shortens prompt and new tokens; the result holds the numbers used.
-    `clock` gives seconds; that of the thread's own computing leaves out what a busy machine gave to others, where one
-    thread computes all.
+    of the following cached steps (a busy machine interrupts some of them), both in all rows of the batch. Each number
+    is {median, low, high} over the repeats (low and high are the extremes). A short context shortens prompt and new
+    tokens; the result holds the numbers used.
+
+    Models named `dense` and `pruned` are compared: a ratio is pruned / dense within one repeat, above 1 = faster. Other
+    models next to them are twins, whose ratios are over dense and over pruned.
+
+    Args:
+        clock: gives seconds. Where one thread computes everything, its own computing time leaves out what other
+            programs on a busy machine took.
 
     Returns:
         {device, dtype, threads, prompt_tokens, new_tokens, repeats, settings: [{batch_size, phase (prefill or
-        decode), dense: {...}, pruned: {...}, ratio: {...}, twins: {name: {speed: {...}, ratio: {...}, over_pruned:
-        {...}}}}, ...]}, in tokens/s; a twin's ratios are over dense and over pruned.
+        decode), NAME: {...}, ...}, ...]}, in tokens/s; with `dense` and `pruned` also ratio: {...} and twins: {NAME:
+        {speed: {...}, ratio: {...}, over_pruned: {...}}}.
 
     Raises:
         ConfigError: no repeats, or a batch size below 1.
     """
-    return _measure(
-        {"dense": dense, "pruned": pruned, **(twins or {})},
-        batch_sizes=batch_sizes,
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-        repeats=repeats,
-        clock=clock,
-    )
-
-
-def _measure(
-    models: Mapping[str, nn.Module],
-    *,
-    batch_sizes: Sequence[int],
-    prompt_tokens: int,
-    new_tokens: int,
-    repeats: int,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, Any]:
     if repeats < 1 or min(batch_sizes, default=0) < 1:
         raise ConfigError("speed: repeats and batch sizes have to be at least 1.")
-    prompt_tokens, new_tokens = _fit(models, prompt_tokens, new_tokens)
+    context = min(model.config.max_position_embeddings for model in models.values())
+    prompt_tokens, new_tokens = fit_context(context, prompt_tokens, new_tokens)
     first = next(iter(models.values()))
     settings = []
     for batch_size in batch_sizes:
@@ -101,28 +67,28 @@ def _measure(
     }
 
 
-def _fit(models: Mapping[str, Any], prompt_tokens: int, new_tokens: int) -> tuple[int, int]:
-    context = min(model.config.max_position_embeddings for model in models.values())
+def fit_context(context: int, prompt_tokens: int, new_tokens: int) -> tuple[int, int]:
+    """Both numbers of tokens, shortened so that they fit into a model's context together."""
     new_tokens = max(1, min(new_tokens, context // 2))
     return max(1, min(prompt_tokens, context - new_tokens)), new_tokens
 
 
 def _rates(
-    models: Mapping[str, Any],
+    models: Mapping[str, PreTrainedModel],
     batch_size: int,
     prompt_tokens: int,
     new_tokens: int,
     repeats: int,
     clock: Callable[[], float],
 ) -> dict[str, dict[str, list[float]]]:
-    """Tokens/s by phase and model, one number a repeat, after one repeat that is thrown away."""
+    """Tokens/s by phase and model, one number per repeat, after a warm-up repeat."""
     vocabulary = min(model.config.vocab_size for model in models.values())
     prompt = torch.randint(vocabulary, (batch_size, prompt_tokens), generator=torch.Generator().manual_seed(0))
     rates = {phase: {name: [] for name in models} for phase in PHASES}
     for repeat in range(-1, repeats):
         turns = [Turns(model, prompt, clock) for model in models.values()]
         for step in range(-1, new_tokens):  # -1 is the prefill
-            first = (repeat + step) % len(turns)  # nobody always goes second
+            first = (repeat + step) % len(turns)  # a different model starts each step
             for turn in (*turns[first:], *turns[:first]):
                 turn.step()
         for name, turn in zip(models, turns, strict=True):
@@ -138,12 +104,12 @@ class Turns:
     def __init__(self, model: nn.Module, prompt: Tensor, clock: Callable[[], float]) -> None:
         self.clock = clock
         self.model, self.ids, self.cache = model, prompt.to(device_of(model)), None
-        self.wait: Callable[[], object] = torch.cuda.synchronize if self.ids.is_cuda else _nothing
+        self.wait: Callable[[], object] = torch.cuda.synchronize if self.ids.is_cuda else lambda: None
         self.options = last_logits(model, 1)
         self.seconds: list[float] = []
 
     def step(self) -> None:
-        """One forward pass: the prompt first, then the token that the last pass makes most probable."""
+        """One forward pass: the prompt first, then the most probable token of the last pass."""
         with evaluation_mode(self.model):
             self.wait()
             start = self.clock()
@@ -151,10 +117,6 @@ class Turns:
             self.ids, self.cache = output.logits[:, -1:].argmax(-1), output.past_key_values
             self.wait()
             self.seconds.append(self.clock() - start)
-
-
-def _nothing() -> None:
-    """The wait of a device that does its work at once."""
 
 
 def _summarize(batch_size: int, phase: str, rates: Mapping[str, Sequence[float]]) -> dict[str, Any]:

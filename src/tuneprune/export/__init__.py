@@ -20,27 +20,27 @@ __all__ = [
     "Reference",
     "Target",
     "add_to_export",
-    "check",
     "check_replaceable",
     "check_size",
+    "check_targets",
     "compare",
     "convert",
     "foresee",
     "load_exported",
     "loads_as",
     "memory_use",
-    "named",
     "placed",
     "prove",
     "registry",
     "take_probe",
     "take_reference",
+    "targets_by_label",
     "weight_bytes",
     "write",
 ]
 
 
-def named(texts: Sequence[str]) -> dict[str, Target]:
+def targets_by_label(texts: Sequence[str]) -> dict[str, Target]:
     """The targets beyond the Hugging Face folder, by a label that a folder can be named after.
 
     Raises:
@@ -50,7 +50,7 @@ def named(texts: Sequence[str]) -> dict[str, Target]:
     return {text.replace(":", "-").replace("=", "-"): build(text) for text in texts if text != HUGGING_FACE}
 
 
-def check(texts: Sequence[str], shape: Callable[[], Shape]) -> None:
+def check_targets(texts: Sequence[str], shape: Callable[[], Shape]) -> None:
     """Refuse, before any training, what cannot be exported.
 
     Args:
@@ -59,7 +59,7 @@ def check(texts: Sequence[str], shape: Callable[[], Shape]) -> None:
     Raises:
         UnsupportedExport: a target that does not exist, whose packages are missing, or that cannot hold the shape.
     """
-    targets = named(texts).values()
+    targets = targets_by_label(texts).values()
     if not targets:
         return
     foreseen = shape()

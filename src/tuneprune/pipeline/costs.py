@@ -56,7 +56,7 @@ def measure_speed(job: RunJob, plan: Plan, dense: PreTrainedModel, small: PreTra
     models = {name: twin.build(small.device, small.dtype) for name, (twin, _) in twins.items()}
     shapes = [module.weight.shape for module in small.modules() if isinstance(module, nn.Linear)]
     found: dict[str, Any] = {
-        **evaluate.compare_speed(dense, small, models, batch_sizes=batch_sizes(job)),
+        **evaluate.measure_speed({"dense": dense, "pruned": small, **models}, batch_sizes=batch_sizes(job)),
         "twins": {
             name: {"parameters": twin.parameters, "widths": twin.widths, "multiple_of": step}
             for name, (twin, step) in twins.items()

@@ -220,7 +220,7 @@ def export_and_prove(job: Job, model: PreTrainedModel, probe: export.Probe) -> d
     folder, exports = job.out / "model", job.out / "exports"
     loader = export.write(cast_weights(model, job.checked.dtype), job.checked.tokenizer, folder)
     found = export.prove(folder, probe, needs_remote_code=loader.needs_remote_code)
-    targets = export.named(job.config.export)
+    targets = export.targets_by_label(job.config.export)
     if not targets:
         return found | {"exports": {}}
     job.progress.stage("convert")

@@ -201,7 +201,7 @@ def export_model(
         raise ConfigError(f"{source} is not the folder of a run: name a folder for the exports with --out.")
     model, out = (source / "model" if is_run else source), out or source / "exports"
     loading.check_folder(str(model), "model", "config.json")
-    named = export.named(targets)
+    named = export.targets_by_label(targets)
     if not named:
         raise ConfigError(
             "--to: name a target besides hf, which the folder is already. `tuneprune targets` lists them."

@@ -65,7 +65,7 @@ def check_recovery(config: RecoverConfig) -> Checked[RecoverConfig]:
     hf_config = load_any_config(config.model)
     checks.check_lengths(config, hf_config.max_position_embeddings)
     checks.check_trackers(config.tune.trackers)
-    export.check(config.export, lambda: Shape.of(hf_config))
+    export.check_targets(config.export, lambda: Shape.of(hf_config))
     architecture = families.describe_config(hf_config)
     checks.check_targets(config, architecture)
     return _check_data(config, hf_config, architecture, load_tokenizer(config.model, hf_config), None)
@@ -89,7 +89,7 @@ def check_shape(
     space, budget = costs.space, costs.budget
     check_reach(costs, config.method, hf_config)
     budget, added = config.method.constrained(budget), config.method.adds(space)
-    export.check(config.export, lambda: export.foresee(skeleton(hf_config), architecture, space, budget, added))
+    export.check_targets(config.export, lambda: export.foresee(skeleton(hf_config), architecture, space, budget, added))
     return architecture, costs
 
 

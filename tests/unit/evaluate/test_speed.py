@@ -2,13 +2,15 @@ import pytest
 from helpers.toy_evaluation import toy_model
 
 from tuneprune.errors import ConfigError
-from tuneprune.evaluate import compare_speed, measure_speed
+from tuneprune.evaluate import measure_speed
 
 
 def test_two_models_are_compared_in_every_setting():
     dense, pruned = toy_model(), toy_model(intermediate_size=16)
     dense.train()
-    speed = compare_speed(dense, pruned, batch_sizes=(1, 2), prompt_tokens=8, new_tokens=4, repeats=3)
+    speed = measure_speed(
+        {"dense": dense, "pruned": pruned}, batch_sizes=(1, 2), prompt_tokens=8, new_tokens=4, repeats=3
+    )
     assert [(row["batch_size"], row["phase"]) for row in speed["settings"]] == [
         (1, "prefill"),
         (1, "decode"),
@@ -25,7 +27,8 @@ def test_two_models_are_compared_in_every_setting():
 
 def test_twins_take_part_in_every_round():
     models = {"uniform": toy_model(intermediate_size=24), "aligned": toy_model(intermediate_size=32)}
-    speed = compare_speed(toy_model(), toy_model(intermediate_size=16), models, batch_sizes=(1,), repeats=2)
+    both = {"dense": toy_model(), "pruned": toy_model(intermediate_size=16)}
+    speed = measure_speed(both | models, batch_sizes=(1,), repeats=2)
     for row in speed["settings"]:
         assert set(row["twins"]) == set(models)
         for twin in row["twins"].values():
@@ -33,7 +36,7 @@ def test_twins_take_part_in_every_round():
 
 
 def test_lengths_are_shortened_to_the_context():
-    speed = measure_speed(toy_model(max_position_embeddings=24), batch_sizes=(1,), repeats=1)
+    speed = measure_speed({"model": toy_model(max_position_embeddings=24)}, batch_sizes=(1,), repeats=1)
     assert speed["prompt_tokens"] + speed["new_tokens"] == 24
     assert set(speed["settings"][0]) == {"batch_size", "phase", "model"}
 
@@ -41,4 +44,4 @@ def test_lengths_are_shortened_to_the_context():
 @pytest.mark.parametrize("wrong", [{"repeats": 0}, {"batch_sizes": (0,)}, {"batch_sizes": ()}])
 def test_nothing_to_measure_is_refused(wrong):
     with pytest.raises(ConfigError, match="at least 1"):
-        measure_speed(toy_model(), **wrong)
+        measure_speed({"model": toy_model()}, **wrong)

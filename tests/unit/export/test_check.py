@@ -13,12 +13,12 @@ from tuneprune.errors import UnsupportedExport
 
 
 def test_hugging_face_asks_nothing_of_the_shape():
-    export.check(["hf"], lambda: pytest.fail("the shape was foreseen"))
+    export.check_targets(["hf"], lambda: pytest.fail("the shape was foreseen"))
 
 
 def test_unknown_target_names_the_known_ones():
     with pytest.raises(UnsupportedExport, match=r"Unknown export `hff`; known exports are hf.*Did you mean `hf`?"):
-        export.check(["hff"], lambda: pytest.fail("the shape was foreseen"))
+        export.check_targets(["hff"], lambda: pytest.fail("the shape was foreseen"))
 
 
 def loads_as(made, budget, method=None):

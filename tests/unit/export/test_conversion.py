@@ -52,14 +52,14 @@ def folder(tmp_path_factory):
 
 
 def test_options_and_labels():
-    named = export.named(["hf", "listing:case=UPPER", "listing"])
+    named = export.targets_by_label(["hf", "listing:case=UPPER", "listing"])
     assert named == {"listing-case-UPPER": Listing(case="UPPER"), "listing": Listing()}
     with pytest.raises(ConfigError, match=r"`listing` has no option `size`; it has case"):
-        export.named(["listing:size=3"])
+        export.targets_by_label(["listing:size=3"])
     with pytest.raises(ConfigError, match="name:option=value"):
-        export.named(["listing:UPPER"])
+        export.targets_by_label(["listing:UPPER"])
     with pytest.raises(UnsupportedExport, match="Did you mean `listing`"):
-        export.named(["listin"])
+        export.targets_by_label(["listin"])
 
 
 def test_the_result_stands_beside_the_files(tmp_path, folder):

@@ -31,10 +31,10 @@ def measured(tmp_path, *, uniform=False, space="width", **sections):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Measure speed with few repeats, and memory without fresh processes."""
-    compare = costs.evaluate.compare_speed
+    """Speed by few repeats, and no fresh processes."""
+    measure = costs.evaluate.measure_speed
     few = {"prompt_tokens": 4, "new_tokens": 2, "repeats": 2}
-    monkeypatch.setattr(costs.evaluate, "compare_speed", lambda *models, **given: compare(*models, **given, **few))
+    monkeypatch.setattr(costs.evaluate, "measure_speed", lambda models, **given: measure(models, **given, **few))
     monkeypatch.setattr(export, "memory_use", lambda *_, **__: MEMORY)
 
 
