@@ -23,7 +23,7 @@ class Scored:
 
 
 def vocabulary_size(model: nn.Module) -> int:
-    """The number of logits a position has."""
+    """The number of logits of a position."""
     causal: Any = model
     return causal.get_output_embeddings().weight.shape[0]
 

@@ -9,7 +9,7 @@ from tuneprune.evaluate.forward import last_logits
 from tuneprune.model.inference import device_of
 
 LOST = -1
-"""What stands for a token where there is none."""
+"""Represents a token where the model gave NaN."""
 
 
 def decode_greedily(
@@ -22,7 +22,7 @@ def decode_greedily(
 ) -> list[list[int]]:
     """The continuation of every prompt by the most likely token, up to a stop token (left out) or the limit.
 
-    It ends where no token is the most likely one, because the model gives NaN.
+    It ends where the model gives NaN, so that no token is the most likely one.
 
     Own loop instead of `generate`, whose settings (repetition penalty and others) come with each checkpoint.
     """

@@ -1,4 +1,4 @@
-"""What a perplexity is taken over: the tokens that are predicted, and the bytes that they stand for."""
+"""The tokens that a perplexity is computed over, and the bytes that they represent."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ def scored_documents(
 ) -> tuple[list[Scored], int]:
     """Texts in windows and completions behind their prompts, as in training, and the UTF-8 bytes that are predicted.
 
-    Control tokens, such as the end of a turn that a chat template writes, are predicted but stand for no bytes.
+    Control tokens, such as the end of a turn that a chat template writes, are predicted but count as no bytes.
     """
     rows: list[Scored] = []
     num_bytes = 0

@@ -1,4 +1,4 @@
-"""What to evaluate: its configuration, and the tasks with their items."""
+"""Configuration of an evaluation, and the tasks with their items."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class EvaluateConfig(BaseModel):
         return self
 
     def specs(self) -> tuple[TaskSpec, ...]:
-        """The tasks meant, in order, each with at most `limit` items.
+        """The chosen tasks, in order, each with at most `limit` items.
 
         Raises:
             ConfigError: none or both of `suite` and `tasks`, an unknown suite, or two tasks of one name.
@@ -76,11 +76,11 @@ class LoadedTask:
     max_new_tokens: int = 64
     """Longest summary, in tokens."""
     num_blank: int = 0
-    """Items that were left out, because they are blank."""
+    """Blank items that were left out."""
 
 
 def chances(tasks: Iterable[LoadedTask]) -> dict[str, float]:
-    """The accuracy that guessing among the choices of every item has, by task; none for tasks without choices."""
+    """The accuracy of guessing, by task; tasks without choices are left out."""
     found: dict[str, float] = {}
     for task in tasks:
         shares = [1 / len(example.choices) for example in task.examples if example.choices]
@@ -95,7 +95,7 @@ def load_tasks(
     """Every task of `config` with its items.
 
     Args:
-        system_role: what becomes of a system text that the chat template has no role for.
+        system_role: what to do with a system text where the chat template has no role for it.
 
     Raises:
         ConfigError: an unknown source.

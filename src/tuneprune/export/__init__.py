@@ -1,4 +1,4 @@
-"""From a pruned model in memory to files that others load, and the proof that they say the same."""
+"""From a pruned model in memory to files for other programs, and the proof that they compute the same."""
 
 from collections.abc import Callable, Sequence
 
@@ -41,11 +41,11 @@ __all__ = [
 
 
 def targets_by_label(texts: Sequence[str]) -> dict[str, Target]:
-    """The targets beyond the Hugging Face folder, by a label that a folder can be named after.
+    """The targets other than the Hugging Face folder, by a label that is a valid folder name.
 
     Raises:
         UnsupportedExport: an unknown target.
-        ConfigError: an option the target has not, or a value out of range.
+        ConfigError: an option that the target does not have, or a value out of range.
     """
     return {text.replace(":", "-").replace("=", "-"): build(text) for text in texts if text != HUGGING_FACE}
 
@@ -54,7 +54,7 @@ def check_targets(texts: Sequence[str], shape: Callable[[], Shape]) -> None:
     """Refuse, before any training, what cannot be exported.
 
     Args:
-        shape: what the run may make of the model; only asked for where a target needs to know.
+        shape: the shape that the run may give the model; only called where a target needs it.
 
     Raises:
         UnsupportedExport: a target that does not exist, whose packages are missing, or that cannot hold the shape.
@@ -64,5 +64,5 @@ def check_targets(texts: Sequence[str], shape: Callable[[], Shape]) -> None:
         return
     foreseen = shape()
     for target in targets:
-        target.refuse(foreseen)  # before packages: nobody should install one for what cannot be
+        target.refuse(foreseen)  # before packages: nobody should install one in vain
         target.require()

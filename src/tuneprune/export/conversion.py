@@ -1,4 +1,4 @@
-"""From an exported Hugging Face folder to another kind of file, with a proof beside it."""
+"""Conversion of an exported Hugging Face folder to another format, with a proof."""
 
 from pathlib import Path
 from typing import Any
@@ -13,20 +13,20 @@ from tuneprune.export.targets.base import Target
 
 
 def convert(source: Path, target: Target, folder: Path, reference: Reference | None) -> dict[str, Any]:
-    """Write the target's files to `folder` and prove them; the result also stands in `folder/export.json`.
+    """Write the target's files to `folder` and prove them; the result is also written to `folder/export.json`.
 
     Args:
         source: an exported Hugging Face folder.
-        reference: what it answers; None leaves the proof out.
+        reference: the answers of `source`; None leaves the proof out.
 
     Returns:
-        {target, options, files: {name: bytes}, details, proof}. `details` is what the target says about the files;
+        {target, options, files: {name: bytes}, details, proof}. `details` comes from the target;
         proof is {status, why, ...}: `run` (the runtime answered: `engine`, `logits` {max_abs_diff, max_rel_diff},
-        `greedy_equal`), `structure` (names and shapes were checked, as the runtime is not there) or `not run`.
+        `greedy_equal`), `structure` (names and shapes were checked, as the runtime is not installed) or `not run`.
 
     Raises:
         UnsupportedExport: the target cannot hold the model, or its packages are missing.
-        TunePruneError: the disk refused the files, or the written files do not run.
+        TunePruneError: the files could not be written, or do not run.
     """
     shape = Shape.of(AutoConfig.from_pretrained(source, trust_remote_code=False))
     target.refuse(shape)

@@ -1,4 +1,4 @@
-"""What a run will make of a model, known before any training: its shape, and which class loads it."""
+"""The expected result of a run, before any training: the shape of the model, and the class that will load it."""
 
 from collections.abc import Collection, Iterator, Mapping
 
@@ -22,13 +22,13 @@ def foresee(
     budget: Budget,
     additions: Collection[Addition] = (),
 ) -> Shape:
-    """The shape of one decision that meets the budget: what a method may make of the model, before it has decided.
+    """The shape after one arbitrary decision that meets the budget, before the method has decided.
 
-    Whatever the constraints of space and budget force on every decision holds for this one too; what they leave open
-    (which layer keeps how much) is as arbitrary as a method's answer.
+    What the constraints of space and budget force on every decision holds for this one too; what they leave open (how
+    much each layer keeps) may differ from the method's decision.
 
     Args:
-        skeleton: a model of shapes only, which is changed.
+        skeleton: a model without weights, which is changed.
         budget: with the constraints that the method sets itself.
         additions: what the method adds to the model (`Method.adds`).
     """
@@ -38,7 +38,7 @@ def foresee(
     stock = families.uniform_config(skeleton.config, architecture, space, plan.widths(space))
     if stock is not None and not additions:
         return Shape.of(stock)
-    if any(group.kind == "block" for group in space.groups):  # what is added to a shallower model holds nowhere
+    if any(group.kind == "block" for group in space.groups):  # additions to a shallower model have no stock class
         shape = Shape.of(skeleton.config if stock is None else stock)
     else:
         shape = Shape.of(cut(skeleton, architecture, space, plan).config)
@@ -52,12 +52,12 @@ def loads_as(
     budget: Budget,
     additions: Collection[Addition] | None = None,
 ) -> str:
-    """The class, or classes, that load what comes out, with their model types, and what that takes.
+    """The class or classes that may load the result, with their model types, and whether they need remote code.
 
     Args:
         budget: with the constraints that the method sets itself.
-        additions: what the method adds to the model (`Method.adds`). None where neither the method nor how much to keep
-            is chosen yet: any size, and nothing added.
+        additions: what the method adds to the model (`Method.adds`). None where neither the method nor the budget is
+            chosen yet: any size, and nothing added.
     """
     hosts: list[PretrainedConfig | None] = [None]
     if not additions:
@@ -66,7 +66,7 @@ def loads_as(
     named = " or ".join(sorted(stock))
     own = f"{shipped_code.classes(config)['AutoModelForCausalLM']} ({config.model_type}), with one file of remote code"
     if None not in hosts:
-        return f"{named}, stock Hugging Face" + (", by what goes" if len(stock) > 1 else "")
+        return f"{named}, stock Hugging Face" + (", depending on what is removed" if len(stock) > 1 else "")
     return own if not stock else f"{named} where a stock class has room for the widths, else {own}"
 
 

@@ -1,4 +1,4 @@
-"""Exports that appear whole or not at all, and take the place of nothing but an earlier export."""
+"""Folders of exports: written whole or not at all, and replacing nothing but an earlier export."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -10,16 +10,16 @@ from tuneprune.errors import ConfigError
 from tuneprune.system.storage import PARTIAL, replacing_folder, write_text
 
 RECORD = "export.json"
-"""What was exported: a file beside the others, with the size of each, by which an export is known as one."""
+"""The file in each export that lists its files with their sizes, by which a folder is known to be an export."""
 
 
 @contextmanager
 def placed(folder: Path) -> Iterator[Path]:
-    """An empty sibling of `folder` to write to, which takes its place when the block ends without an error.
+    """An empty folder next to `folder` to write to, which replaces it when the block ends without an error.
 
     Raises:
-        ConfigError: `folder` is a file, holds something else than an earlier export, or is being written.
-        OSError: the disk refused the files; what was in `folder` is untouched.
+        ConfigError: `folder` is a file, holds something other than an earlier export, or is being written.
+        OSError: the files could not be written; what was in `folder` is untouched.
     """
     folder = folder.resolve()
     check_replaceable(folder)
@@ -28,13 +28,13 @@ def placed(folder: Path) -> Iterator[Path]:
 
 
 def check_replaceable(folder: Path, *sources: str | Path | None) -> None:
-    """Refuse a folder that holds anything else than the files of an export, as they were written, or what is read.
+    """Refuse a folder that contains a source, or any file that is not an unchanged file of an earlier export.
 
     Args:
         sources: folders or hub ids of what the export is made from.
 
     Raises:
-        ConfigError: it does, or is a file.
+        ConfigError: it does, or it is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is a file, but the model needs a folder. Name another one.")
@@ -58,17 +58,17 @@ def check_replaceable(folder: Path, *sources: str | Path | None) -> None:
 
 
 def sizes(folder: Path) -> dict[str, int]:
-    """The bytes of every file below a folder, by its path from there, without those that killed processes left."""
+    """The size of every file below a folder, by relative path, without partial files of killed processes."""
     paths = (path for path in folder.rglob("*") if path.is_symlink() or path.is_file())
     files = sorted(path for path in paths if not PARTIAL.fullmatch(path.name))
     return {str(file.relative_to(folder)): file.lstat().st_size for file in files}
 
 
 def add_to_export(folder: Path, texts: Mapping[str, str]) -> None:
-    """Write further files to an export: its record lists them before they are there, so a kill leaves none unlisted.
+    """Add files to an export; its record lists them first, so that a killed process leaves no unlisted file.
 
     Raises:
-        ConfigError: the disk refused them.
+        ConfigError: they could not be written.
     """
     record = _record(folder)
     record["files"] = record.get("files", {}) | {name: len(text.encode()) for name, text in texts.items()}
@@ -78,7 +78,7 @@ def add_to_export(folder: Path, texts: Mapping[str, str]) -> None:
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write what was exported to `folder`, which nobody else sees yet."""
+    """Write the record of an export to `folder`, which is not in its final place yet."""
     (folder / RECORD).write_text(_text(record), encoding="utf8")
 
 
@@ -87,7 +87,7 @@ def _text(record: Mapping[str, Any]) -> str:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    """What was exported to `folder`, empty where nothing readable says so."""
+    """The record of an export, empty where there is none that can be read."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf8"))
     except (OSError, ValueError):
@@ -96,6 +96,6 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def _lies_in(source: Path, folder: Path) -> bool:
-    """Whether a folder that is read, or a file that a link in it leads to, is `folder` or below it."""
+    """Whether a folder to read, or a file that it links to, is `folder` or below it."""
     read = [source, *source.iterdir()] if source.is_dir() else []
     return any(path.resolve().is_relative_to(folder.resolve()) for path in read)

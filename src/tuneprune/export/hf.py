@@ -16,7 +16,7 @@ from tuneprune.system.progress import Progress, remark
 
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
 CODE = "auto_map"
-"""The entry that names the code which `trust_remote_code=True` lets run."""
+"""The entry that names the code which `trust_remote_code=True` runs."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def write(
     max_shard_size: str = "5GB",
     progress: Progress | None = None,
 ) -> Loader:
-    """Write the model, its tokenizer and generation settings to `folder`, and say what loads them.
+    """Write the model, its tokenizer and generation settings to `folder`, and return what loads them.
 
     Everything is written to a sibling folder first and moved into place in one step; an earlier export in `folder` is
     replaced only then, so a failing disk leaves it as it was.
@@ -44,17 +44,17 @@ def write(
     Args:
         model: with its weights, or streamed; the files are the same.
         max_shard_size: largest size of one weight file, as Hugging Face writes sizes.
-        progress: told about every tensor of a streamed model.
+        progress: shows the tensors of a streamed model as they are written.
 
     Raises:
         ConfigError: `folder` is a file, or holds something that is not an export.
-        TunePruneError: the disk refused the files.
+        TunePruneError: the files could not be written.
     """
     _stop_at_end(model.model if isinstance(model, Streamed) else model, tokenizer)
     try:
         with placed(folder) as partial:
             if isinstance(model, Streamed):
-                model.model.save_pretrained(partial, state_dict={})  # all but the weights, whose files it would remove
+                model.model.save_pretrained(partial, state_dict={})  # first, as it would remove the weight files
                 write_shards(model, partial, max_shard_size, progress or Progress())
                 model = model.model
             else:
@@ -73,7 +73,7 @@ def write(
 
 
 def _stop_at_end(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let the model stop at its tokenizer's end of text too, which it was tuned to end with, in place."""
+    """Let the model also stop at its tokenizer's end of text, with which training texts end; in place."""
     settings: Any = model.generation_config
     end, said = tokenizer.eos_token_id, settings.eos_token_id
     stops = said if isinstance(said, list) else [token for token in [said] if token is not None]
@@ -81,8 +81,8 @@ def _stop_at_end(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
         return
     settings.eos_token_id = [*stops, end] if stops else end
     remark(
-        f"The model's generation settings say eos_token_id={said}, but texts end with {tokenizer.eos_token} (token"
-        f" {end}) by its tokenizer: the result stops at that too."
+        f"The model's generation settings have eos_token_id={said}, but its tokenizer ends texts with"
+        f" {tokenizer.eos_token} (token {end}): the exported model stops at either."
     )
 
 
@@ -100,7 +100,7 @@ def _finish(model: PreTrainedModel, folder: Path) -> Loader:
     """Add to the saved folder what Hugging Face's own saving leaves out."""
     config = json.loads((folder / CONFIG).read_text(encoding="utf8"))
     config |= _legacy_rope(config)
-    config.pop(CODE, None)  # of the base model, whose code is not here
+    config.pop(CODE, None)  # of the base model, whose code is not exported
     if _is_ragged(model):
         config |= shipped_code.entries(model.config)
         (folder / f"{shipped_code.MODULE}.py").write_text(shipped_code.source(model.config), encoding="utf8")
@@ -110,7 +110,7 @@ def _finish(model: PreTrainedModel, folder: Path) -> Loader:
 
 
 def _settle_tokenizer(path: Path) -> None:
-    """Name in a tokenizer's settings no code of the base model's, and no class that transformers 4 does not know."""
+    """Remove references to code of the base model, and rename a class that transformers 4 does not know."""
     settings = json.loads(path.read_text(encoding="utf8"))
     settled = {key: value for key, value in settings.items() if key != CODE}
     if settled.get("tokenizer_class") == "TokenizersBackend":
@@ -126,7 +126,7 @@ def _legacy_rope(config: dict[str, Any]) -> dict[str, Any]:
     """
     rope = config.get("rope_parameters") or {}
     local = rope.get("sliding_attention") or {}
-    rope = rope.get("full_attention", rope)  # some families turn global and sliding layers differently
+    rope = rope.get("full_attention", rope)  # some families have other RoPE in sliding layers
     if "rope_theta" not in rope:
         return {}
     legacy: dict[str, Any] = {"rope_theta": rope["rope_theta"]}

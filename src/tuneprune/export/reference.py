@@ -1,4 +1,4 @@
-"""What an exported folder itself says, for its conversions to repeat."""
+"""The answers of an exported Hugging Face folder, with which exports made from it are compared."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +26,13 @@ HARD_TEXTS = (
     "  two  spaces,\t\ta tab\n\n\nand lines \n",
     "It's what they'LL say: don't, WON'T, can't... (see [12], 'so-called')?!",
 )
-"""What tokenizers most often disagree about: digits, scripts, white space, contractions."""
+"""Texts on which tokenizers often differ: digits, scripts, white space, contractions."""
 ROWS, LENGTH, NEW_TOKENS = 2, 24, 32
 
 
 @dataclass(frozen=True)
 class Spelling:
-    """A text as tokens: as the tokenizer gives them, and `bare`, without the special tokens that it adds."""
+    """A text as tokens: as the tokenizer returns them, and `bare`, without the special tokens that it adds."""
 
     text: str
     ids: tuple[int, ...]
@@ -41,7 +41,7 @@ class Spelling:
 
 @dataclass(frozen=True)
 class Reference:
-    """What `folder` says: logits on a few rows, a greedy continuation (float32, transformers), and texts as tokens."""
+    """Answers of `folder` in transformers, in float32: logits of a few rows, a greedy continuation, texts as tokens."""
 
     probe: Probe
     greedy_ids: Int[Tensor, " new"]
@@ -50,9 +50,9 @@ class Reference:
 
 
 def load_exported(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The model of an exported folder on the CPU, stock or ragged, without running any code of the folder.
+    """The model of an exported folder on the CPU, stock or ragged, without running code from the folder.
 
-    Ragged ones are rebuilt by `modeling_pruned`, of which the folder's own code is a copy.
+    Ragged models are built by our own `modeling_pruned`, of which the code in the folder is a copy.
 
     Raises:
         ConfigError: weights that are missing.
@@ -62,7 +62,7 @@ def load_exported(folder: Path, dtype: torch.dtype = torch.float32) -> PreTraine
     if not hasattr(config, "pruned"):
         return stock.from_pretrained(folder, dtype=dtype, use_safetensors=True).eval()
     with torch.device("meta"):
-        _check_weights(folder, _ragged(stock, config, dtype))  # before memory is taken for what only the config says
+        _check_weights(folder, _ragged(stock, config, dtype))  # before memory is allocated by the config
     model = _ragged(stock, config, dtype)
     tensors: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
@@ -82,7 +82,7 @@ def _ragged(stock: type[PreTrainedModel], config: PretrainedConfig, dtype: torch
 
 
 def _check_weights(folder: Path, model: PreTrainedModel) -> None:
-    """Refuse files that lack weights of the model, or have them in other shapes.
+    """Refuse files that lack weights of the model, or hold them in other shapes.
 
     Raises:
         ConfigError: names one.
@@ -113,7 +113,7 @@ def take_reference(folder: Path) -> Reference:
         do_sample=False,
         num_beams=1,
         pad_token_id=tokenizer.pad_token_id or 0,
-        eos_token_id=None,  # all of them, whatever they say
+        eos_token_id=None,  # always NEW_TOKENS tokens
     )
     spellings = tuple(_spelling(tokenizer, text) for text in (*TEXTS, *HARD_TEXTS))
     return Reference(probe, ids[0, prompt.shape[1] :].cpu(), folder, spellings)

@@ -1,7 +1,7 @@
-"""Safetensors files whose tensors are made while they are written, so that no file has to fit into memory.
+"""Safetensors files whose tensors are computed while they are written, so that no file has to fit into memory.
 
-The safetensors library writes a file only from tensors that are all there. The format is a header (its length in eight
-bytes, then JSON) and the tensors' bytes; https://github.com/huggingface/safetensors has it.
+The safetensors library needs all tensors of a file in memory. The format is a header (its length in eight
+bytes, then JSON) and the tensors' bytes; see https://github.com/huggingface/safetensors.
 """
 
 import json
@@ -27,15 +27,14 @@ DTYPES = {
     torch.float16: "F16",
     torch.bool: "BOOL",
 }
-"""What safetensors calls the precisions that models are stored in, in the order of a file: wide ones first, so that all
-tensors are aligned."""
+"""Names of precisions in safetensors, in the order of a file: wide ones first, so that all tensors are aligned."""
 
 
 def check_size(size: str) -> None:
     """Refuse a size of files that cannot be read.
 
     Raises:
-        ConfigError: says how sizes are written.
+        ConfigError: the message says how to write sizes.
     """
     try:
         split_torch_state_dict_into_shards({}, max_shard_size=size)
@@ -46,7 +45,7 @@ def check_size(size: str) -> None:
 
 
 def write_shards(streamed: Streamed, folder: Path, max_shard_size: str, progress: Progress) -> None:
-    """Write the model's tensors into as many files as their size takes, with an index where they are several.
+    """Write the model's tensors to one or more files, depending on their size, with an index where there are several.
 
     Names and contents are those of `save_pretrained`.
     """
@@ -78,12 +77,12 @@ def write_file(
     runs: Callable[[str], Iterator[Tensor]],
     done: Callable[[int], None],
 ) -> None:
-    """Write one file, equal to the one the safetensors library writes.
+    """Write one file, with the same bytes as the safetensors library.
 
     Args:
-        tensors: names, shapes and precisions; the values do not count.
+        tensors: names, shapes and precisions; the values are ignored.
         runs: the values of a tensor, as runs of its rows.
-        done: told how many tensors are written.
+        done: called with the number of tensors written so far.
     """
     order = sorted(tensors, key=lambda key: (list(DTYPES).index(tensors[key].dtype), key))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

@@ -9,8 +9,8 @@ from torch import Tensor
 class Weights:
     """The tensors of a folder's safetensors files, read one at a time.
 
-    A file is opened for every read and closed again: as long as it is open, what was read of it is memory of this
-    process.
+    A file is opened for each read and then closed: while it is open, everything that was read from it counts as memory
+    of this process.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -18,7 +18,7 @@ class Weights:
         self._shapes: dict[str, tuple[int, ...]] = {}
         for path in sorted(folder.glob("*.safetensors")):
             with safe_open(path, framework="pt") as stored:
-                for name in stored.keys():  # noqa: SIM118  (no mapping)
+                for name in stored.keys():  # noqa: SIM118  (not a mapping)
                     self._files[name] = path
                     self._shapes[name] = tuple(stored.get_slice(name).get_shape())
 

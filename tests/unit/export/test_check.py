@@ -100,7 +100,7 @@ def test_the_class_that_will_load_it_is_named(tmp_path):
     assert said("llama", "width", uniform) == "LlamaForCausalLM (llama), stock Hugging Face"
     assert said("llama", "width", uniform, "random") == "LlamaForCausalLM (llama), stock Hugging Face"
     assert said("llama", "width") == said("llama", "disp") == said("llama", "width", method="magnitude") == by_file
-    qwen = "Qwen2ForCausalLM (qwen2) or SeedOssForCausalLM (seed_oss), stock Hugging Face, by what goes"
+    qwen = "Qwen2ForCausalLM (qwen2) or SeedOssForCausalLM (seed_oss), stock Hugging Face, depending on what is removed"
     assert said("qwen2", "width", uniform) == qwen
     neox = "GPTNeoXForCausalLM (gpt_neox) where a stock class has room for the widths, else PrunedGPTNeoXForCausalLM"
     assert said("gpt_neox", "width", uniform).startswith(neox)

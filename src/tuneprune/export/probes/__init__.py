@@ -1,1 +1,1 @@
-"""Programs in fresh processes, and what they find in a model: its memory, and what it computes without tuneprune."""
+"""Programs in fresh processes that measure a model's memory, or load it without tuneprune."""

@@ -1,4 +1,4 @@
-"""What a model needs in memory, asked of a fresh process: the peak of this one is that of a whole run."""
+"""The memory that a model needs, measured in a fresh process: the peak of this one would be that of the whole run."""
 
 from collections.abc import Sequence
 from typing import Any

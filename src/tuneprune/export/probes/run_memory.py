@@ -1,4 +1,4 @@
-"""A program for a fresh process: loads a model, prefills and decodes, and says what memory that took.
+"""A program for a fresh process: loads a model, prefills and decodes, and measures the memory.
 
 Usage: python run_memory.py FOLDER RESULT TRUST DEVICE DTYPE PROMPT NEW SIZE..., where RESULT is the JSON file to
 write, TRUST 1 where the folder needs its own code, and PROMPT and NEW count the tokens of a row. The peak of a process
@@ -10,11 +10,14 @@ import json
 import resource
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+Torch: TypeAlias = Any
+"""A model, tokenizer or tensor; torch and transformers are imported late."""
 
 
 def peak_bytes(device: str) -> int:
-    """The most memory so far: of allocations on a GPU, else of the resident set."""
+    """Peak memory so far: of allocations on a GPU, else of the resident set."""
     import torch
 
     if device.startswith("cuda"):
@@ -27,7 +30,7 @@ def peak_bytes(device: str) -> int:
     return largest if sys.platform == "darwin" else largest * 1024
 
 
-def generate(model: Any, prompt: Any, new_tokens: int) -> Any:  # noqa: ANN401
+def generate(model: Torch, prompt: Torch, new_tokens: int) -> Torch:
     """The key/value cache after a prefill and `new_tokens` greedy steps."""
     import torch
 
@@ -41,14 +44,14 @@ def generate(model: Any, prompt: Any, new_tokens: int) -> Any:  # noqa: ANN401
     return cache
 
 
-def cache_bytes_per_token(cache: Any, rows: int) -> int:  # noqa: ANN401
+def cache_bytes_per_token(cache: Torch, rows: int) -> int:
     """Bytes of keys and values of one token in all layers; a layer with a window holds only its newest ones."""
     tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
     return sum(tensor.numel() * tensor.element_size() // (rows * tensor.shape[-2]) for tensor in tensors)
 
 
 def main(folder: str, result_file: str, trust: str, device: str, dtype: str, *counts: str) -> None:
-    """Load, generate at every batch size, and write what was found."""
+    """Load, generate at every batch size, and write the result."""
     import torch
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 

@@ -8,7 +8,10 @@ folder needs its own code.
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+Torch: TypeAlias = Any
+"""A model, tokenizer or tensor; torch and transformers are imported late."""
 
 BLOCKED = "tuneprune"
 NEW_TOKENS = 32
@@ -17,10 +20,10 @@ TIE = 1e-5
 
 
 class Blocker:
-    """Makes tuneprune impossible to import, as it is for whoever receives the folder."""
+    """Makes it impossible to import tuneprune, as on the machine of someone who receives the folder."""
 
     def find_spec(self, fullname: str, *_: object) -> None:
-        """Nothing for every other module, so that the search goes on.
+        """Return None for other modules, so that the search continues.
 
         Raises:
             ImportError: the module is tuneprune or a part of it.
@@ -29,7 +32,7 @@ class Blocker:
             raise ImportError(f"{fullname} is not available where an exported model is loaded.")
 
 
-def compare(model: Any, probe: dict[str, Any]) -> dict[str, float | int]:  # noqa: ANN401
+def compare(model: Torch, probe: dict[str, Any]) -> dict[str, float | int]:
     """Largest absolute difference of logits, that over the largest absolute logit, and tokens compared."""
     import torch
 
@@ -39,7 +42,7 @@ def compare(model: Any, probe: dict[str, Any]) -> dict[str, float | int]:  # noq
             found = model(input_ids=input_ids[None], use_cache=False).logits[0]
             differences.append((found - expected).abs().max())
             logits.append(expected.abs().max())
-    largest_difference = torch.stack(differences).max()  # not a number, where one of them is not
+    largest_difference = torch.stack(differences).max()  # NaN where any of them is NaN
     return {
         "max_abs_diff": largest_difference.item(),
         "max_rel_diff": (largest_difference / torch.stack(logits).max()).item(),
@@ -47,8 +50,8 @@ def compare(model: Any, probe: dict[str, Any]) -> dict[str, float | int]:  # noq
     }
 
 
-def sample(model: Any, tokenizer: Any, prompt_ids: Any) -> dict[str, Any]:  # noqa: ANN401
-    """A greedy continuation, and whether the key/value cache leaves it as it is."""
+def sample(model: Torch, tokenizer: Torch, prompt_ids: Torch) -> dict[str, Any]:
+    """A greedy continuation, and whether it is the same without the key/value cache."""
     import torch
 
     prompt = prompt_ids[None]
@@ -68,10 +71,10 @@ def sample(model: Any, tokenizer: Any, prompt_ids: Any) -> dict[str, Any]:  # no
     }
 
 
-def parted_at_a_tie(model: Any, cached: Any, uncached: Any) -> bool:  # noqa: ANN401
+def parted_at_a_tie(model: Torch, cached: Torch, uncached: Torch) -> bool:
     """Whether two continuations first differ in tokens whose logits are equal up to rounding.
 
-    Either may then be the largest, depending on the order in which a processor adds.
+    Rounding, which depends on the order of additions, then decides which one is the largest.
     """
     import torch
 
@@ -84,7 +87,7 @@ def parted_at_a_tie(model: Any, cached: Any, uncached: Any) -> bool:  # noqa: AN
 
 
 def main(folder: str, result_file: str, probe_file: str, trust: str) -> None:
-    """Load, compare, generate, and write what was found."""
+    """Load, compare, generate, and write the result."""
     sys.meta_path.insert(0, Blocker())
     import torch
     from safetensors import safe_open

@@ -1,4 +1,4 @@
-"""The config of a DeciLM: that of a Mistral, with a list of what each block has."""
+"""The config of a DeciLM: that of a Mistral, with a list of the settings of each block."""
 
 from typing import Any, TypeAlias
 

@@ -24,7 +24,7 @@ DROPPED = ("auto_map", "architectures", "pruned", "per_layer_config", "allow_glo
 
 
 class Deci(Target, frozen=True):
-    """A folder for vLLM's native `DeciLMForCausalLM`; code of the folder is its config class alone."""
+    """A folder for vLLM's native `DeciLMForCausalLM`; its only code is the config class."""
 
     name = "deci"
     title = "a folder for vLLM's native class of layers with unequal widths"
@@ -60,7 +60,7 @@ class Deci(Target, frozen=True):
         copy_tokenizer(source, folder)
 
     def prove(self, folder: Path, reference: Reference, shape: Shape) -> dict[str, Any]:  # noqa: ARG002
-        """Check names and shapes against those that vLLM's class makes of the config, which needs no vLLM.
+        """Compare names and shapes with those that vLLM's class derives from the config; vLLM is not needed.
 
         Raises:
             TunePruneError: they differ.
@@ -100,7 +100,7 @@ def _divides(layer: LayerShape, tp: int) -> bool:
 
 
 def _settings(shape: Shape, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the config of a DeciLM says beyond or other than the model's own."""
+    """Entries of a DeciLM's config that the model's own config lacks or has with other values."""
     blocks = [
         {
             "attention": {"no_op": False, "n_heads_in_group": layer.num_heads // layer.num_kv_heads},

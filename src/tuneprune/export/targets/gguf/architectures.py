@@ -20,10 +20,10 @@ NORM_BIASES = frozenset({"attn_norm", "ffn_norm", "output_norm"})
 class Host:
     """An architecture of llama.cpp, as its loader and its graph read it.
 
-    `interleaves` RoPE pairs (neighbours turn together, not halves of the head); `per_layer` lets every layer have its
-    own widths; `square` wants as many features in all heads as in the residual stream. `factors` is whether the graph
-    divides RoPE's frequencies by a tensor, `windows` whether it knows sliding windows. `head` says whether the output
-    matrix may be left out where it is the embedding (`free`), must be there (`own`) or is always that (`tied`).
+    `interleaves`: RoPE pairs are neighbours, not halves of the head; `per_layer`: every layer may have its own widths;
+    `square`: all heads together must be as wide as the residual stream. `factors`: the graph divides RoPE's
+    frequencies by a tensor; `windows`: it has sliding windows. `head`: the output matrix may be left out where it is
+    the embedding (`free`), must be there (`own`), or is always the embedding (`tied`).
     """
 
     name: str
@@ -72,14 +72,14 @@ IMPOSSIBLE = {
     "skip matrices": "matrices on the skip connections (SliceGPT's `variant: skip`; `variant: stock` has none)",
     "routers": "routers before parts of an MLP (ToMoE)",
 }
-"""What no architecture of llama.cpp computes."""
+"""Oddities that no architecture of llama.cpp computes."""
 
 
 def choose(shape: Shape) -> Host:
     """The first architecture that holds the model.
 
     Raises:
-        UnsupportedExport: none does, and why.
+        UnsupportedExport: none does; the message says why.
     """
     family = shape.config.model_type
     if family not in HOSTS:

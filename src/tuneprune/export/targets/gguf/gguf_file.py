@@ -1,4 +1,4 @@
-"""Writing a GGUF file tensor by tensor."""
+"""Writing GGUF files tensor by tensor, and reading them."""
 
 import math
 from pathlib import Path
@@ -23,7 +23,7 @@ TYPES = {
     "bf16": (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
     "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
 }
-"""What is written here; other types are made of a file of one of these."""
+"""Types written here; llama.cpp makes the others from a file of one of these types."""
 
 
 def write(
@@ -36,7 +36,7 @@ def write(
         tokenizer: what goes into the file; None leaves it without a tokenizer.
 
     Returns:
-        What may differ from the model's own tokenizer.
+        A note on differences from the model's own tokenizer.
 
     Raises:
         UnsupportedExport: a tensor or a tokenizer that has no place in the file.

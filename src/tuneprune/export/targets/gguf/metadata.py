@@ -1,4 +1,4 @@
-"""The keys of a GGUF file that say what its architecture is to compute."""
+"""The keys of a GGUF file that configure its architecture."""
 
 from collections import Counter
 
@@ -11,11 +11,11 @@ from tuneprune.export.targets.gguf.architectures import GEMMA2, GRANITE, Host, c
 from tuneprune.structure.architecture import Experts
 
 NEVER_REACHED = 1e6
-"""A soft cap in the place of none, where llama.cpp would assume one."""
+"""A soft cap without effect, for models that have none where llama.cpp would assume one."""
 
 
 def write(writer: GGUFWriter, shape: Shape, host: Host) -> None:
-    """Widths, norms, RoPE, and what single families have beside them."""
+    """Write widths, norms, RoPE, and settings of single families."""
     config: HfConfig = shape.config
     layers, is_free = shape.layers, host.per_layer
     writer.add_context_length(context_length(host, config)[0])

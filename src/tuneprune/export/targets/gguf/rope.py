@@ -12,7 +12,7 @@ from tuneprune.export.targets.base import HfConfig
 from tuneprune.structure.architecture import Architecture
 
 FROZEN = 1e30
-"""Divides a frequency to nothing: how a pair that RoPE leaves alone fits a graph that turns all of them."""
+"""Divides a frequency to almost 0, for pairs that RoPE does not turn, in a graph that turns all of them."""
 STATIC = ("default", "linear", "llama3", "yarn", "longrope")
 
 
@@ -43,7 +43,7 @@ def factors(
 ) -> tuple[dict[str, Float[Tensor, " pairs"]], float]:
     """Divisors of llama.cpp's frequencies by tensor name, and the factor that the model's RoPE has for its amplitude.
 
-    Empty where they are all one. Those of long RoPE come in two sets, for contexts up to the original length and above.
+    Empty where all are 1. Those of long RoPE come in two sets, for contexts up to the original length and above.
 
     Args:
         turned: features of a head that the graph turns, of which the model may leave the last ones alone.
@@ -71,7 +71,7 @@ def _frequencies(base: float, width: int) -> Tensor:
 
 
 def _padded(own: Tensor, turning: Tensor) -> Tensor:
-    """What divides llama.cpp's frequencies to the model's; pairs beyond those stand still."""
+    """Divisors that turn llama.cpp's frequencies into the model's; further pairs do not turn."""
     divisors = torch.full_like(own, FROZEN)
     divisors[: len(turning)] = own[: len(turning)] / turning
     return divisors

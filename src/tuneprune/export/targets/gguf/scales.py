@@ -5,7 +5,7 @@ from tuneprune.export.targets.base import HfConfig
 from tuneprune.export.targets.gguf.architectures import GRANITE, Host
 
 LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
-"""By their number of layers llama.cpp knows the models whose attention it scales by the width of the stream."""
+"""llama.cpp scales attention by the width of the stream in models with these numbers of layers."""
 
 
 def folded(host: Host, shape: Shape) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""GGUF, the file of llama.cpp and what is built on it."""
+"""GGUF, the file format of llama.cpp and programs built on it."""
 
 import tempfile
 from collections.abc import Mapping
@@ -20,9 +20,9 @@ QUANTISED_BY_LLAMA_CPP = {
     "q2_k": "Q2_K", "q3_k_m": "Q3_K_M", "q4_k_s": "Q4_K_S", "q4_k_m": "Q4_K_M", "q5_k_s": "Q5_K_S", "q5_k_m": "Q5_K_M",
     "q6_k": "Q6_K",
 }  # fmt: skip
-"""Types that llama.cpp itself writes, and what it calls them."""
+"""Types that only llama.cpp itself writes, and its names for them."""
 COMPARED_EXACTLY = 2**30
-"""Bytes of weights up to which a float32 file is written aside, to prove the conversion before any rounding."""
+"""Bytes of weights up to which a float32 file is also written, to prove the conversion before any rounding."""
 
 
 class Gguf(Target, frozen=True):
@@ -48,11 +48,11 @@ class Gguf(Target, frozen=True):
         super().require()
         if self.type in QUANTISED_BY_LLAMA_CPP and (missing := self.not_run()):
             raise UnsupportedExport(
-                f"gguf:type={self.type} is written by llama.cpp: {missing}. `type=q8_0` needs none of it."
+                f"gguf:type={self.type} is written by llama.cpp: {missing}. `type=q8_0` does not need it."
             )
 
     def write(self, source: Path, folder: Path, shape: Shape) -> Mapping[str, Any]:
-        """Write `model-TYPE.gguf`; tensors whose rows do not fill the blocks of the type get another, which is said."""
+        """Write `model-TYPE.gguf`; where rows do not fill the blocks of the type, tensors get another, as noted."""
         from tuneprune.export.targets.gguf import gguf_file, run_quantise, vocabulary
 
         host, file = architectures.choose(shape), folder / self.file_name
@@ -73,7 +73,7 @@ class Gguf(Target, frozen=True):
         }
 
     def prove(self, folder: Path, reference: Reference, shape: Shape) -> dict[str, Any]:
-        """Run the file in llama.cpp on the CPU; where it is rounded and small enough, a float32 one first."""
+        """Run the file in llama.cpp on the CPU; where it is rounded and small enough, also a float32 one."""
         from tuneprune.export.targets.gguf import proof
 
         why = self.not_run()
@@ -106,7 +106,7 @@ class Gguf(Target, frozen=True):
         return found
 
     def _check(self, folder: Path, reference: Reference, shape: Shape) -> int:
-        """The number of tensors, all of which stand in the file with the dims that they should have."""
+        """Check that the file holds the expected tensors with their dims, and return their number."""
         from tuneprune.export.targets.gguf import gguf_file, tensors
 
         stored = {name: dims for name, (dims, _) in gguf_file.read_back(folder / self.file_name).items()}

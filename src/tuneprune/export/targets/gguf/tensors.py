@@ -1,4 +1,4 @@
-"""The tensors of a GGUF file, each made of those of the exported folder when its turn comes."""
+"""The tensors of a GGUF file, each made from those of the exported folder when it is written."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from tuneprune.export.weights import Weights
 from tuneprune.structure.architecture import Attention, Block, Experts, Mlp, Projection
 
 STORED = {"lm_head": "embed_out"}
-"""Names on disk that are others than in memory (GPT-NeoX)."""
+"""Names in memory that differ on disk (GPT-NeoX)."""
 MIXTURES = {
     "mixtral": ("block_sparse_moe", {"ffn_gate_exps": "w1", "ffn_up_exps": "w3", "ffn_down_exps": "w2"}),
     "qwen3_moe": (
@@ -23,7 +23,7 @@ MIXTURES = {
         {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"},
     ),
 }
-"""What mixtures and the weights of one expert are called on disk, where experts are not packed as in memory."""
+"""Names on disk of mixtures and of the weights of one expert; in memory, experts are packed."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The tokenizer inside a GGUF file, read off the rules of the folder's own."""
+"""The tokenizer inside a GGUF file, derived from the tokenizer of the folder."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from tuneprune.errors import UnsupportedExport
 
 SPACE = "▁"
-"""Stands for a space in the tokens of SentencePiece, and begins a word in llama.cpp's word pieces."""
+"""Represents a space in tokens of SentencePiece, and begins a word in llama.cpp's word pieces."""
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -29,15 +29,15 @@ SPLITS = {
 }
 """llama.cpp's names of pre-tokenizers, by the expression that splits text: without and with `ignore_merges`.
 
-With it, a word that is a token stays one whatever the merges say; llama.cpp ties that to the name, too.
+With it, a word that is a token is not split by merges; llama.cpp decides that by the name, too.
 """
 UNKNOWN_SPLIT = "default"
 SENTENCEPIECE = "llama"
 """llama.cpp's name of a tokenizer whose merges follow from scores."""
 NO_MERGE = "\ufffe \ufffe"
-"""A merge of what byte-level text never holds: llama.cpp wants at least one."""
+"""A merge of characters that byte-level text never contains: llama.cpp needs at least one."""
 PHI_3 = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
-"""Tokens that llama.cpp looks for in whatever model has Phi-3's name, and does not load it without them."""
+"""Tokens without which llama.cpp does not load a model that has Phi-3's name."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,9 @@ def read(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary:
     split = _split(stored.get("pre_tokenizer"), ignores_merges=bool(model.get("ignore_merges")))
     note = None
     if split is None:
-        note = "llama.cpp may split text into words otherwise: no pre-tokenizer of its is known to be this model's"
+        note = (
+            "llama.cpp may split text into words otherwise: none of its pre-tokenizers is known to match this model's"
+        )
     return Vocabulary("gpt2", split or UNKNOWN_SPLIT, tokens, types, merges, note=note)
 
 

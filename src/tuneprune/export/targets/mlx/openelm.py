@@ -1,4 +1,4 @@
-"""Layers of unequal widths under the names of OpenELM, the one class of mlx-lm that gives every layer its own."""
+"""Layers of unequal widths under the names of OpenELM, the only class of mlx-lm with widths per layer."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -1,1 +1,1 @@
-"""ONNX files: a model as one graph that takes and gives its key/value cache, and the program that proves it."""
+"""ONNX files: a model as one graph with its key/value cache among the inputs and outputs."""

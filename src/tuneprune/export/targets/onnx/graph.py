@@ -6,27 +6,31 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from tuneprune.errors import TunePruneError
 
+OnnxIr: TypeAlias = Any
+"""An object of the optional package onnx_ir."""
+
 BATCH, LENGTH, PAST = "batch_size", "sequence_length", "past_sequence_length"
 TOTAL = f"{PAST} + {LENGTH}"
-"""Names of the axes that vary, as other exporters call them."""
+"""Names of the axes that vary, as other exporters name them."""
 
-_SAMPLE = {BATCH: 2, LENGTH: 3, PAST: 4}  # none is 1 and no two are equal, or the trace would take it for a constant
+_SAMPLE = {BATCH: 2, LENGTH: 3, PAST: 4}  # none is 1 and no two are equal, or the trace would treat it as a constant
 _CACHE = re.compile(r"(input|output)\.past_key_values\.layers\.(\d+)\.(key|value)s")
 
 
-def trace(model: PreTrainedModel) -> Any:  # noqa: ANN401  (an `onnx_ir.Model`, from an optional package)
+def trace(model: PreTrainedModel) -> OnnxIr:
     """The graph, in the precision of the model.
 
-    It takes `input_ids` and `position_ids` [batch, length], `attention_mask` [batch, past + length] and for every layer
-    `past_key_values.N.key` and `.value` [batch, KV heads, past, head dim], and gives `logits` [batch, length,
-    vocabulary] and the longer `present.N.key` and `.value`. Batch, length and past may be any; past also 0.
+    Its inputs are `input_ids` and `position_ids` [batch, length], `attention_mask` [batch, past + length] and for every
+    layer `past_key_values.N.key` and `.value` [batch, KV heads, past, head dim], its outputs are `logits` [batch,
+    length, vocabulary] and the longer `present.N.key` and `.value`. Batch, length and past may be any; past also 0.
 
     Raises:
         TunePruneError: the exporter cannot trace this model.
@@ -34,7 +38,7 @@ def trace(model: PreTrainedModel) -> Any:  # noqa: ANN401  (an `onnx_ir.Model`, 
     from transformers.exporters.configs import OnnxConfig
     from transformers.exporters.exporter_onnx import OnnxExporter
 
-    if model._can_set_experts_implementation():  # what others do depends on the routers' choices, which no graph holds
+    if model._can_set_experts_implementation():  # other ones depend on the routers' choices, which a graph cannot
         model.set_experts_implementation("grouped_mm")
     inputs = _sample(model)
     free = torch.export.Dim.DYNAMIC
@@ -43,7 +47,7 @@ def trace(model: PreTrainedModel) -> Any:  # noqa: ANN401  (an `onnx_ir.Model`, 
     try:
         with _quiet():
             program = OnnxExporter().export(model, inputs, OnnxConfig(dynamic_shapes=axes)).program
-    except Exception as error:  # whatever the exporter, torch.export or torch.onnx raise
+    except Exception as error:  # the exporter, torch.export and torch.onnx raise many kinds
         raise TunePruneError(
             f"The ONNX exporter of transformers cannot trace this {model.config.model_type} model ({_reason(error)})."
             " Export it to another target; `tuneprune targets` lists them."
@@ -52,17 +56,17 @@ def trace(model: PreTrainedModel) -> Any:  # noqa: ANN401  (an `onnx_ir.Model`, 
     return program
 
 
-def save(program: Any, path: Any) -> None:  # noqa: ANN401
-    """Write the graph to `path` and its weights, of any size, beside it under the same name with `.data`."""
+def save(program: OnnxIr, path: Path) -> None:
+    """Write the graph to `path` and its weights, of any size, next to it to a file of the same name with `.data`."""
     from transformers.exporters.exporter_onnx import OnnxExporter
 
     OnnxExporter.save_program(program, path)
 
 
-def interface(program: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Inputs and outputs by name with type and shape, where an axis that varies has a name instead of a number."""
+def interface(program: OnnxIr) -> dict[str, Any]:
+    """Inputs and outputs by name with type and shape, where axes of variable size have a name instead of a number."""
 
-    def described(values: Any) -> dict[str, dict[str, Any]]:  # noqa: ANN401
+    def described(values: OnnxIr) -> dict[str, dict[str, Any]]:
         return {
             value.name: {
                 "dtype": value.dtype.numpy().name,
@@ -75,7 +79,7 @@ def interface(program: Any) -> dict[str, Any]:  # noqa: ANN401
 
 
 def _sample(model: PreTrainedModel) -> dict[str, Any]:
-    """Arguments of one step with a cache, small and of no meaning."""
+    """Small arbitrary arguments of one step with a cache."""
     batch, length, past = _SAMPLE[BATCH], _SAMPLE[LENGTH], _SAMPLE[PAST]
     ids = torch.arange(batch * (past + length)).view(batch, -1) % model.config.get_text_config().vocab_size
     with torch.no_grad():
@@ -84,13 +88,13 @@ def _sample(model: PreTrainedModel) -> dict[str, Any]:
         "input_ids": ids[:, past:],
         "attention_mask": torch.ones_like(ids),
         "position_ids": torch.arange(past, past + length).expand(batch, -1).contiguous(),
-        # sliding layers keep every token, too: what the window hides is masked, as a graph knows no lengths to cut at
+        # sliding layers also keep every token: the window is a mask, as a graph cannot cut at a length
         "past_key_values": DynamicCache([(layer.keys, layer.values) for layer in cache.layers]),
     }
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what started it; the exporter's own errors say at which step they noticed."""
+    """The first line of the original error; the exporter's own errors only name the step."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {error}".splitlines()[0]
@@ -98,7 +102,7 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress lines and version notes of the exporter, which no user of ours can act on."""
+    """Hide the progress lines and version notes of the exporter, on which our users cannot act."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -109,11 +113,11 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _name(graph: Any) -> None:  # noqa: ANN401
-    """Give inputs, outputs and their axes names to rely on, and drop what only the exporter needs.
+def _name(graph: OnnxIr) -> None:
+    """Give inputs, outputs and their axes stable names, and remove what only the exporter needs.
 
-    Shapes inside the graph go, as they are in the exporter's own symbols (a runtime infers them), and notes at nodes
-    go, as they hold paths of this machine.
+    Shapes inside the graph are removed, as they use the exporter's own symbols (a runtime infers them). Notes at nodes
+    are removed, as they contain paths of this machine.
     """
     boundary = [*graph.inputs, *graph.outputs]
     ids, cache = graph.inputs[0], next(value for value in graph.inputs if _CACHE.fullmatch(value.name))
@@ -134,7 +138,7 @@ def _name(graph: Any) -> None:  # noqa: ANN401
         value.shape = _shape(value, symbols)
 
 
-def _shape(value: Any, symbols: Mapping[str, str]) -> Any:  # noqa: ANN401
+def _shape(value: OnnxIr, symbols: Mapping[str, str]) -> OnnxIr:
     """The value's shape with the axes named as in `symbols`; those that are sums of two are `TOTAL`."""
     import onnx_ir
 

@@ -23,7 +23,7 @@ class Decoder:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        # of its own accord the runtime takes all cores of the machine, also those lent to others
+        # by default the runtime uses all cores of the machine, even those that other programs were given
         options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -31,7 +31,7 @@ class Decoder:
         self.cache: dict[str, Any] = {}
         self.mask: Any = None
 
-    def start(self, mask: Any) -> None:  # noqa: ANN401
+    def start(self, mask: np.ndarray) -> None:
         """Forget the tokens; `mask` [batch, length] is 0 where the next ones are padding."""
         kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
         self.mask = mask[:, :0]
@@ -41,7 +41,7 @@ class Decoder:
             if value.name.startswith("past_key_values.")
         }
 
-    def step(self, ids: Any, mask: Any) -> Any:  # noqa: ANN401
+    def step(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Logits [batch, length, vocabulary] of the next tokens; the cache holds them afterwards."""
         self.mask = np.concatenate([self.mask, mask], axis=1)
         positions = np.maximum(self.mask.cumsum(1) - 1, 0)[:, -ids.shape[1] :]
@@ -51,7 +51,7 @@ class Decoder:
         self.cache = {name.replace("present", "past_key_values"): value for name, value in found.items()}
         return logits.astype(np.float32)
 
-    def greedy(self, logits: Any) -> list[list[int]]:  # noqa: ANN401
+    def greedy(self, logits: np.ndarray) -> list[list[int]]:
         """The continuation of every row after the `logits` of what the cache holds."""
         tokens = [logits[:, -1].argmax(-1)]
         for _ in range(NEW_TOKENS - 1):
@@ -60,14 +60,14 @@ class Decoder:
         return np.stack(tokens, 1).tolist()
 
 
-def difference(found: Any, expected: Any) -> dict[str, float]:  # noqa: ANN401
+def difference(found: np.ndarray, expected: np.ndarray) -> dict[str, float]:
     """Largest absolute difference, and that over the largest absolute value expected."""
     largest = float(np.abs(found - expected).max())
     return {"max_abs_diff": largest, "max_rel_diff": largest / float(np.abs(expected).max())}
 
 
 def main(folder: str, result_file: str, probe_file: str) -> None:
-    """Compute all at once, through the cache and beside a padded row, generate, and write what was found."""
+    """Compute all at once, through the cache and next to a padded row, generate, and write the result."""
     import onnxruntime
     from safetensors.numpy import load_file
 

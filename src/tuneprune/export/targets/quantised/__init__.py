@@ -1,1 +1,1 @@
-"""Hugging Face folders of quantised weights: what writes them, and the program that proves them."""
+"""Hugging Face folders with quantised weights."""

@@ -9,10 +9,13 @@ import json
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+Configuration: TypeAlias = Any
+"""Of either library; transformers is imported late."""
 
 
-def configuration(library: str, options: dict[str, Any], keep: list[str]) -> Any:  # noqa: ANN401
+def configuration(library: str, options: dict[str, Any], keep: list[str]) -> Configuration:
     """The configuration that transformers passes to the library."""
     from transformers import BitsAndBytesConfig, TorchAoConfig
 

@@ -1,4 +1,4 @@
-"""A program for a fresh process: loads a quantised folder and compares it with the float model it was made of.
+"""A program for a fresh process: loads a quantised folder and compares it with its float model.
 
 Usage: python run_reload.py FOLDER RESULT PROBE SOURCE TRUST, where PROBE is a safetensors file with `input_ids`,
 `logits` and `prompt_ids`, SOURCE the folder of the float weights and TRUST 1 where FOLDER needs its own code.
@@ -8,17 +8,19 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+HfModel: TypeAlias = Any
+"""Has the methods of many classes of transformers, some of which hide from type checkers."""
 NEW_TOKENS = 32
 NF4_BLOCK = 64
 
 
 def dequantised(model: nn.Module) -> Iterator[tuple[str, Tensor, Any]]:
-    """Every quantised linear: its name, its weights in float32, and how far from the float ones each may be.
+    """Every quantised linear layer: its name, its weights in float32, and the allowed error of each weight.
 
     The last is a function of the float weights. int8 has 127 steps up to the largest weight of a row; half a step is
     rounding, and weights may have been rounded to half precision before. NF4's levels, in units of the largest weight
@@ -80,8 +82,8 @@ def perplexity(logits: Tensor, ids: Tensor) -> float:
     return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).exp().item()
 
 
-def greedy(model: Any, prompt: Tensor, *, use_cache: bool) -> Tensor:  # noqa: ANN401
-    """The next tokens after the prompt, whatever they say."""
+def greedy(model: HfModel, prompt: Tensor, *, use_cache: bool) -> Tensor:
+    """The next NEW_TOKENS tokens after the prompt, past any end of text."""
     ids = model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
@@ -97,7 +99,7 @@ def greedy(model: Any, prompt: Tensor, *, use_cache: bool) -> Tensor:  # noqa: A
 
 @torch.no_grad()
 def main(folder: str, result_file: str, probe_file: str, source: str, trust: str) -> None:
-    """Load, compare weights and answers, generate, and write what was found."""
+    """Load, compare weights and answers, generate, and write the result."""
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
     from transformers import __version__ as version
