@@ -126,7 +126,7 @@ def costs(model: Any) -> dict[str, int]:  # noqa: ANN401
 
 
 def with_transformers(folder: Path, precision: str, variants: list[str], arguments: argparse.Namespace) -> Any:  # noqa: ANN401
-    """Rows {batch_size, phase, variant: {speed, ratio}}, measured by tuneprune's `compare_speed`."""
+    """Rows {batch_size, phase, variant: {speed, ratio}}, measured by tuneprune's `measure_speed`."""
     import torch
 
     from tuneprune import export
