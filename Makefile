@@ -41,7 +41,7 @@ test-exports: ## run the tests of all export targets, with their runtimes, and w
 	OMP_NUM_THREADS=1 .venv-exports/bin/python benchmarks/export_matrix.py -- -n $(CORES)
 
 # One thread each: a busy machine must not change the last bits of anything.
-faults: setup ## kill, damage and mistreat runs for some minutes, and write the table in docs/reliability.md
+faults: setup ## kill, damage and mistreat runs for some minutes, and write the table in docs/faults.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faults.py -- -n $(CORES)
 	$(BIN)/python benchmarks/fuzz.py
 

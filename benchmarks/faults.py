@@ -1,4 +1,4 @@
-"""Run the long fault campaigns and write their results as the tables in docs/reliability.md.
+"""Run the long campaigns that mistreat runs, and write what they found as the tables in docs/faults.md.
 
 `python benchmarks/faults.py [--check] [--keep] [-- arguments of pytest]` also writes benchmarks/results/faults.json,
 with the commit of every campaign and the environment of the newest ones. A campaign is a test marked `campaign` that
@@ -21,7 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "benchmarks" / "results" / "faults.json"
-PAGE = ROOT / "docs" / "reliability.md"
+PAGE = ROOT / "docs" / "faults.md"
 START, END = "<!-- campaigns -->", "<!-- /campaigns -->"
 
 
@@ -75,7 +75,7 @@ def with_tables(page: str, record: Mapping[str, Any]) -> str:
     before, _, rest = page.partition(START)
     _, marker, after = rest.partition(END)
     if not marker:
-        raise SystemExit(f"docs/reliability.md has no {START} ... {END}.")
+        raise SystemExit(f"docs/faults.md has no {START} ... {END}.")
     return f"{before}{START}\n{tables(record)}\n{END}{after}"
 
 

@@ -12,7 +12,7 @@ def record(campaign, what, seed, rows, *, good, counted="cases"):
     """Write down `rows`, each with an `outcome`; returns those whose outcome is not a `good` one.
 
     Args:
-        campaign: its name; several lines of one name make one row of the table in docs/reliability.md.
+        campaign: its name; several lines of one name make one row of the table in docs/faults.md.
         what: what was done, in a few words for that table.
         counted: the plural name of a row.
     """

@@ -186,6 +186,6 @@ def test_committed_results_are_json():
         assert json.loads(read(path))
 
 
-def test_the_page_of_reliability_shows_its_record():
+def test_the_page_of_faults_shows_its_record():
     command = [sys.executable, str(ROOT / "benchmarks" / "faults.py"), "--check"]
     assert subprocess.run(command, check=False).returncode == 0, "run `make faults`"

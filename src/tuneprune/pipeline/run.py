@@ -36,7 +36,7 @@ def run(
     reference: ScoreRecord | None = None,
     store: Path | None = None,
 ) -> RunRecord:
-    """One run from base model and data to a smaller, proven model; `docs/files.md` lists the files in `out`.
+    """One run from base model and data to a smaller, proven model; `docs/runs.md` lists what it writes to `out`.
 
     Args:
         out: a new folder, or with `resume` that of the same run.
