@@ -8,18 +8,21 @@ import sys
 from pathlib import Path
 
 from tuneprune.report import ComparisonRecord, RunRecord, markdown_table
-from tuneprune.report.comparison.tables import note, quality_table, summary_table
+from tuneprune.report.compared_tables import markdown_lines, note, quality_table, share_text, summary_table
+from tuneprune.report.intervals import Estimate
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTHING = "No results are committed yet."
 README, DETAILS = ROOT / "README.md", ROOT / "docs" / "results.md"
 DETAIL = 0.6
-"""The budget for which scores are shown task by task."""
+"""The budget whose scores are shown task by task, and that ranks the methods of the README."""
+SHOWN = 6
+"""Methods in the README."""
 
 
-def load_records(results: Path) -> list[RunRecord]:
+def load_records(results: Path, folders: str = "*") -> list[RunRecord]:
     """The records under `results`, in the order of their folders' names."""
-    return [RunRecord.load(path) for path in sorted(results.glob("*/record.json"))]
+    return [RunRecord.load(path) for path in sorted(results.glob(f"{folders}/record.json"))]
 
 
 def load_comparisons(results: Path) -> dict[str, ComparisonRecord]:
@@ -30,6 +33,34 @@ def load_comparisons(results: Path) -> dict[str, ComparisonRecord]:
 def with_table(page: str, records: list[RunRecord]) -> str:
     """The page with the table of these records between its markers."""
     return between(page, "table", markdown_table(records))
+
+
+def with_quickstart(page: str, results: Path) -> str:
+    """The page with the table of `make quickstart` between its markers."""
+    records = [one for one in load_records(results, "quickstart_*") if one.method.name in ("atp", "magnitude")]
+    return between(page, "quickstart", markdown_table(records))
+
+
+def with_best(page: str, comparisons: dict[str, ComparisonRecord]) -> str:
+    """The page with the methods of the best mean over suites between its markers."""
+    places = [(suite, keep) for suite, comparison in comparisons.items() for keep in comparison.keeps]
+    shares: dict[str, dict[tuple[str, float], Estimate | None]] = {}
+    for suite, comparison in comparisons.items():
+        for row in comparison.rows:
+            if row.role == "pruned":
+                shares.setdefault(row.label, {})[suite, row.keep] = row.fluency
+    lines = [f"| method | {' | '.join(f'{suite}, keep {keep:.0%}' for suite, keep in places)} |"]
+    lines += ["| :--- |" + " ---: |" * len(places)]
+    for name in sorted(shares, key=lambda name: -mean_share(shares[name], comparisons))[:SHOWN]:
+        cells = (share_text(shares[name].get(place)) for place in places)
+        lines.append(f"| [{name}](docs/methods/{name}.md) | {' | '.join(cells)} |")
+    return between(page, "best", "\n".join(lines))
+
+
+def mean_share(shares: dict[tuple[str, float], Estimate | None], comparisons: dict[str, ComparisonRecord]) -> float:
+    """The mean over suites at the budget that ranks."""
+    found = [shares.get((suite, DETAIL)) for suite in comparisons]
+    return sum(one.mean if one else 0.0 for one in found) / max(len(found), 1)
 
 
 def with_comparisons(page: str, comparisons: dict[str, ComparisonRecord]) -> str:
@@ -52,6 +83,11 @@ def with_details(page: str, comparisons: dict[str, ComparisonRecord]) -> str:
     return between(page, "details", "\n".join(parts))
 
 
+def with_results(page: str, results: Path, comparisons: dict[str, ComparisonRecord]) -> str:
+    """The page of all results."""
+    return with_details(with_comparisons(with_table(page, load_records(results)), comparisons), comparisons)
+
+
 def between(page: str, name: str, text: str) -> str:
     """The page with `text` between the markers `name`."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
@@ -70,8 +106,8 @@ def main() -> None:
     comparisons = load_comparisons(results)
     readme, details = (path.read_text(encoding="utf8") for path in (README, DETAILS))
     current = {
-        README: (readme, with_comparisons(readme, comparisons)),
-        DETAILS: (details, with_details(with_table(details, load_records(results)), comparisons)),
+        README: (readme, with_best(with_quickstart(readme, results), comparisons)),
+        DETAILS: (details, with_results(details, results, comparisons)),
     }
     if arguments.check:
         sys.exit(any(before != after for before, after in current.values()))

@@ -1,4 +1,4 @@
-"""The commands and run files of the README, read from it and run on a small model."""
+"""Commands of the README and of docs/runs.md: their blocks are read from the files and run in miniature."""
 
 import importlib.util
 import os
@@ -21,13 +21,20 @@ from tuneprune.report import RunRecord
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf8")
+RUNS = (ROOT / "docs" / "runs.md").read_text(encoding="utf8")
 MODEL = "meta-llama/Llama-3.2-1B"
+MARKS = ("commands", "exports")
 SMALL = {"steps": 4, "batch_size": 4, "max_length": 16, "lora": {"rank": 2}}
 
 
-def block(mark: str) -> str:
+def block(mark: str, page: str = README) -> str:
     """The fenced block right after `<!-- mark -->`."""
-    return re.search(rf"<!-- {mark} -->\n```\w+\n(.*?)```", README, re.DOTALL).group(1)
+    return re.search(rf"<!-- {mark} -->\n```\w+\n(.*?)```", page, re.DOTALL).group(1)
+
+
+def commands() -> list[str]:
+    """The commands that are tried, in their order."""
+    return [line for text in (*map(block, MARKS), block("stages", RUNS)) for line in shell_lines(text)]
 
 
 def shell_lines(text: str) -> list[str]:
@@ -51,9 +58,8 @@ def model(tmp_path):
 
 
 def test_shell_lines_are_all_covered():
-    lines = [line for text in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in shell_lines(text)]
-    blocks = [line for mark in ("commands", "exports", "stages") for line in shell_lines(block(mark))]
-    covered = [*blocks, "make quickstart", "make test"]
+    lines = [line for text in re.findall(r"```sh\n(.*?)```", README + RUNS, re.DOTALL) for line in shell_lines(text)]
+    covered = [*commands(), "make setup", "make quickstart"]
     assert sorted(lines) == sorted(covered)
 
 
@@ -66,7 +72,7 @@ def test_run_file_is_one():
 
 def test_commands_and_their_options_exist(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    for line in (line for mark in ("commands", "exports", "stages") for line in shell_lines(block(mark))):
+    for line in commands():
         program, command, *arguments = shlex.split(line)
         if program == "tuneprune":
             known = invoke(command, "--help")
@@ -81,7 +87,7 @@ def test_commands_work_in_their_order(model, tmp_path, monkeypatch):
     tiny_runs.write_texts(Path("data/test.jsonl"), tiny_runs.sentences(3, 6))
     small = {"model": str(model), "tune": SMALL, "method": tiny_runs.METHOD, "speed": False}
     Path("RUN.yaml").write_text(yaml.safe_dump(yaml.safe_load(block("run")) | small))
-    for line in (line for mark in ("commands", "exports", "stages") for line in shell_lines(block(mark))):
+    for line in commands():
         if line.startswith("tuneprune export") and not all(map(find_spec, ("gguf", "llama_cpp", "onnx", "onnxscript"))):
             continue  # its runtimes are an extra; tests/exports has its tests
         program, *arguments = shlex.split(line.replace(MODEL, str(model)))
@@ -134,6 +140,6 @@ def test_tables_are_what_the_records_say():
     specification.loader.exec_module(script)
     results = ROOT / "benchmarks" / "results"
     comparisons = script.load_comparisons(results)
-    assert script.with_comparisons(README, comparisons) == README
+    assert script.with_best(script.with_quickstart(README, results), comparisons) == README
     details = script.DETAILS.read_text(encoding="utf8")
-    assert script.with_details(script.with_table(details, script.load_records(results)), comparisons) == details
+    assert script.with_results(details, results, comparisons) == details
