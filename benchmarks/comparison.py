@@ -1,4 +1,4 @@
-"""Compare all methods on the shipped suites and keep the results, from which the README's comparison is made.
+"""Compare all methods on the shipped suites and keep the results: the evidence behind docs/results.md.
 
     python benchmarks/comparison.py runs/compare_healthcare.yaml runs/compare_legal.yaml --jobs 2
 

@@ -1,4 +1,4 @@
-"""Run run files on every space and keep their records, from which the table in docs/results.md is made.
+"""Run the shipped run files on every space and keep their records: the single runs of docs/results.md.
 
     python benchmarks/spine.py runs/embedded_healthcare.yaml runs/embedded_legal.yaml --out out/spine
 
