@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from tuneprune.report import ComparisonRecord, RunRecord, markdown_table
-from tuneprune.report.compared_tables import markdown_lines, note, quality_table, share_text, summary_table
-from tuneprune.report.intervals import Estimate
+from tuneprune.report.comparison.intervals import Estimate
+from tuneprune.report.comparison.tables import note, quality_table, share_text, summary_table
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTHING = "No results are committed yet."

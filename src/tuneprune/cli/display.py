@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # imported only when a command runs
 
     from tuneprune.pipeline.compare import Outcome
     from tuneprune.report import RunRecord
-    from tuneprune.report.recovered import RecoverRecord
+    from tuneprune.report.recover import RecoverRecord
     from tuneprune.system.progress import Progress
 
 UsageError: Any = typer.BadParameter.__bases__[0]  # of the click inside typer, which has no public name
@@ -174,7 +174,7 @@ def _show_findings(record: "RunRecord | RecoverRecord") -> None:
 
 def show_recovered(record: "RecoverRecord", folder: Path) -> None:
     """Print the scores before and after a tuning, and where the model is."""
-    from tuneprune.report.recovered import recover_table
+    from tuneprune.report.recover import recover_table
 
     if is_main_process():
         _console().print(recover_table(record))

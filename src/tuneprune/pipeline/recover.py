@@ -18,7 +18,7 @@ from tuneprune.pipeline.record import common_record, write_card
 from tuneprune.pipeline.run import export_and_prove, tune_merged
 from tuneprune.pipeline.validation import check_recovery
 from tuneprune.report import Proof
-from tuneprune.report.recovered import RecoverRecord, recover_card
+from tuneprune.report.recover import RecoverRecord, recover_card
 from tuneprune.system.progress import Progress
 
 
