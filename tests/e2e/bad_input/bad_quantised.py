@@ -74,7 +74,7 @@ def stores(name, dtype):
 
 
 def quantised(kind, change, command):
-    return Row(["{model}", "is quantised", kind, "quantised from"], change, command)
+    return Row(["{model}", "is quantised", kind, "original weights"], change, command)
 
 
 ROWS = {
