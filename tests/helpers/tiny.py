@@ -141,6 +141,8 @@ REFUSED = {
 SPACES = ("width", "head_dim", "disp", "residual", "depth")
 NO_NARROW_HEADS = {"gpt_neox"}
 """Families whose stock class derives the head size from the head count, so fewer heads need the shipped file."""
+NO_ODD_STREAM = {"llama_mha_biased"}
+"""Variants whose stock class refuses a stream that the head count does not divide, and that no other class hosts."""
 NO_NARROW_STREAM = {"gemma2", "gemma3"}
 """Families whose stock class derives something else from the width of the residual stream."""
 UNGATED = {"starcoder2", "phi", "gpt_neox", *MIXTURES}

@@ -15,6 +15,7 @@ from helpers.tiny import (
     DENSE,
     NO_NARROW_HEADS,
     NO_NARROW_STREAM,
+    NO_ODD_STREAM,
     SPACES,
     UNGATED,
     VARIANTS,
@@ -171,7 +172,7 @@ def is_stock(variant, space_name, uniform):
     if space_name == "depth":
         return True
     return (space_name in ("width", "experts") and uniform and variant not in NO_NARROW_HEADS) or (
-        space_name == "residual" and variant not in NO_NARROW_STREAM and (uniform or variant != "llama_mha_biased")
+        space_name == "residual" and variant not in NO_NARROW_STREAM and (uniform or variant not in NO_ODD_STREAM)
     )
 
 
