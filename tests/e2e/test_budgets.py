@@ -119,7 +119,7 @@ def test_a_table_of_its_own(tmp_path, model_folder, tuneprune, capsys):
         ({"of": "latency", "phase": "prefill", "table": "{table}"}, {}, "was measured with phase=decode"),
         ({"of": "latency", "keep": 0.1, "table": "{table}"}, {}, "of latency is below what space `width` can reach"),
         ({"of": "latency"}, {"space": "disp"}, "Use space width or depth"),
-        ({"of": "latency", "table": "{other}"}, {}, "a model of other shapes"),
+        ({"of": "latency", "table": "{other}"}, {}, "a model with other shapes"),
         ({"of": "bytes", "at_most": "1GB"}, {}, "removes nothing: the dense model has 78.46 kB"),
         ({"of": "bytes", "keep": 0.5, "at_most": "1kB"}, {}, "write one of them"),
         ({"at_most": "1MB"}, {}, "write parameters, such as 350M"),
@@ -155,7 +155,7 @@ def test_comparisons_take_shares_of_all_parameters(budget, said, tmp_path, model
 
 
 def test_processes_together_need_a_table(tmp_path, model_folder, tuneprune, capsys, monkeypatch):
-    monkeypatch.setattr(budget_costs, "launched", lambda: 2)
+    monkeypatch.setattr(budget_costs, "world_size", lambda: 2)
     run_file = write_run(tmp_path, model_folder, {"of": "latency", "keep": 0.8})
     assert tuneprune("validate", run_file) == 2
     assert "several processes would each measure a different table" in capsys.readouterr().err
