@@ -136,7 +136,7 @@ def test_the_folder_of_an_adapter_in_a_run_file(tmp_path, tuneprune, capsys):
     tokenizer.save_pretrained(adapter)
     run_file = tiny_runs.write_run(tmp_path, adapter, method={"name": "magnitude"}, tune={"steps": 2}, reference=False)
     assert tuneprune("run", run_file, "--out", out) == 0
-    assert any("beside the adapter" in line for line in remarks(capsys))
+    assert any("of the adapter are used" in line for line in remarks(capsys))
     assert json.loads((out / "record.json").read_text())["model"]["adapter"] == str(adapter)
     assert AutoTokenizer.from_pretrained(out / "model").chat_template == tokenizer.chat_template
     assert tuneprune("evaluate", adapter, "--suite", "clinic") == 2
