@@ -121,7 +121,7 @@ def test_a_budget_below_the_rest_of_the_model_is_refused(tmp_path, of):
         UnreachableBudget, match=r"`cfsp` removes MLP channels only.*keeps at least 0\.\d+ of this model"
     ) as told:
         method.check(made.space, Budget(keep=0.1, of=of))
-    lowest = float(str(told.value).split("keeps ")[1].split()[0])
+    lowest = float(str(told.value).split("at least ")[1].split()[0])
     method.check(made.space, Budget(keep=lowest, of=of))
     with pytest.raises(UnreachableBudget):
         method.check(made.space, Budget(keep=lowest - 0.001, of=of))
