@@ -104,7 +104,7 @@ def uninterrupted(tmp_path_factory, model_folder, server):
     """A folder with a run file, and a finished run of it in `whole`."""
     folder = tmp_path_factory.mktemp("runs")
     run_file = tiny_runs.write_run(
-        folder, model_folder, tune={"lora": {"rank": 2, "dropout": 0.1}}, recover={"steps": 4}
+        folder, model_folder, tune={"lora": {"rank": 2, "dropout": 0.1}}, recover={"lora": {"rank": 4}}
     )
     assert server.run("run", run_file, "--out", folder / "whole", log=folder / "log") == 0, (folder / "log").read_text()
     return folder

@@ -33,5 +33,5 @@ def test_anchors_stand_for_what_they_name(tmp_path, model_folder, tuneprune):
     text = yaml.safe_dump(content | {"recover": None}).replace(
         "data:", f"data:\n  calibration: &own [{{path: {source}}}]"
     )
-    run_file.write_text(text.replace("recover: null", "recover: {<<: {steps: 1}, steps: 2}"))
+    run_file.write_text(text.replace("recover: null", "recover: {<<: {clip: 1}, clip: 2}"))
     assert tuneprune("validate", run_file) == 0

@@ -86,7 +86,9 @@ def test_configuration_is_complete_and_reads_back(finished, tuneprune, tmp_path)
     assert content["method"]["name"] == "atp"
     assert content["method"]["temperature"] == 0.4
     assert content["recover"]["max_length"] == content["tune"]["max_length"] == 32  # as in `tune`
-    assert content["recover"]["steps"] == 4
+    assert content["recover"]["steps"] == content["tune"]["steps"] == 6
+    assert content["recover"]["lora"]["rank"] == 4
+    assert content["recover"]["lora"]["dropout"] == 0.1
     assert tuneprune("validate", finished / "config.yaml") == 0
 
 
@@ -181,7 +183,7 @@ def test_full_disk_outside_of_checkpoints(tmp_path, model_folder, tuneprune, cap
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(run_module, "tune_and_prune", full)
+    monkeypatch.setattr(run_module, "decide", full)
     run_file = tiny_runs.write_run(tmp_path, model_folder, reference=False)
     assert tuneprune("run", run_file, "--out", tmp_path / "out") == 2
     assert "No space left on device" in capsys.readouterr().err

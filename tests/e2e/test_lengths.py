@@ -35,14 +35,15 @@ def test_epochs_are_resolved_to_steps_by_the_checks(epochs, tmp_path, model_fold
 
 
 def test_a_run_of_epochs_is_a_run_of_steps(tmp_path, model_folder, tuneprune):
-    run_file = write_run(tmp_path, model_folder, {"epochs": 1}, recover={"epochs": 0.5})
+    run_file = write_run(tmp_path, model_folder, {"epochs": 1}, recover={"lora": {"rank": 4}})
     out = tmp_path / "out"
     assert tuneprune("run", run_file, "--out", out) == 0
     resolved = yaml.safe_load((out / "config.yaml").read_text())
     training = json.loads((out / "record.json").read_text())["training"]
     rows = rows_per_epoch(check(load_run_file(run_file)).data)
-    assert resolved["tune"]["steps"] == training["steps"] == math.ceil(rows / 4)
-    assert resolved["recover"]["steps"] == training["recover_steps"] == math.ceil(rows / 8)
+    steps = math.ceil(rows / 4)
+    assert resolved["tune"]["steps"] == resolved["recover"]["steps"] == steps
+    assert (training["steps"], training["recover_steps"]) == (round(steps / 2), steps - round(steps / 2))
     assert "epochs" not in resolved["tune"]
     for again in (run_file, out / "config.yaml"):
         assert tuneprune("run", again, "--out", out, "--resume") == 0
@@ -50,7 +51,7 @@ def test_a_run_of_epochs_is_a_run_of_steps(tmp_path, model_folder, tuneprune):
 
 
 def test_recovering_takes_epochs(tmp_path, model_folder, tuneprune):
-    run_file = write_run(tmp_path, model_folder, {"steps": 3}, recover={"epochs": 1})
+    run_file = write_run(tmp_path, model_folder, {"epochs": 1}, recover={"lora": {"rank": 4}})
     assert tuneprune("recover", model_folder, run_file, "--out", tmp_path / "out") == 0
     resolved = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
     rows = rows_per_epoch(check(load_run_file(run_file)).data)

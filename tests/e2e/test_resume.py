@@ -31,9 +31,9 @@ def steps(path):
         ("config.yaml", signal.SIGKILL, KILLED),
         ("reference/checkpoints/step-000002", signal.SIGKILL, KILLED),
         ("checkpoints/step-000002", signal.SIGKILL, KILLED),  # deciding
-        ("checkpoints/step-000004", signal.SIGKILL, KILLED),  # the decision is frozen
+        ("checkpoints/step-000003", signal.SIGKILL, KILLED),  # decided
         ("plan/plan.safetensors", signal.SIGKILL, KILLED),
-        ("recover/checkpoints/step-000002", signal.SIGKILL, KILLED),
+        ("recover/checkpoints/step-000004", signal.SIGKILL, KILLED),
         ("reference/checkpoints/step-000002", signal.SIGTERM, 75),
         ("checkpoints/step-000002", signal.SIGINT, 75),
         ("scores.json", signal.SIGTERM, 75),
@@ -54,8 +54,8 @@ def test_resumed_equals_uninterrupted(uninterrupted, server, tmp_path, moment, n
 def test_killed_again_and_again(uninterrupted, server, tmp_path):
     out, log = tmp_path / "out", tmp_path / "log"
     arguments = ("run", uninterrupted / "run.yaml", "--out", out, "--resume")
-    for step in (2, 4, 6):
-        server.run_until(out / f"checkpoints/step-{step:06d}", signal.SIGKILL, *arguments, log=log)
+    for name in ("checkpoints/step-000002", "checkpoints/step-000003", "recover/checkpoints/step-000004"):
+        server.run_until(out / name, signal.SIGKILL, *arguments, log=log)
     assert server.run(*arguments, log=log) == 0, log.read_text()
     assert_same(uninterrupted / "whole", out)
 
@@ -71,8 +71,8 @@ def test_resuming_a_finished_run_changes_nothing(uninterrupted, server, tmp_path
 def test_damaged_checkpoint_is_named_and_the_one_before_used(uninterrupted, server, tmp_path):
     out, log = tmp_path / "out", tmp_path / "log"
     arguments = ("run", uninterrupted / "run.yaml", "--out", out)
-    server.run_until(out / "checkpoints/step-000004", signal.SIGKILL, *arguments, log=log)
-    newest = max((out / "checkpoints").glob("step-*")) / "state.safetensors"
+    server.run_until(out / "recover/checkpoints/step-000006", signal.SIGKILL, *arguments, log=log)
+    newest = max((out / "recover" / "checkpoints").glob("step-*")) / "state.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1])
     assert server.run(*arguments, "--resume", log=log) == 0, log.read_text()
     assert "state.safetensors has" in log.read_text()

@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM
 
 FILES = {
     "config.yaml",
-    "metrics.jsonl",
     "plan/plan.json",
     "plan/plan.safetensors",
     "model/config.json",
@@ -67,6 +66,7 @@ def test_run(tmp_path, tuneprune, capsys, variant, method, space, budget):
 
     present = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     assert present >= FILES
+    assert {"metrics.jsonl", "recover/metrics.jsonl"} & present
     proof, record = result_of(out)
     assert_budget_met(proof["parameters"])
     assert proof["logits"]["max_rel_diff"] < 1e-5
@@ -78,9 +78,12 @@ def test_run(tmp_path, tuneprune, capsys, variant, method, space, budget):
     assert (proof["parameters"].get("active_total") is not None) == (method == "tomoe")
     assert set(record["scores"]) == {"dense", "dense_tuned", "pruned"}
     assert record["relative_performance"]["mean"] > 0
-    steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    logs = [out / "metrics.jsonl", out / "recover" / "metrics.jsonl"]  # before the cut, and after it
+    steps = [json.loads(line) for log in logs if log.exists() for line in log.read_text().splitlines()]
     assert [line["step"] for line in steps] == list(range(1, 7))
-    assert {line["phase"] for line in steps} == ({"control", "frozen"} if method in ("atp", "tomoe") else {"recover"})
+    before = {"atp": "control", "tomoe": "control"}.get(method, "recover")
+    after = "frozen" if method == "tomoe" else "recover"  # which routes until the end
+    assert [line["phase"] for line in steps] == [before] * 3 + [after] * 3
     captured = capsys.readouterr()
     assert str(out / "report.html") in captured.out
     assert "Loading weights" not in captured.err

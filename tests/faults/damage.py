@@ -13,7 +13,7 @@ from faults.server import KILLED
 LOADED = 77
 """Exit status of a run that only loads its state."""
 STEPS = (2, 4)
-"""Steps of the checkpoints to damage; the runs were killed before their sixth and last step."""
+"""Steps of the checkpoints to damage; the runs were killed before their sixth step, which is before a late cut."""
 METHODS = ("atp without compensation", "loraprune", "hesso-cric", "apt", "disp_llm", "tomoe", "flap")
 GOOD = {"older one taken", "started anew", "newest is whole", "refused"}
 WHICH = ("newest",) * 7 + ("both",) * 2 + ("older",)
@@ -48,9 +48,8 @@ class KilledRun:
 
 def killed_run(method, server, folder):
     """Kill a run after both checkpoints; another one with another seed gives files to exchange."""
-    run_file = scenarios.write_run(
-        folder, scenarios.RUNS[method] | {"reference": False, "recover": None, "export": ["hf"]}
-    )
+    sections = {"reference": False, "recover": None, "export": ["hf"]}
+    run_file = scenarios.write_run(folder, scenarios.RUNS[method] | sections, steps=12)
     out, log = folder / "out", folder / "log"
     command = ("run", run_file, "--out")
     assert server.run((*command, folder / "whole"), log) == 0, log.read_text()
@@ -82,8 +81,9 @@ def restore(source, target):
 
 
 def checkpoint(out, step):
-    """The folder of a checkpoint, the same for all methods."""
-    return out / "checkpoints" / f"step-{step:06d}"
+    """The folder of a checkpoint, of the steps before the cut or of those after it."""
+    name = f"checkpoints/step-{step:06d}"
+    return next((found for found in (out / name, out / "recover" / name) if found.exists()), out / name)
 
 
 def damage_file(path, killed, step, draw):

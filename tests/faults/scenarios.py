@@ -12,7 +12,7 @@ from helpers.tiny import layers_for
 DROPOUT = {"lora": {"rank": 2, "dropout": 0.1}}
 ATP = tiny_runs.METHOD
 RUNS = {
-    "atp": {"method": ATP, "recover": {"steps": 4}, "export": ["hf", "deci"], "budget": {"per_layer": "uniform"}},
+    "atp": {"method": ATP, "recover": {"train": "all"}, "export": ["hf", "deci"], "budget": {"per_layer": "uniform"}},
     "atp static": {"method": ATP | {"decision": "static"}, "space": "head_dim"},
     "atp sampled": {"method": ATP | {"decisions": "sampled", "decision_every": 2}},
     "atp without compensation": {"method": ATP | {"compensate": False, "prior": "magnitude"}},
@@ -53,11 +53,11 @@ class Scenario:
     seconds: float = 0.0
 
 
-def write_run(folder, sections):
+def write_run(folder, sections, steps=tiny_runs.TUNE["steps"]):
     """A run file and its model."""
     space = sections.get("space", "width")
     model = tiny_runs.save_model(folder / "base", **layers_for(space), max_position_embeddings=128)
-    path = tiny_runs.write_run(folder, model, tune=DROPOUT)
+    path = tiny_runs.write_run(folder, model, tune=DROPOUT | {"steps": steps})
     content = yaml.safe_load(path.read_text())
     budget = content["budget"] | sections.get("budget", {})
     if space == "residual":

@@ -40,7 +40,8 @@ class Setting:
     subject: Subject
 
     def begin(self, budget=None, **options):
-        return methods.build(ATP | options).begin(self.subject, budget or Budget())
+        """An ATP search that goes on to the end of the tuning, unless `cut` is given."""
+        return methods.build(ATP | {"cut": "end"} | options).begin(self.subject, budget or Budget())
 
 
 def setting(folder, *, variant="llama", space_name="width", lora=True, rank=2, dropout=0.0, seed=0, **options):

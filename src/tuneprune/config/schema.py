@@ -33,7 +33,9 @@ def like_tune(tune: Mapping[str, Any], recover: Mapping[str, Any]) -> dict[str, 
     """The `recover` section with missing keys from `tune`; `steps` and `epochs` count as one key."""
     lengths = {"steps", "epochs"}
     kept = {key: value for key, value in tune.items() if key not in lengths or not lengths & recover.keys()}
-    return {**kept, **recover}
+    lora: list[Any] = [section.get("lora") for section in (tune, recover)]
+    both = {"lora": {**lora[0], **lora[1]}} if all(isinstance(section, dict) for section in lora) else {}
+    return {**kept, **recover, **both}
 
 
 class BaseWithAdapter(BaseModel, frozen=True, extra="forbid"):
@@ -65,8 +67,8 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     tune: TuneConfig = TuneConfig()
     recover: TuneConfig | None = Field(
         default=None,
-        description="a second tuning, of the pruned model; missing keys are taken from `tune`, which one-shot methods"
-        " use by default",
+        description="what differs in the steps after the cut, and so for the dense reference, such as `train`,"
+        " `learning_rate` or `lora: {rank: 64}`; missing keys are taken from `tune`",
     )
     evaluate: EvaluateConfig
     export: Names = Field(
@@ -130,11 +132,13 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _one_length(self) -> "RunConfig":
-        if self.recover is not None and self.recover.max_length != self.tune.max_length:
-            raise ConfigError(
-                f"recover.max_length={self.recover.max_length} differs from tune.max_length={self.tune.max_length}, but"
-                " both read the same rows. Leave recover.max_length out."
-            )
+        for name in ("steps", "epochs", "batch_size", "max_length") if self.recover is not None else ():
+            before, after = getattr(self.tune, name), getattr(self.recover, name)
+            if before != after:
+                raise ConfigError(
+                    f"recover.{name}={after} differs from tune.{name}={before}, but the steps after the cut continue"
+                    f" those before it: tune.steps counts both. Set tune.{name}, and leave recover.{name} out."
+                )
         return self
 
     def to_yaml(self) -> str:

@@ -106,6 +106,7 @@ class AptSearch(Search):
         self.fall_steps = max(1, round(options.fall_share * total))
         self.end = max(1, min(round(options.end_share * total), total - self.fall_steps))
         self.start = min(round(options.start_share * total), self.end - 1)
+        self.cut_at = self.end + self.fall_steps
         self._weights = {name: weight_moments(subject, activity) for name, activity in self.activities.items()}
         self._salience: dict[str, Tensor] | None = None
         self._soft: Masks = self._masks

@@ -43,6 +43,8 @@ class Search:
 
     penalty_name: str = "penalty"
     frozen: bool = False
+    cut_at: int | None = None
+    """Steps after which the model can be cut, because nothing that it removes acts any more; None: only at the end."""
     _phase: str = "tune"
     _masks: Masks = MappingProxyType({})
 
@@ -129,6 +131,8 @@ class Search:
 
 class Decided(Search):
     """The search of a one-shot method: its plan is decided at the start."""
+
+    cut_at = 0
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()

@@ -21,7 +21,6 @@ from tuneprune.budget import Budget, allocate
 from tuneprune.calibration.subject import Subject
 from tuneprune.methods.base import Method, Metrics, Search, Trained, churn, generator_for
 from tuneprune.methods.generator import budget_distance, lifted
-from tuneprune.methods.regularise import project
 from tuneprune.structure.masks import gumbel, gumbel_sigmoid, straight_through
 from tuneprune.structure.space import Masks, PruningSpace
 
@@ -85,28 +84,23 @@ class DispLlmSearch(Search):
             random=generator_for(subject.seed, purpose=2),
         ).to(self.device)
         self.random = generator_for(subject.seed, purpose=3)
-        self.search_steps = max(1, round(options.search_share * subject.total_steps))
+        self.cut_at = max(1, round(options.search_share * subject.total_steps))
         self.whole = budget.whole(subject.space)
         self._noise: dict[str, Tensor] = {}
 
     @property
     def trains_lora(self) -> bool:
-        """LoRA waits until the decision is fixed."""
-        return self.frozen
+        """LoRA waits until the model is cut."""
+        return False
 
     def parameters(self) -> list[Trained]:
         """The hypernetwork."""
         options = self.options
         return [Trained(list(self.hypernetwork.parameters()), rate=options.rate, weight_decay=options.weight_decay)]
 
-    def before_step(self, step: int, /) -> Metrics:
-        """Draw this step's noise, or fix the decision when the search is over."""
-        if self.frozen:
-            return {}
+    def before_step(self, _: int, /) -> Metrics:
+        """Draw this step's noise."""
         before = self._masks
-        if step >= self.search_steps:
-            self.freeze()
-            return {"mask_churn": churn(before, self._masks)}
         self._noise = {
             group.name: gumbel((group.size,), self.random).to(self.device) for group in self.subject.space.groups
         }
@@ -117,22 +111,15 @@ class DispLlmSearch(Search):
         return {"mask_churn": churn(before, self._masks), "soft_share": soft_share}
 
     def context(self) -> AbstractContextManager[None]:
-        """The sampled soft masks, with the graph to the hypernetwork; the decision once it is fixed."""
-        return self.gates(self._masks if self.frozen else self._soft())
+        """The sampled soft masks, with the graph to the hypernetwork."""
+        return self.gates(self._soft())
 
     def penalty(self) -> Tensor | None:
         """The weighted distance of the rounded masks to the budget, with the gradient passed straight through."""
-        if self.frozen:
-            return None
         soft, space = self._soft(), self.subject.space
         masks = {name: straight_through(hard, soft[name]) for name, hard in rounded(soft).items()}
         distance = budget_distance(space, masks, self.budget.target(space))
         return self.options.budget_weight * distance.float()
-
-    def after_step(self, _: float, /) -> None:
-        """Set LoRA to zero on units that are removed for good."""
-        if self.frozen:
-            project(self.subject.model, self.subject.space, self._masks)
 
     def state_dict(self) -> dict[str, Any]:
         """Hypernetwork, noise, and the decision in force."""
@@ -140,7 +127,6 @@ class DispLlmSearch(Search):
             "hypernetwork": self.hypernetwork.state_dict(),
             "random": self.random.get_state(),
             "masks": dict(self._masks),
-            "frozen": self.frozen,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -148,7 +134,6 @@ class DispLlmSearch(Search):
         self.hypernetwork.load_state_dict(state["hypernetwork"])
         self.random.set_state(state["random"])
         self._masks = self.on_device(state["masks"])
-        self.frozen = state["frozen"]
 
     def _logits(self) -> dict[str, Tensor]:
         """The hypernetwork's logits, with groups that stay whole far above all others."""

@@ -69,6 +69,7 @@ class HessoSearch(Search):
         self.attach(options, subject, budget)
         self.options = options
         self.bounds = period_bounds(options, subject.total_steps)
+        self.cut_at = self.bounds[-1]
         self.step, self.marked = 0, 0
         self._fixed: dict[str, Tensor] | None = None
         self._gone: Masks = self._masks

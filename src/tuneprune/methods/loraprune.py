@@ -71,7 +71,7 @@ class LoraPruneSearch(Search):
         self.attach(options, subject, budget)
         self.options = options
         self.start = round(options.start_share * subject.total_steps)
-        self.end = max(1, round(options.end_share * subject.total_steps))
+        self.cut_at = self.end = max(1, round(options.end_share * subject.total_steps))
         self._costs = unit_costs(subject.space)
         self._importance: dict[str, Tensor] | None = None
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from tuneprune.calibration.subject import Subject
 from tuneprune.structure.space import Masks, PruningSpace
-from tuneprune.structure.weights import lora_norms, scale_lora
+from tuneprune.structure.weights import lora_norms, scale_lora, update_squares
 
 
 def group_lasso(model: PreTrainedModel, space: PruningSpace, masks: Masks, epsilon: float = 1e-8) -> Tensor | None:
@@ -61,14 +61,14 @@ def linear_decay(model: PreTrainedModel, space: PruningSpace, masks: Masks, step
 
 @torch.no_grad()
 def lora_residue(model: PreTrainedModel, space: PruningSpace, masks: Masks) -> dict[str, float]:
-    """The LoRA left on removed units: its L2 norm, and that norm relative to all LoRA on the space's units."""
+    """LoRA's update of removed units' weights: its L2 norm, and that norm relative to the update of all units."""
     removed = everything = 0.0
     for group in space.groups:
-        norms = lora_norms(model, group)
-        if norms is not None:
-            squares = norms.double().pow(2)
+        squares = update_squares(model, group)
+        if squares is not None:
+            squares = squares.double()
             everything += squares.sum().item()
-            removed += (squares * (masks[group.name].to(norms.device) == 0)).sum().item()
+            removed += (squares * (masks[group.name].to(squares.device) == 0)).sum().item()
     return {
         "before_projection": math.sqrt(removed),
         "relative": math.sqrt(removed / everything) if everything else 0.0,

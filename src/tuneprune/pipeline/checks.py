@@ -5,6 +5,7 @@ Every `check_` function raises a ConfigError that names what is possible.
 
 from typing import TypeVar
 
+import torch
 from accelerate.tracking import get_available_trackers
 from transformers import PreTrainedTokenizerBase
 
@@ -15,6 +16,7 @@ from tuneprune.data import Data
 from tuneprune.errors import ConfigError
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.space import PruningSpace
+from tuneprune.system.environment import free_memory
 from tuneprune.train import TuneConfig, lora_parts
 from tuneprune.train.config import ALL_LINEAR
 
@@ -27,6 +29,24 @@ def check_lengths(config: RunConfig | RecoverConfig, context: int) -> None:
         raise ConfigError(
             f"tune.max_length={config.tune.max_length} is longer than the model's context of {context} tokens;"
             f" use at most {context}."
+        )
+
+
+def check_memory(config: RunConfig | RecoverConfig, count: int) -> None:
+    """Refuse to tune more parameters than this machine has memory for: weight, gradient and two moments in float32.
+
+    Args:
+        count: parameters of the largest model that is tuned.
+    """
+    options = config.recover or config.tune
+    if options.train == "lora":
+        return
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    needed, there = 16 * count, free_memory(device)
+    if needed > there:
+        raise ConfigError(
+            f"train={options.train} needs {needed / 1e9:,.1f} GB for weights, gradients and optimiser states of"
+            f" {count:,} parameters, and {there / 1e9:,.1f} GB are free. Use train=lora, or a machine with more memory."
         )
 
 

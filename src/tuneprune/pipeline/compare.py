@@ -119,11 +119,6 @@ def check_options(
                 f"compare gives every method shares of all parameters, but the run file has budget.{name}{setting}. Use"
                 " budget.keep, or --keep."
             )
-    if config.recover is not None:
-        raise ConfigError(
-            "compare gives every method the same optimiser steps, which `recover` would add to some methods only."
-            " Leave recover out, and raise tune.steps instead."
-        )
     labels = [one.label for one in chosen]
     if against is not None and against not in labels:
         raise ConfigError(f"--against {against}: name one of --methods: {', '.join(labels)}.")

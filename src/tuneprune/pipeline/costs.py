@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -19,6 +18,7 @@ from tuneprune.report.run.costs import SpeedRecord, speed_sentence
 from tuneprune.structure import spaces
 from tuneprune.structure.plan import Plan
 from tuneprune.structure.space import Kind
+from tuneprune.system.environment import free_memory
 
 BATCH_SIZES = (1, 8)
 ALIGNMENTS = (128, 64)
@@ -121,8 +121,3 @@ def measure_memory(job: RunJob, small: PreTrainedModel, speed: dict[str, Any], d
         except TunePruneError as error:
             found["problem"] = str(error).replace(model, f"the {name} folder")  # cards must not contain paths
     return found | lengths
-
-
-def free_memory(device: torch.device) -> int:
-    """Free bytes on a device."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available

@@ -89,20 +89,25 @@ class Job(Generic[Settings]):
         model, self.loaded = self.loaded, None
         return self.load(self.accelerator.device) if model is None else model
 
-    def tuner(self, model: PreTrainedModel, options: TuneConfig, folder: Path) -> Tuner:
-        """A tuning of `model` on this run's data; every tuning of a run reads the same batches in the same order."""
+    def tuner(self, model: PreTrainedModel, options: TuneConfig, folder: Path, after: Tuner | None = None) -> Tuner:
+        """A tuning of `model` on this run's data; every tuning of a run reads the same batches in the same order.
+
+        Args:
+            after: the tuning that it continues with another model: its steps count, and its batches are not read again.
+        """
         data, seed = self.checked.data, self.config.seed
         shared = {"seed": seed, "batch_size": options.batch_size}
         shared |= {"rank": self.accelerator.process_index, "world_size": self.accelerator.num_processes}
         return Tuner(
             model,
-            data.stream(data.train_part, **shared),
+            data.stream(data.train_part, **shared) if after is None else after.train_stream,
             data.stream(data.calibration_part, **shared),
             options,
             folder,
             accelerator=self.accelerator,
             seed=seed,
             space=self.checked.costs and self.space,
+            first=0 if after is None else after.result.steps,
             observe=self.progress.step,
             note=self.progress.note,
         )

@@ -153,8 +153,8 @@ def common_record(
         "data": data,
         "environment": environment(job.accelerator),
         "training": {
-            "steps": tunings["tune"].steps if "tune" in tunings else 0,
-            "recover_steps": tunings["recover"].steps if "recover" in tunings else 0,
+            "steps": tunings["tune"].taken if "tune" in tunings else 0,
+            "recover_steps": tunings["recover"].taken if "recover" in tunings else 0,
             "skipped_steps": sum(result.skipped_steps for result in tunings.values()),
             "truncated_records": data["train"]["shortened"],
             **found,

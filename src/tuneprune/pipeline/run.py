@@ -24,7 +24,7 @@ from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.masks import simulated
 from tuneprune.structure.plan import Plan
 from tuneprune.system.progress import Progress
-from tuneprune.train import TuneConfig, Tuner, inject_lora, merge_lora
+from tuneprune.train import TuneConfig, Tuner, inject_lora, make_trainable, merge_lora
 
 
 def run(
@@ -53,11 +53,11 @@ def run(
             return finished(out)
 
         dense, tuned = reference_scores(job, reference)  # what the result is compared with
-        model, plan = tune_and_prune(job)  # still in its dense shape, LoRA merged
+        model, plan, tuner = decide(job)  # still in its dense shape, LoRA merged
         probe, found = masked_probe(job, model, plan)  # its logits under the plan's masks
         small = cut(model, job.architecture, job.space, plan)
         found["cut"] = export.compare(small, probe)
-        small, probe = recover(job, small, probe)  # one-shot methods tune here
+        small, probe = tune_smaller(job, small, probe, tuner)
 
         if job.accelerator.is_main_process:
             found |= export_and_prove(job, small, probe)
@@ -91,31 +91,41 @@ def reference_scores(job: RunJob, known: ScoreRecord | None) -> tuple[Scores, Sc
     if not job.config.reference:
         return dense, None
     job.progress.stage("tune the dense reference")
-    tune_merged(job, "reference", model, job.architecture, job.config.tune, job.out / "reference")
+    options = job.config.recover or job.config.tune  # the capacity that the smaller model has
+    tune_merged(job, "reference", model, job.architecture, options, job.out / "reference")
     return dense, job.score(model, "dense_tuned")
 
 
 def tune_merged(
-    job: Job, stage: str, model: PreTrainedModel, architecture: Architecture, options: TuneConfig, folder: Path
+    job: Job,
+    stage: str,
+    model: PreTrainedModel,
+    architecture: Architecture,
+    options: TuneConfig,
+    folder: Path,
+    after: Tuner | None = None,
 ) -> None:
     """Tune a model without pruning, merge LoRA, and round the weights to the precision of the files.
 
     Args:
         architecture: the model's own, whose linears may have other names than those of the base model.
+        after: the tuning that this one continues.
     """
-    inject_lora(model, architecture, options.lora, job.config.seed, named_in=job.architecture)
-    tuner = job.tuner(model, options, folder)
+    precision = model.dtype
+    make_trainable(model, architecture, options, job.config.seed, named_in=job.architecture)
+    tuner = job.tuner(model, options, folder, after)
     search = Search("recover") if stage == "recover" else Search()
     job.results[stage] = tuner.run(search, fingerprint=job.fingerprint(stage), resume=job.resume)
     job.findings[stage] = tuner.findings()
     merge_lora(model, architecture)
-    round_weights(model, job.checked.dtype)
+    cast_weights(round_weights(model, job.checked.dtype), precision)
 
 
-def tune_and_prune(job: RunJob) -> tuple[PreTrainedModel, Plan]:
+def decide(job: RunJob) -> tuple[PreTrainedModel, Plan, Tuner]:
     """The decision, and the model in its dense shape: LoRA merged, compensated, and rewritten as the plan says.
 
-    One-shot methods have not tuned yet.
+    A method that follows the weights decides while LoRA tunes, for as many of the steps as the tuner has taken; a
+    one-shot method takes none.
     """
     config, model = job.config, job.fresh_model()
     tuner = job.tuner(model, config.tune, job.out)
@@ -137,7 +147,7 @@ def tune_and_prune(job: RunJob) -> tuple[PreTrainedModel, Plan]:
         plan.save(job.out / "plan")
     compensate(job, model, plan, tuner)
     job.findings["decide" if config.method.one_shot else "tune"] = tuner.findings()
-    return rewrite(model, job.architecture, job.space, plan), plan
+    return rewrite(model, job.architecture, job.space, plan), plan, tuner
 
 
 def subject_of(job: RunJob, model: PreTrainedModel, tuner: Tuner) -> Subject:
@@ -202,15 +212,16 @@ def masked_probe(job: RunJob, model: PreTrainedModel, plan: Plan) -> tuple[expor
         return job.take_probe(model), {"rounding": rounding}
 
 
-def recover(job: RunJob, small: PreTrainedModel, probe: export.Probe) -> tuple[PreTrainedModel, export.Probe]:
-    """The smaller model after its second tuning, if the run has one, and the logits that its files must reproduce."""
-    options = job.config.recover or (job.config.tune if job.config.method.one_shot else None)
-    if options is None:
+def tune_smaller(
+    job: RunJob, small: PreTrainedModel, probe: export.Probe, before: Tuner
+) -> tuple[PreTrainedModel, export.Probe]:
+    """The smaller model after the steps that are left, and the logits that its files must reproduce."""
+    options = job.config.recover or job.config.tune
+    if before.result.steps >= options.steps:
         return small, probe
-    job.progress.stage("recover")
+    job.progress.stage("tune the smaller model")
     architecture = families.describe_config(small.config)  # may have separate linears where the base model packs them
-    folder = job.out if job.config.method.one_shot else job.out / "recover"
-    tune_merged(job, "recover", small, architecture, options, folder)
+    tune_merged(job, "recover", small, architecture, options, job.out / "recover", after=before)
     return small, job.take_probe(small)
 
 

@@ -24,7 +24,7 @@ from tuneprune.pipeline.checks import check_test_tokens
 from tuneprune.pipeline.job import Scores, prepare
 from tuneprune.pipeline.output_folder import SETTINGS
 from tuneprune.pipeline.record import run_metrics
-from tuneprune.pipeline.run import tune_and_prune
+from tuneprune.pipeline.run import decide
 from tuneprune.report import RunRecord, write_report
 from tuneprune.structure import spaces
 from tuneprune.structure.plan import Plan
@@ -136,7 +136,7 @@ def plan_model(config: RunConfig, out: Path, progress: Progress) -> Plan:
     config = config.model_copy(update={"compensate": Compensation()})  # changes weights, which are not in a plan
     job = prepare(config, out, resume=(out / SETTINGS).exists(), progress=progress)
     with job.lock:
-        return tune_and_prune(job)[1]
+        return decide(job)[1]
 
 
 def compress_model(

@@ -53,6 +53,8 @@ def check(config: RunConfig, table: Path | None = None) -> Checked[RunConfig]:
     checks.check_lengths(config, hf_config.max_position_embeddings)
     checks.check_trackers(config.tune.trackers)
     architecture, costs = check_shape(config, hf_config, table)
+    shrinks = not config.reference and costs.budget.of == "total"
+    checks.check_memory(config, round(costs.space.num_parameters * (costs.budget.keep if shrinks else 1.0)))
     return _check_data(config, hf_config, architecture, load_tokenizer(base, hf_config, adapter), costs)
 
 
@@ -68,6 +70,7 @@ def check_recovery(config: RecoverConfig) -> Checked[RecoverConfig]:
     export.check_targets(config.export, lambda: Shape.of(hf_config))
     architecture = families.describe_config(hf_config)
     checks.check_targets(config, architecture)
+    checks.check_memory(config, sum(parameter.numel() for parameter in skeleton(hf_config).parameters()))
     return _check_data(config, hf_config, architecture, load_tokenizer(config.model, hf_config), None)
 
 

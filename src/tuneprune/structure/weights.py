@@ -72,6 +72,19 @@ def lora_entries(model: nn.Module, group: Group) -> list[tuple[Tensor, WeightSli
     return entries
 
 
+def update_squares(model: nn.Module, group: Group) -> Float[Tensor, " units"] | None:
+    """Summed squares of the update that LoRA adds to every unit's weights; None without LoRA."""
+    total: Tensor | None = None
+    for piece in group.slices:
+        module, _, leaf = piece.param.rpartition(".")
+        factors = lora_factors(model, module) if leaf == "weight" else None
+        if factors is not None:
+            update = (factors.up @ factors.down).float()
+            own = factors.scaling**2 * piece.segment.by_unit(update, piece.dim).pow(2).sum(1)
+            total = own if total is None else total + own
+    return total
+
+
 def lora_norms(model: nn.Module, group: Group, epsilon: float = 0.0) -> Float[Tensor, " units"] | None:
     """L2 norm of every unit's LoRA entries over all factors; None without LoRA."""
     entries = lora_entries(model, group)

@@ -54,6 +54,11 @@ class TuneConfig(BaseModel, frozen=True, extra="forbid"):
         default=None, ge=1, description="rows in one forward of a process; accumulates"
     )
     max_length: int = Field(default=256, ge=8, description="tokens in a row")
+    train: Literal["lora", "blocks", "all"] = Field(
+        default="lora",
+        description="what is tuned: LoRA, every parameter of the blocks, or every parameter; while a method decides it"
+        " is LoRA in any case",
+    )
     learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
     final_learning_rate_share: Share = Field(default=0.1, ge=0, le=1, description="where the cosine ends")
     warmup_share: Share = Field(default=0.03, ge=0, lt=1, description="share of the steps with a rising learning rate")
@@ -90,11 +95,15 @@ class TuneConfig(BaseModel, frozen=True, extra="forbid"):
         steps = math.ceil(self.epochs * rows / self.batch_size - 1e-9)
         return self.model_copy(update={"epochs": None, "steps": max(1, steps)})
 
-    def learning_rate_at(self, step: int) -> float:
-        """The rate of step `step`, counted from 0: linear warm-up to the peak, then a cosine to its final share."""
+    def learning_rate_at(self, step: int, first: int = 0) -> float:
+        """The rate of step `step`, counted from 0: linear warm-up to the peak, then a cosine to its final share.
+
+        Args:
+            first: the first step of the smaller model. Its optimiser starts anew, so the rate rises again, to the value
+                that the one cosine over the whole run has by then.
+        """
         peak, floor = self.learning_rate, self.final_learning_rate_share
         warmup = max(1, round(self.warmup_share * self.steps))
-        if step < warmup:
-            return peak * (step + 1) / warmup
-        progress = (step - warmup) / max(1, self.steps - warmup)
-        return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+        progress = max(0, step - warmup) / max(1, self.steps - warmup)
+        rate = peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+        return rate * min(1.0, (step - first + 1) / warmup)

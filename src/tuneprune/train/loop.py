@@ -31,13 +31,20 @@ Observer = Callable[[Mapping[str, Any]], None]
 
 @dataclass
 class TuneResult:
-    """Steps of a tuning, those skipped for non-finite numbers, seconds, peak memory in bytes, and the last metrics."""
+    """One tuning: its last step, skipped steps, seconds, peak memory in bytes, and the last metrics."""
 
     steps: int = 0
+    first: int = 0
+    """Steps of the run that came before this tuning."""
     skipped_steps: int = 0
     seconds: float = 0.0
     peak_bytes: int = 0
     last: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def taken(self) -> int:
+        """Steps of this tuning alone."""
+        return self.steps - self.first
 
 
 class Tuner:
@@ -54,15 +61,17 @@ class Tuner:
         accelerator: Accelerator,
         seed: int,
         space: PruningSpace | None = None,
+        first: int = 0,
         observe: Observer = lambda _: None,
         note: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.model, self.config, self.folder, self.accelerator = model, config, folder, accelerator
         self.train_stream, self.calibration_stream = train, calibration
+        self.end = config.steps
         self.space, self.observe, self.note, self.seed = space, observe, note, seed
         self.optimizer: torch.optim.AdamW | None = None
         self.log = StepLog(folder)
-        self.result = TuneResult()
+        self.result = TuneResult(steps=first, first=first)
         self.runtime = ModelRuntime(model, config, accelerator)
         self.health, self.watches = self.runtime.health, Watches()
         self._stop_requested = False
@@ -77,7 +86,7 @@ class Tuner:
         return self.health.summary() | {"warnings": self.watches.summary()}
 
     def run(self, search: Search, *, fingerprint: str = "", resume: bool = False) -> TuneResult:
-        """Tune to the end; with `resume`, from the newest checkpoint.
+        """Tune to the end, or until the search lets the model be cut; with `resume`, from the newest checkpoint.
 
         Raises:
             Stopped: a signal was received; the state is saved.
@@ -85,6 +94,7 @@ class Tuner:
             TunePruneError: a checkpoint of another run, damaged checkpoints only, or a disk that refuses one.
         """
         self.model.train()
+        self.end = self.config.steps if search.cut_at is None else min(search.cut_at, self.config.steps)
         optimizer = self._build_optimizer(search)
         torch.manual_seed(self.seed)
         if resume:
@@ -94,7 +104,7 @@ class Tuner:
             self.log.rewind(self.result.steps)
         recompute = activation_checkpointing(self.model, self.config.gradient_checkpointing)
         with on_signals(self._request_stop), recompute:
-            while self.result.steps < self.config.steps:
+            while self.result.steps < self.end:
                 self._step(search)
                 self._after(search, fingerprint)
         self.result.peak_bytes = peak_memory(self.accelerator.device)
@@ -145,7 +155,7 @@ class Tuner:
         gradients = [p.grad for p in parameters if p.grad is not None]
         self.runtime.average([*gradients, total])
         norm = torch.nn.utils.get_total_norm(gradients)
-        rate = self.config.learning_rate_at(step)
+        rate = self.config.learning_rate_at(step, self.result.first)
         metrics |= {"loss": total.item(), "grad_norm": norm.item(), "learning_rate": rate}
         if self._may_step(search, metrics, batch, parameters):
             search.after_backward()
@@ -193,7 +203,7 @@ class Tuner:
         for found in warnings:
             self.note(f"{found.what} at step {step}: {found.value:.4g}, limit {found.limit:.4g}. {found.advice}")
         self.observe(metrics | {"steps": self.config.steps})
-        is_due = step == 1 or step % self.config.log_every == 0 or step == self.config.steps
+        is_due = step in (self.result.first + 1, self.end) or step % self.config.log_every == 0
         if is_due or bad or warnings:
             metrics["memory_bytes"] = peak_memory(self.accelerator.device)
             self.log.write(metrics)
@@ -201,10 +211,10 @@ class Tuner:
 
     def _after(self, search: Search, fingerprint: str) -> None:
         """Save a checkpoint when one is due, when asked to stop, and before giving up."""
-        took_none = self.health.skipped == self.result.steps == self.config.steps
+        took_none = self.health.skipped == self.result.taken and self.result.steps == self.end
         diverged = self._diagnosis() if self.health.has_diverged or took_none else ""
         stop = self.runtime.any_process(self._stop_requested)
-        due = self.result.steps % self.config.checkpoint_every == 0 or self.result.steps == self.config.steps
+        due = self.result.steps % self.config.checkpoint_every == 0 or self.result.steps == self.end
         if due or stop or diverged:
             if self.accelerator.is_main_process:
                 self.log.flush()

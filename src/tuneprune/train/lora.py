@@ -1,4 +1,4 @@
-"""Add LoRA to a model and merge it back, without changing module paths."""
+"""What of a model is tuned: LoRA, which is added and merged back without changing module paths, or parameters."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from tuneprune.errors import ConfigError, printable, suggest
 from tuneprune.structure.architecture import Architecture, Block, Experts
 from tuneprune.structure.weights import ADAPTER
-from tuneprune.train.config import ALL_LINEAR, LoraOptions
+from tuneprune.train.config import ALL_LINEAR, LoraOptions, TuneConfig
 
 
 def lora_parts(architecture: Architecture, options: LoraOptions) -> frozenset[str]:
@@ -54,6 +54,28 @@ def _inside(block: Block, path: str) -> str:
 
 def _ends_with(path: str, name: str) -> bool:
     return path == name or path.endswith(f".{name}")
+
+
+def make_trainable(
+    model: PreTrainedModel,
+    architecture: Architecture,
+    options: TuneConfig,
+    seed: int,
+    named_in: Architecture | None = None,
+) -> None:
+    """Let a tuning change what `options.train` names: LoRA, which is added, or parameters, which become float32.
+
+    Args:
+        named_in: as for `inject_lora`.
+    """
+    if options.train == "lora":
+        inject_lora(model, architecture, options.lora, seed, named_in)
+        return
+    inside = tuple(f"{block.path}." for block in architecture.blocks)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(options.train == "all" or name.startswith(inside))
+        if parameter.requires_grad and parameter.dtype.itemsize < torch.float32.itemsize:
+            parameter.data = parameter.data.float()  # 16 bits would round an optimiser's small steps away
 
 
 def inject_lora(

@@ -49,6 +49,18 @@ def test_decision_is_frozen_after_the_control_phase_and_on_budget(tmp_path, deci
     assert same(plan.masks(made.space), watch.masks[-1])
 
 
+@pytest.mark.parametrize("decision", ["dynamic", "static"])
+def test_search_ends_where_the_decision_is_frozen(tmp_path, decision):
+    made = setting(tmp_path, steps=8)
+    budget = Budget(keep=0.7)
+    search = made.begin(budget, decision=decision, control_share=0.5, cut="freeze")
+    assert made.tuner.run(search).steps == (4 if decision == "dynamic" else 0)
+    masks = search.plan().masks(made.space)
+    assert within_one_unit(made.space, masks, budget)
+    assert lora_residue(made.model, made.space, masks)["before_projection"] == 0
+    assert hooks_of(made.model) == 0
+
+
 @pytest.mark.parametrize("decisions", ["sampled", "on_budget"])
 @pytest.mark.parametrize("lora_aware", [True, False])
 def test_whole_layers_are_decided_and_leave_no_lora(tmp_path, decisions, lora_aware):

@@ -106,8 +106,8 @@ class Interrupt(Exception):
 )
 def test_resumed_equals_uninterrupted(tmp_path, name, space_name, more, stop):
     def run(folder, *, until=None, resume=False):
-        """What a search of 8 steps ends with, or a checkpoint after every `stop` steps where it is interrupted."""
-        made = setting(tmp_path / folder, space_name=space_name, steps=8, checkpoint_every=stop, dropout=0.2)
+        """What a search of 12 steps ends with, or a checkpoint after every `stop` steps where it is interrupted."""
+        made = setting(tmp_path / folder, space_name=space_name, steps=12, checkpoint_every=stop, dropout=0.2)
 
         def watch(metrics):
             if metrics["step"] == until:

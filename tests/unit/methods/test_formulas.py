@@ -155,8 +155,12 @@ def test_residue_and_projection(made):
     group = fill_unit(made, 2)
     fill_unit(made, 3)
     masks = removing(made.space, group, 2)
+    unlearnt = lora_residue(made.model, made.space, masks)  # up of one linear and down of the other are zero
+    assert unlearnt == {"before_projection": 0.0, "relative": 0.0}
+    with torch.no_grad():
+        lora_factors(made.model, mlp_group(made.space)[1]).down[:, :2] = torch.eye(2)
     residue = lora_residue(made.model, made.space, masks)
-    assert residue["before_projection"] == pytest.approx(13)
+    assert residue["before_projection"] == pytest.approx(5)
     assert residue["relative"] == pytest.approx(math.sqrt(0.5))
     project(made.model, made.space, masks)
     assert lora_norms(made.model, group)[2].item() == 0

@@ -109,11 +109,10 @@ def test_schedule_is_cubic_in_parameters_and_never_goes_back(tmp_path):
         due = 1 - (1 - (step - 2) / 16) ** 3
         assert total * (1 - 0.4 * due) - 2000 < kept[step] <= total * (1 - 0.4 * due)
     assert kept[6] == kept[9] > kept[10]
-    assert phases == ["control"] * 18 + ["frozen"] * 2
-    assert kept[-1] <= budget.target(made.space)
+    assert phases == ["control"] * 18
     assert all((late[name] <= early[name]).all() for early, late in pairwise(masks) for name in late)
     plan = search.plan()
-    assert plan.provenance["lora_residue"]["before_projection"] == 0
+    assert count_parameters(made.space, search.masks()) <= budget.target(made.space)
     assert_equal(dict(search.masks()), plan.masks(made.space))
 
 
@@ -167,7 +166,6 @@ def test_revisable_units_come_back(tmp_path):
         search.after_backward = note
         made.tuner.run(search)
         back[revisable] = any((late[name] > early[name]).any() for early, late in pairwise(seen) for name in late)
-        assert search.plan().provenance["lora_residue"]["before_projection"] == 0
     assert back == {True: True, False: False}
 
 

@@ -78,6 +78,11 @@ class Atp(Method):
     control_limit: int | None = Field(
         default=30, ge=1, description="largest number of steps in which decisions are revised, however long the run"
     )
+    cut: Literal["freeze", "end"] = Field(
+        default="freeze",
+        description="when the model is cut: `freeze`, and the steps that are left tune the smaller model; or `end` (the"
+        " paper), and they tune the masked model while the regulariser drives LoRA on removed units to zero",
+    )
     gradual: bool = Field(
         default=True,
         description="`on_budget` decisions shrink from the whole model to the budget over the control phase",
@@ -140,6 +145,8 @@ class AtpSearch(Search):
         self.noise = generator_for(subject.seed, purpose=3)
         limit = subject.total_steps if options.control_limit is None else options.control_limit
         self.control_steps = min(limit, round(options.control_share * subject.total_steps))
+        if options.cut == "freeze":
+            self.cut_at = 0 if options.decision == "static" else self.control_steps
         self.step, self.frozen_at, self.whole = 0, -1, budget.whole(subject.space)
         self.compensation = (
             Compensation(subject, options.compensate_ridge, options.prior_momentum) if options.compensate else None
@@ -153,11 +160,7 @@ class AtpSearch(Search):
             return {}
         metrics: Metrics = {}
         before = self._masks
-        if self.options.decision == "static":
-            for index in range(0, self.control_steps, self.options.decision_every):
-                metrics, _ = self._improve(index)
-            self.freeze()
-        elif step >= self.control_steps:
+        if self.options.decision == "static" or step >= self.control_steps:
             self.freeze()
         elif step % self.options.decision_every == 0:
             metrics, is_good = self._improve(step)
@@ -233,7 +236,10 @@ class AtpSearch(Search):
         return self.on_device(allocate(logits, self.subject.space, budget))
 
     def freeze(self) -> None:
-        """Decide deterministically, exactly on budget."""
+        """Decide deterministically, exactly on budget; a `static` decision learns from calibration data first."""
+        if self.options.decision == "static":
+            for index in range(0, self.control_steps, self.options.decision_every):
+                self._improve(index)
         with torch.no_grad():
             self._masks = self._allocate(self._logits())
         self.frozen, self.frozen_at = True, self.step

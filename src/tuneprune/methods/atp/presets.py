@@ -7,6 +7,7 @@ ATP_PAPER = {
     "generator": "transformer",
     "control_share": 0.5,
     "control_limit": None,
+    "cut": "end",
     "decision_every": 1,
     "temperature": 0.4,
     "base": 3.0,
