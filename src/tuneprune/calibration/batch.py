@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from tuneprune.calibration.labels import IGNORED
+
 Batch = Mapping[str, Tensor]
 """`input_ids`, `position_ids` and `labels` of shape [rows, length]."""
-IGNORED = -100
-"""The label of a token that no loss is taken on."""
 
 
 def real_tokens(batch: Batch) -> Bool[Tensor, "rows length"]:

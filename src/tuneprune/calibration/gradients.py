@@ -8,8 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from tuneprune.calibration.batch import IGNORED, Batch
+from tuneprune.calibration.batch import Batch
 from tuneprune.calibration.finite import none_finite, refuse_none
+from tuneprune.calibration.labels import IGNORED
 from tuneprune.calibration.subject import Subject
 from tuneprune.errors import UnsupportedModel
 from tuneprune.structure.space import Group, WeightSlice

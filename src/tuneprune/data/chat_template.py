@@ -3,10 +3,9 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from jinja2 import TemplateSyntaxError
-from transformers import PreTrainedTokenizerBase
 
 from tuneprune.data.bad_records import UnusableRecord, name_list, quote
 from tuneprune.data.conversations import Conversation, Turn
@@ -14,6 +13,9 @@ from tuneprune.data.examples import Note
 from tuneprune.data.template_variants import SYSTEM_ROLES, variants
 from tuneprune.errors import ConfigError, DataError, first_line, wrap_errors
 from tuneprune.system.timeout import time_limit
+
+if TYPE_CHECKING:  # costs seconds to import
+    from transformers import PreTrainedTokenizerBase
 
 SystemRole = Literal["fold", "refuse"]
 PATIENCE_S = 10.0
@@ -33,7 +35,7 @@ class Written(NamedTuple):
     notes: tuple[Note, ...] = ()
 
 
-def write(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, system_role: SystemRole) -> Written:
+def write(conversation: Conversation, tokenizer: "PreTrainedTokenizerBase", system_role: SystemRole) -> Written:
     """Prompt and completion as the template writes them: the completion is the last turn.
 
     If the template does not accept the conversation as it is, or leaves something out, its variants are tried in turn.
@@ -63,7 +65,7 @@ def write(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, system
     raise UnusableRecord(refusal.reason, f"{refusal}{hint}")
 
 
-def _template(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) -> str:
+def _template(tokenizer: "PreTrainedTokenizerBase", arguments: Mapping[str, Any]) -> str:
     """The template of a tokenizer, which may have one for tools and one called default."""
     templates = cast("str | dict[str, str] | None", tokenizer.chat_template)
     if not templates:
@@ -86,7 +88,7 @@ def _template(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) 
 class _Writer:
     """The template applied to turns, of which the last is the answer."""
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: "PreTrainedTokenizerBase"
     template: str
     turns: list[Turn]
     arguments: Mapping[str, Any]

@@ -3,13 +3,14 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from transformers import PreTrainedTokenizerBase
-
-from tuneprune.calibration.batch import IGNORED
+from tuneprune.calibration.labels import IGNORED
 from tuneprune.data.examples import Example, Note
 from tuneprune.errors import ConfigError
+
+if TYPE_CHECKING:  # costs seconds to import
+    from transformers import PreTrainedTokenizerBase
 
 _SHORTEST = 8
 
@@ -59,7 +60,7 @@ class EncodedExamples:
 
 
 def encode(
-    example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int, completion_only: bool = True
+    example: Example, tokenizer: "PreTrainedTokenizerBase", max_length: int, completion_only: bool = True
 ) -> Encoded:
     """The tokenizer's prefix + prompt + completion + EOS, with labels on the completion, or on everything.
 
@@ -91,7 +92,7 @@ def encode(
 
 
 def encode_choices(
-    example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int
+    example: Example, tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> tuple[list[int], list[list[int]]]:
     """The prompt with the tokenizer's prefix, and every choice with its EOS; all choices share one prompt.
 
@@ -105,7 +106,7 @@ def encode_choices(
 
 
 def encode_prompt(
-    example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int, reserve: int
+    example: Example, tokenizer: "PreTrainedTokenizerBase", max_length: int, reserve: int
 ) -> tuple[list[int], bool]:
     """The tokenizer's prefix + prompt, shortened so that `reserve` tokens remain; and whether it was shortened.
 
@@ -123,7 +124,7 @@ def encode_prompt(
     return start + prompt, is_shortened
 
 
-def windows(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Encoded]:
+def windows(example: Example, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[Encoded]:
     """A plain text as consecutive documents without overlap.
 
     Each begins with the tokenizer's prefix; EOS ends the last one, unless it would be alone there. Training and
@@ -140,7 +141,7 @@ def windows(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: in
 
 def encode_all(
     examples: Sequence[Example],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     max_length: int,
     completion_only: bool = True,
 ) -> EncodedExamples:
@@ -171,7 +172,7 @@ def encode_all(
     return result
 
 
-def _read_back(tokenizer: PreTrainedTokenizerBase, tokens: set[int]) -> str:
+def _read_back(tokenizer: "PreTrainedTokenizerBase", tokens: set[int]) -> str:
     """The text of tokens without white space around it and without SentencePiece's mark at its start."""
     return str(tokenizer.decode(sorted(tokens))).replace("▁", " ").strip()
 
@@ -181,7 +182,7 @@ def _holds(documents: list[Encoded], control: frozenset[int], num_front: int) ->
     return not all(control.isdisjoint(document.input_ids[num_front:-1]) for document in documents)
 
 
-def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+def control_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
     """The tokens with a meaning beyond their text, such as the end of a turn; without the unknown token."""
     ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)  # one of them may also be the unknown token
     return {
@@ -191,25 +192,25 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     }
 
 
-def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+def padding_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     """The padding token; its labels are always ignored, so any known token will do."""
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id)
     return next((token for token in known if isinstance(token, int)), 0)
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def _ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     # verbose=False: no warning about texts longer than the context, which are cut next.
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def added_in_front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def added_in_front(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """The tokenizer's prefix, which it puts before every text: BOS, several tokens, or nothing."""
     whole, bare = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (True, False))
     places = range(len(whole) - len(bare) + 1)
     return whole[: next((place for place in places if whole[place : place + len(bare)] == bare), 0)]
 
 
-def _start(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[int]:
+def _start(example: Example, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[int]:
     """The tokenizer's prefix, which is never shortened; a chat template writes its own, or none."""
     if max_length < _SHORTEST:
         raise ConfigError(f"max_length is {max_length}, but has to be {_SHORTEST} tokens or more.")
@@ -224,7 +225,7 @@ def _without(start: list[int], ids: list[int]) -> list[int]:
     return ids[len(start) :] if start and ids[: len(start)] == start else ids
 
 
-def _completion_ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _completion_ids(example: Example, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """The completion with one EOS (a chat template may have written it already)."""
     ids = _ids(tokenizer, example.completion)
     if example.is_templated:
@@ -241,7 +242,7 @@ def _completion_ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> lis
 
 
 def _prompt_ids(
-    example: Example, tokenizer: PreTrainedTokenizerBase, start: list[int], room: int
+    example: Example, tokenizer: "PreTrainedTokenizerBase", start: list[int], room: int
 ) -> tuple[list[int], bool]:
     """The prompt after `start` in at most `room` tokens, and whether it was shortened, the body first."""
     ids = _without(start, _ids(tokenizer, example.prompt))
@@ -252,7 +253,7 @@ def _prompt_ids(
     return ids[len(ids) - min(room, len(ids)) :], True
 
 
-def _with_shorter_body(example: Example, tokenizer: PreTrainedTokenizerBase, room: int) -> list[int]:
+def _with_shorter_body(example: Example, tokenizer: "PreTrainedTokenizerBase", room: int) -> list[int]:
     """The prompt with as much of the body as fits; without the body if it is still too long."""
     before, _, after = example.prompt.partition(example.body)
 

@@ -5,9 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from tuneprune.data.bad_records import LARGEST_SHARE, LeftOut
 from tuneprune.data.encoding import Encoded, EncodedExamples, encode_all, padding_id
@@ -17,6 +15,9 @@ from tuneprune.data.sources import DataConfig, SourceConfig, Split, read_source
 from tuneprune.data.stream import Stream
 from tuneprune.data.summary import NOTES, in_words
 from tuneprune.errors import DataError
+
+if TYPE_CHECKING:  # costs seconds to import
+    from transformers import PreTrainedTokenizerBase
 
 HELD_OUT_SHARE = 0.1
 """Share of the training examples that is used for calibration when no calibration source is named."""
@@ -137,7 +138,7 @@ class _Source:
 
 def load(
     config: DataConfig,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     max_length: int,
     test: Sequence[Example] | None = None,
     num_blank_test: int = 0,
@@ -177,7 +178,7 @@ def load(
     )
 
 
-def _read(source: SourceConfig, tokenizer: PreTrainedTokenizerBase, split: Split, config: DataConfig) -> _Source:
+def _read(source: SourceConfig, tokenizer: "PreTrainedTokenizerBase", split: Split, config: DataConfig) -> _Source:
     left_out = LeftOut(config.unusable == "drop", " Or set data.unusable: drop to leave such records out.")
     examples = tuple(read_source(source, tokenizer, split, left_out, config.system_role))
     return _Source(source.label(split), source.weight, examples, left_out=left_out)
@@ -235,7 +236,7 @@ def _examples(sources: Sequence[_Source]) -> list[Example]:
 
 
 def _part(
-    sources: Sequence[_Source], tokenizer: PreTrainedTokenizerBase, max_length: int, completion_only: bool
+    sources: Sequence[_Source], tokenizer: "PreTrainedTokenizerBase", max_length: int, completion_only: bool
 ) -> Part:
     examples = _examples(sources)
     encoded = encode_all(examples, tokenizer, max_length, completion_only)

@@ -4,8 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from tuneprune.data.bad_records import BlankField, UnusableRecord, name_list, quote
 from tuneprune.data.chat_template import SystemRole, write
@@ -16,6 +15,9 @@ from tuneprune.data.examples import Content, Example
 from tuneprune.data.formats import recognise
 from tuneprune.data.json_files import Numbered
 from tuneprune.data.prompts import Record, renamed
+
+if TYPE_CHECKING:  # costs seconds to import
+    from transformers import PreTrainedTokenizerBase
 
 
 class RecordReader:
@@ -28,7 +30,7 @@ class RecordReader:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: "PreTrainedTokenizerBase",
         fields: Mapping[str, str],
         records: Numbered,
         system_role: SystemRole,

@@ -4,10 +4,9 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from transformers import PreTrainedTokenizerBase
 
 from tuneprune.data import clinic
 from tuneprune.data.bad_records import LeftOut
@@ -21,6 +20,9 @@ from tuneprune.data.record_reader import RecordReader
 from tuneprune.data.summary import in_notes
 from tuneprune.errors import ConfigError, DataError, suggest
 from tuneprune.system.paths import DataPath
+
+if TYPE_CHECKING:  # costs seconds to import
+    from transformers import PreTrainedTokenizerBase
 
 Split = Literal["train", "val", "test"]
 DATA_FOLDER = "TUNEPRUNE_DATA"
@@ -105,7 +107,7 @@ class DataConfig(BaseModel):
 
 def read_source(
     config: SourceConfig,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     default_split: Split,
     left_out: LeftOut | None = None,
     system_role: SystemRole = "fold",

@@ -2,14 +2,16 @@
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from tuneprune.calibration.batch import IGNORED
+from tuneprune.calibration.labels import IGNORED
 from tuneprune.data.encoding import Encoded
 from tuneprune.errors import ConfigError, DataError
+
+if TYPE_CHECKING:  # costs seconds to import
+    from torch import Tensor
 
 
 class Stream:
@@ -70,8 +72,10 @@ class Stream:
         """Rows in the current epoch."""
         return len(self._rows)
 
-    def next(self) -> dict[str, Tensor]:
+    def next(self) -> "dict[str, Tensor]":
         """This process's rows of the next global batch: rows rank, rank + world_size, ..."""
+        import torch
+
         rows = []
         while len(rows) < self._batch_size:
             if self._row == len(self._rows):
@@ -132,8 +136,10 @@ class Stream:
     def _length(self, row: list[int]) -> int:
         return sum(len(self._encoded[index].input_ids) for index in row)
 
-    def _tensors(self, row: list[int], length: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _tensors(self, row: list[int], length: int) -> "tuple[Tensor, Tensor, Tensor]":
         """Tokens, labels and positions of one row, padded to `length`."""
+        import torch
+
         ids, labels, positions = [], [], []
         for index in row:
             document = self._encoded[index]

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from transformers import PreTrainedTokenizerBase
 
 from tuneprune.data.bad_records import LeftOut
 from tuneprune.data.chat_template import SystemRole
@@ -14,6 +13,9 @@ from tuneprune.data.prompts import TASKS, Kind
 from tuneprune.data.sources import SourceConfig, Split, read_source
 from tuneprune.system.paths import DataPath
 from tuneprune.system.yaml_files import RawYaml
+
+if TYPE_CHECKING:  # costs seconds to import
+    from transformers import PreTrainedTokenizerBase
 
 METRICS: Mapping[Kind, tuple[str, ...]] = {
     "perplexity": ("perplexity", "nats_per_byte"),
@@ -96,7 +98,7 @@ SUITES: Mapping[str, tuple[TaskSpec, ...]] = {
 
 def load_task(
     spec: TaskSpec,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     left_out: LeftOut | None = None,
     system_role: SystemRole = "fold",
 ) -> list[Example]:

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from tuneprune.calibration.batch import IGNORED, Batch
+from tuneprune.calibration.batch import Batch
 from tuneprune.calibration.finite import all_finite
+from tuneprune.calibration.labels import IGNORED
 from tuneprune.system.processes import transfer
 from tuneprune.train.config import TuneConfig
 from tuneprune.train.health import Health

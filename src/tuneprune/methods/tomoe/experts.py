@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, one_hot
 
 from tuneprune.budget import Budget, check_reachable
-from tuneprune.calibration.batch import IGNORED, Batch
+from tuneprune.calibration.batch import Batch
+from tuneprune.calibration.labels import IGNORED
 from tuneprune.calibration.subject import Runtime
 from tuneprune.errors import ConfigError
 from tuneprune.methods.generator import KEY, budget_distance
