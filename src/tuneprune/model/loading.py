@@ -1,4 +1,4 @@
-"""Models and tokenizers from a folder or the hub, with one-sentence errors for those that cannot work."""
+"""Models and tokenizers from a folder, a GGUF file or the hub, with one-sentence errors for those that cannot work."""
 
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from tuneprune.errors import ConfigError, UnsupportedModel, wrap_errors
 from tuneprune.families import refuse_unknown
 from tuneprune.model import corrections
 from tuneprune.model.adapters import merge, merged_config
+from tuneprune.model.gguf import plain_folder
 from tuneprune.system import model_folder
 
 SAFELY: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
@@ -59,6 +60,7 @@ def load_any_config(model: str) -> PretrainedConfig:
         ConfigError: no such folder, no config, or no weights next to it; a config that does not describe a model.
         UnsupportedModel: an unsupported family, or weights that are quantised.
     """
+    model = plain_folder(model)
     config = read_config(model)
     kind = quantisation(config) or _quantised_weight(Path(model))
     if kind:
@@ -86,6 +88,7 @@ def read_config(model: str, *, any_family: bool = False, trust_remote_code: bool
         ConfigError: no such folder, no config, or no weights next to it; weights that are pickles; sizes no model has.
         UnsupportedModel: an unsupported family, unless any family is allowed.
     """
+    model = plain_folder(model)
     check_folder(model, "model", "config.json")
     model_folder.refuse_adapter(model, "model")
     with wrap_errors(f"model: cannot read config.json of {model}", advice=FIX_CONFIG):
@@ -185,6 +188,7 @@ def load_model(model: str, adapter: str | None, device: torch.device) -> PreTrai
         ConfigError: weights or an adapter that cannot be read or hold bad numbers, or an adapter of another base.
         UnsupportedModel: a model that cannot be cut.
     """
+    model = plain_folder(model)
     config = load_config(model)
     if adapter is not None:
         load_config(model, adapter)  # to check the adapter
@@ -244,6 +248,7 @@ def load_tokenizer(model: str, config: PretrainedConfig, adapter: str | None = N
             f"{adapter}: the tokenizer and the chat template of the adapter are used, not those of its base."
         )
         model = adapter
+    model = plain_folder(model)
     folder = Path(model)
     if folder.is_dir() and not any(path.name.startswith(("tokenizer", "vocab")) for path in folder.iterdir()):
         raise ConfigError(

@@ -12,6 +12,7 @@ from tuneprune.compress.shape import Shape
 from tuneprune.compress.twins import Twin, uniform_twin
 from tuneprune.errors import TunePruneError
 from tuneprune.model.loading import cast_weights
+from tuneprune.model.gguf import plain_folder
 from tuneprune.pipeline.job import RunJob
 from tuneprune.report.numbers import bytes_text
 from tuneprune.report.run.costs import SpeedRecord, speed_sentence
@@ -107,7 +108,7 @@ def measure_memory(job: RunJob, small: PreTrainedModel, speed: dict[str, Any], d
 
     If a model does not run there, the reason is recorded instead, as an error at this point would lose the whole run.
     """
-    base = Path(job.config.model.base)
+    base = Path(plain_folder(job.config.model.base))
     models = {
         "dense": (str(base.resolve()) if base.is_dir() else str(base), False),
         "pruned": (str((job.out / "model").resolve()), Shape.of(small.config).is_ragged),

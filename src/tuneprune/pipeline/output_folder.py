@@ -190,6 +190,8 @@ def contents(model: str, marker: str) -> dict[str, str]:
     Args:
         marker: a file that it certainly has.
     """
+    if Path(model).is_file():  # a GGUF file
+        return {Path(model).name: _sha256(Path(model))}
     folder = Path(model) if Path(model).is_dir() else Path(cached_file(model, marker) or "").parent
     files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
     with ThreadPoolExecutor(4) as pool:

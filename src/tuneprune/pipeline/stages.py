@@ -18,6 +18,7 @@ from tuneprune.evaluate import EvaluateConfig
 from tuneprune.methods import registry
 from tuneprune.model import loading
 from tuneprune.model.corrections import follow_files
+from tuneprune.model.gguf import plain_folder
 from tuneprune.model.location import expand_name
 from tuneprune.pipeline.budget_costs import measure_times
 from tuneprune.pipeline.checks import check_test_tokens
@@ -46,7 +47,7 @@ def evaluate_model(
         config = EvaluateConfig.model_validate(given)
     except ValidationError as error:
         raise ConfigError(explain(error, EvaluateConfig)) from error
-    model = expand_name(model)
+    model = plain_folder(expand_name(model))
     hf_config = loading.read_config(model, any_family=True, trust_remote_code=trust_remote_code)
     tokenizer = loading.load_tokenizer(model, hf_config)
     tasks = evaluate.load_tasks(config, tokenizer)
@@ -72,7 +73,7 @@ def evaluate_on_tasks(
     for option, number in (("--limit", limit), ("--batch-size", batch_size)):
         if number is not None and number < 1:
             raise ConfigError(f"{option} {number}: give at least 1.")
-    model = expand_name(model)
+    model = plain_folder(expand_name(model))
     hf_config = loading.read_config(model, any_family=True, trust_remote_code=trust_remote_code)
     known = evaluate.find_tasks(tasks, task_path)
     tokenizer = loading.load_tokenizer(model, hf_config)
@@ -163,6 +164,7 @@ def compress_model(
     export.check_size(max_shard_size)
     model, adapter = expand_name(model), None if adapter is None else expand_name(adapter)
     export.check_replaceable(out, model, adapter, plan_folder)
+    model = plain_folder(model)
     plan, config = Plan.load(plan_folder), loading.load_config(model, adapter)
     tokenizer = loading.load_tokenizer(model, config, adapter)
     name = str(plan.provenance.get("space", "width"))
@@ -199,7 +201,7 @@ def export_model(
         raise ConfigError(f"{source} holds no finished run (no record.json). Finish it with --resume.")
     if not is_run and out is None:
         raise ConfigError(f"{source} is not the folder of a run: name a folder for the exports with --out.")
-    model, out = (source / "model" if is_run else source), out or source / "exports"
+    model, out = (source / "model" if is_run else Path(plain_folder(str(source)))), out or source / "exports"
     loading.check_folder(str(model), "model", "config.json")
     named = export.targets_by_label(targets)
     if not named:
