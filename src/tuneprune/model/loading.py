@@ -21,7 +21,7 @@ from tuneprune.errors import ConfigError, UnsupportedModel, wrap_errors
 from tuneprune.families import refuse_unknown
 from tuneprune.model import corrections
 from tuneprune.model.adapters import merge, merged_config
-from tuneprune.model.gguf import plain_folder
+from tuneprune.model.gguf_files import plain_folder
 from tuneprune.system import model_folder
 
 SAFELY: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
@@ -171,6 +171,8 @@ def check_folder(name: str, key: str, config_file: str) -> None:
         if config_file != model_folder.ADAPTER_CONFIG and model_folder.is_adapter(folder):
             raise model_folder.adapter_alone_error(name, model_folder.adapter_base(folder), key)
         if not (folder / config_file).is_file():
+            if any(folder.glob("*.gguf")):
+                raise ConfigError(f"{key}: {name} has no {config_file}. Name {min(folder.glob('*.gguf'))} itself.")
             raise ConfigError(f"{key}: {name} has no {config_file}. Name a Hugging Face folder or a hub id.")
         model_folder.check_files(folder, key)
         if config_file != model_folder.ADAPTER_CONFIG:

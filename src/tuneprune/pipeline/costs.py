@@ -11,8 +11,8 @@ from tuneprune import evaluate, export
 from tuneprune.compress.shape import Shape
 from tuneprune.compress.twins import Twin, uniform_twin
 from tuneprune.errors import TunePruneError
+from tuneprune.model.gguf_files import plain_folder
 from tuneprune.model.loading import cast_weights
-from tuneprune.model.gguf import plain_folder
 from tuneprune.pipeline.job import RunJob
 from tuneprune.report.numbers import bytes_text
 from tuneprune.report.run.costs import SpeedRecord, speed_sentence

@@ -148,7 +148,7 @@ def common_record(
             "id": base,
             "family": job.architecture.family,
             "parameters": proof.parameters.dense_total,
-            "path": base if Path(base).is_dir() else None,
+            "path": base if Path(base).exists() else None,
         },
         "data": data,
         "environment": environment(job.accelerator),

@@ -18,7 +18,7 @@ from tuneprune.evaluate import EvaluateConfig
 from tuneprune.methods import registry
 from tuneprune.model import loading
 from tuneprune.model.corrections import follow_files
-from tuneprune.model.gguf import plain_folder
+from tuneprune.model.gguf_files import plain_folder
 from tuneprune.model.location import expand_name
 from tuneprune.pipeline.budget_costs import measure_times
 from tuneprune.pipeline.checks import check_test_tokens

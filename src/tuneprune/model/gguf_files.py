@@ -6,6 +6,9 @@ transformers reads the file; what it would silently leave out is refused here, a
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +20,15 @@ import transformers
 from huggingface_hub import constants
 from huggingface_hub.utils import WeakFileLock
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
 
 from tuneprune.errors import ConfigError, UnsupportedModel, wrap_errors
 from tuneprune.model import gguf_rules
@@ -52,12 +63,13 @@ def plain_folder(model: str) -> str:
     made_by = f"{_sha256(file.resolve(), file.stat().st_mtime_ns)} {FORMAT} {transformers.__version__}"
     name = f"{file.stem}-{hashlib.sha256(made_by.encode()).hexdigest()[:16]}"
     folder = Path(constants.HF_HOME) / "tuneprune" / name
+    examined = None if folder.is_dir() else _examine(file)
     try:
         make_folder(folder.parent)
         with WeakFileLock(folder.with_name(f".{name}.lock")):  # the processes of a run wait for the first of them
-            if not folder.is_dir():
+            if examined is not None and not folder.is_dir():
                 with replacing_folder(folder) as partial:
-                    convert_gguf(file, partial)
+                    examined.write(partial)
     except (OSError, SafetensorError) as error:
         raise ConfigError(
             f"model: {model} cannot be converted, because {folder} cannot be written: {reason(error)}. Free space"
@@ -81,38 +93,68 @@ def convert_gguf(file: Path, folder: Path) -> None:
         UnsupportedModel: an architecture, a setting or tensors that would not be read.
         OSError: the disk refused the write.
     """
+    _examine(file).write(folder)
+
+
+@dataclass(frozen=True)
+class _GgufModel:
+    """A file that passed every check that can be made without reading its weights, and what they found.
+
+    `stored` is the type that most of its weights have, by llama.cpp's name; `empty` is on the meta device.
+    """
+
+    file: Path
+    stored: str
+    empty: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    def write(self, folder: Path) -> None:
+        config, dtype = self.empty.config, self.empty.config.dtype
+        with wrap_errors(f"model: cannot read the weights in {self.file}", advice=AGAIN), _quiet():
+            options: dict[str, Any] = {"gguf_file": self.file.name, "config": config, "output_loading_info": True}
+            both: Any = AutoModelForCausalLM.from_pretrained(self.file.parent, dtype=dtype, **options)
+        loaded, info = both
+        if info["missing_keys"]:
+            raise UnsupportedModel(
+                f"model: {self.file} lacks weights of a {config.model_type}, such as {min(info['missing_keys'])}."
+                f" {gguf_rules.INSTEAD}"
+            )
+        self.empty.load_state_dict(loaded.state_dict(), assign=True)  # `loaded` counts as quantised: it is not saved
+        self.empty.tie_weights()
+        self.empty.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        found = {"stored": self.stored, "dtype": str(dtype).removeprefix("torch.")}
+        (folder / CONVERSION).write_text(json.dumps(found) + "\n", encoding="utf8")
+
+
+def _examine(file: Path) -> _GgufModel:
     _check_file(file)
     with wrap_errors(f"model: {file} is damaged or cut off", advice=AGAIN):
         from gguf import GGUFReader
 
         reader = GGUFReader(file)
     gguf_rules.check_metadata(file, reader)
-    named: dict[str, Any] = {"gguf_file": file.name}
+    stored = _stored_as(reader)
     with wrap_errors(f"model: cannot read the settings in {file}", advice=AGAIN):
+        named: dict[str, Any] = {"gguf_file": file.name}
         config = AutoConfig.from_pretrained(file.parent, **named)
         gguf_rules.restore_config(config, file, reader)
-        stored = _stored_as(reader)
-        config.dtype = dtype = DTYPES.get(stored, torch.bfloat16)
+        config.dtype = DTYPES.get(stored, torch.bfloat16)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    gguf_rules.check_tensors(file, reader, model)
-    tokenizer = _tokenizer(file, reader, config)
-    with wrap_errors(f"model: cannot read the weights in {file}", advice=AGAIN):
-        options = named | {"config": config, "dtype": dtype, "output_loading_info": True}
-        both: Any = AutoModelForCausalLM.from_pretrained(file.parent, **options)
-        loaded, info = both
-        if info["missing_keys"]:
-            raise UnsupportedModel(
-                f"model: {file} lacks weights of a {config.model_type}, such as {min(info['missing_keys'])}."
-                f" {gguf_rules.INSTEAD}"
-            )
-        model.load_state_dict(loaded.state_dict(), assign=True)  # `loaded` refuses to be saved: it counts as quantised
-        model.tie_weights()
-    model.generation_config = loaded.generation_config
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    found = {"stored": stored, "dtype": str(dtype).removeprefix("torch.")}
-    (folder / CONVERSION).write_text(json.dumps(found) + "\n", encoding="utf8")
+            empty = AutoModelForCausalLM.from_config(config)
+    gguf_rules.check_tensors(file, reader, empty)
+    return _GgufModel(file, stored, empty, _tokenizer(file, reader, config))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' warnings, which are about weights that stay quantised, or become errors here."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _check_file(file: Path) -> None:
@@ -144,6 +186,8 @@ def _stored_as(reader: Any) -> str:  # noqa: ANN401  (the package may not be ins
 def _tokenizer(file: Path, reader: Any, config: PretrainedConfig) -> PreTrainedTokenizerBase:  # noqa: ANN401
     """The tokenizer in the file, with the rules that transformers does not set."""
     kind = gguf_rules.value(reader, "tokenizer.ggml.model")
+    if kind in (None, "none", "no_vocab"):
+        raise UnsupportedModel(f"model: {file} holds no tokenizer. {gguf_rules.INSTEAD}")
     if kind not in gguf_rules.TOKENIZERS:
         raise UnsupportedModel(
             f"model: the tokenizer in {file} is `{kind}`, but only {', '.join(gguf_rules.TOKENIZERS)} are read."
