@@ -138,7 +138,7 @@ def validate(run_file: RunFile, overrides: Set = None) -> None:
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Argument(help="model folder or hub id")],
+    model: Annotated[str, typer.Argument(help="model folder, GGUF file or hub id")],
     space: Annotated[str, typer.Option(help="pruning space")] = "width",
     as_json: AsJson = False,
 ) -> None:
@@ -154,7 +154,7 @@ def inspect(
 
 @app.command()
 def latency(
-    model: Annotated[str, typer.Argument(help="model folder or hub id")],
+    model: Annotated[str, typer.Argument(help="model folder, GGUF file or hub id")],
     out: Annotated[Path, typer.Option(callback=expand, help="file for the table, which budget.table names")],
     phase: Annotated[str, typer.Option(help="decode or prefill")] = "decode",
     batch_size: Annotated[int, typer.Option(help="rows of the batch")] = 1,
@@ -170,7 +170,7 @@ def latency(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="model folder or hub id")],
+    model: Annotated[str, typer.Argument(help="model folder, GGUF file or hub id")],
     suite: Annotated[str | None, typer.Option(help="suites, comma separated")] = None,
     tasks: Annotated[str | None, typer.Option(help="tasks of lm-evaluation-harness instead, comma separated")] = None,
     task_path: Annotated[Path | None, typer.Option(callback=expand, help="folder with your own task files")] = None,
@@ -206,7 +206,7 @@ def plan(run_file: RunFile, out: Out = None, overrides: Set = None) -> None:
 
 @app.command()
 def compress(
-    model: Annotated[str, typer.Argument(help="dense model folder or hub id")],
+    model: Annotated[str, typer.Argument(help="dense model folder, GGUF file or hub id")],
     plan: Annotated[Path, typer.Option(callback=expand, help="folder with plan.json and plan.safetensors")],
     out: Annotated[Path, typer.Option(callback=expand, help="folder for the smaller model")],
     adapter: Annotated[str | None, typer.Option(help="LoRA adapter of the plan's run, merged in first")] = None,

@@ -58,7 +58,7 @@ class Compensation(BaseModel, frozen=True, extra="forbid"):
 class RunConfig(BaseModel, frozen=True, extra="forbid"):
     """One run: the model, what to keep, how to decide, and the data for tuning and evaluation."""
 
-    model: BaseWithAdapter = Field(description="folder or hub id; or {base, adapter}")
+    model: BaseWithAdapter = Field(description="folder, GGUF file or hub id; or {base, adapter}")
     space: str = Field(default="width", description="what may be removed: " + ", ".join(SPACES))
     budget: Budget = Budget()
     method: SerializeAsAny[Method] = Field(description="{name, ...hyper-parameters}")

@@ -129,10 +129,12 @@ class _GgufModel:
 
 def _examine(file: Path) -> _GgufModel:
     _check_file(file)
-    with wrap_errors(f"model: {file} is damaged or cut off", advice=AGAIN):
-        from gguf import GGUFReader
+    from gguf import GGUFReader
 
+    try:
         reader = GGUFReader(file)
+    except Exception as error:  # whatever the package comes across, and its messages are about shapes of arrays
+        raise ConfigError(f"model: {file} is damaged, or its end is missing. {AGAIN}") from error
     gguf_rules.check_metadata(file, reader)
     stored = _stored_as(reader)
     with wrap_errors(f"model: cannot read the settings in {file}", advice=AGAIN):

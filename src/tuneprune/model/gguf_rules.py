@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from tokenizers import pre_tokenizers
+from tokenizers import normalizers, pre_tokenizers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -34,7 +34,8 @@ KEYS = (
     "rope.dimension_count",
 )
 """Settings of an architecture that are read; any other may change what the model computes."""
-TOKENIZERS = ("gpt2", "llama")
+SENTENCEPIECE = "llama"
+TOKENIZERS = ("gpt2", SENTENCEPIECE)
 DIGITS = ("smollm", "starcoder", "refact")
 """Pre-tokenizers that split off single digits before they split as GPT-2 does."""
 WHOLE_WORDS = ("llama3", "llama-v3", "llama-bpe", "tekken")
@@ -73,7 +74,10 @@ def check_metadata(file: Path, reader: Reader) -> None:
         key for key in reader.fields if key.startswith(f"{name}.") and key.removeprefix(f"{name}.") not in KEYS
     )
     if unread:
-        raise UnsupportedModel(f"model: {file} has the setting `{unread[0]}`, which is not read. {INSTEAD}")
+        raise UnsupportedModel(
+            f"model: {file} has the setting `{unread[0]}`, which is not read, so the model might compute something else"
+            f" here. {INSTEAD}"
+        )
     layers, tensors = value(reader, f"{name}.block_count", 0), len(reader.tensors)
     if not isinstance(layers, int) or not 0 < layers <= tensors:
         raise UnsupportedModel(f"model: {file} says block_count={layers!r:.40} but holds {tensors} tensors. {INSTEAD}")
@@ -148,9 +152,11 @@ def restore_splits(tokenizer: PreTrainedTokenizerBase, file: Path, reader: Reade
     """Split text into words, in place, as the file says, where transformers does not; say so where nobody can."""
     backend: Any = tokenizer.backend_tokenizer  # pyright: ignore[reportAttributeAccessIssue]  (it is a fast one)
     name = value(reader, "tokenizer.ggml.pre", "default")
-    if value(reader, "tokenizer.ggml.model") != "gpt2":
-        return
-    if name in DIGITS:
+    if value(reader, "tokenizer.ggml.model") == SENTENCEPIECE:
+        prefix = [normalizers.Prepend("▁")] if value(reader, "tokenizer.ggml.add_space_prefix", True) else []
+        backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
+        backend.pre_tokenizer = None  # like llama.cpp: a space before every text, also behind special tokens
+    elif name in DIGITS:
         digits = pre_tokenizers.Digits(individual_digits=True)
         backend.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     elif name in WHOLE_WORDS:

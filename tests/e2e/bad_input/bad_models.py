@@ -102,7 +102,7 @@ ROWS = {
     "GGUF file that is a pointer": Row(
         ["Git LFS pointer"], gguf(content=b"version https://git-lfs.github.com/spec/v1")
     ),
-    "GGUF file that is cut off": Row(["damaged or cut off", "Download it again"], cut_off),
+    "GGUF file that is cut off": Row(["damaged, or its end is missing", "Download it again"], cut_off),
     "GGUF file of another architecture": Row(["`granite`", "llama, qwen2"], gguf("granite")),
     "GGUF file that is a part": Row(["one of 3 parts", "--merge"], gguf(split__count=3)),
     "GGUF file with a setting of its own": Row(["`llama.logit_scale`"], gguf(llama__logit_scale=2.0)),

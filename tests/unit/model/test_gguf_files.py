@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.gguf_files import rewrite, tiny, write_gguf
 from helpers.tiny import LLAMA3_ROPE, logits
-from helpers.toy_tokenizer import byte_tokenizer
+from helpers.toy_tokenizer import byte_tokenizer, piece_tokenizer
 from huggingface_hub import constants
 from tokenizers import Regex, pre_tokenizers
 from transformers import AutoTokenizer
@@ -76,14 +76,14 @@ def test_an_odd_epsilon_is_the_short_decimal(file):
     assert load_config(str(file)).rms_norm_eps == 1e-5
 
 
-@pytest.mark.parametrize("kind", ["smollm", "gpt-2", "llama-bpe", "qwen2"])
+@pytest.mark.parametrize("kind", ["smollm", "gpt-2", "llama-bpe", "qwen2", "sentencepiece"])
 def test_texts_become_the_same_tokens(file, kind):
-    tokenizer = byte_tokenizer()
+    tokenizer = piece_tokenizer() if kind == "sentencepiece" else byte_tokenizer()
     backend = tokenizer.backend_tokenizer
     if kind == "smollm":
         digits = pre_tokenizers.Digits(individual_digits=True)
         backend.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    elif kind != "gpt-2":
+    elif kind not in ("gpt-2", "sentencepiece"):
         expression = next(expression for expression, names in SPLITS.items() if kind in names)
         split = pre_tokenizers.Split(Regex(expression), "isolated")
         backend.pre_tokenizer = pre_tokenizers.Sequence(
