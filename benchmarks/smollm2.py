@@ -34,7 +34,7 @@ def main(folder: Path) -> None:
     if not model.is_dir():
         with replacing_folder(model) as partial:
             convert_gguf(file, partial)
-    print(f"{model} holds SmolLM2-135M-Instruct, its 4-bit weights as bfloat16. Next, about an hour on 2 cores:")
+    print(f"{model} holds SmolLM2-135M-Instruct, its 4-bit weights as bfloat16. Next, with TUNEPRUNE_DATA set:")
     print("tuneprune run runs/smollm2_medquad.yaml --out out/smollm2_medquad")
 
 

@@ -17,7 +17,6 @@ from tuneprune.errors import TunePruneError, UnsupportedExport
 from tuneprune.export import targets
 from tuneprune.structure.edits import Bias
 
-pytest.importorskip("gguf", reason="needs the extra `gguf`")
 pytestmark = pytest.mark.skipif(find_spec("llama_cpp") is None, reason="needs the extra `gguf`")
 
 ROOT = Path(__file__).resolve().parents[2]

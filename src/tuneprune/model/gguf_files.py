@@ -63,22 +63,13 @@ def plain_folder(model: str) -> str:
     made_by = f"{_sha256(file.resolve(), file.stat().st_mtime_ns)} {FORMAT} {transformers.__version__}"
     name = f"{file.stem}-{hashlib.sha256(made_by.encode()).hexdigest()[:16]}"
     folder = Path(constants.HF_HOME) / "tuneprune" / name
-    examined = None if folder.is_dir() else _examine(file)
-    try:
-        make_folder(folder.parent)
-        with WeakFileLock(folder.with_name(f".{name}.lock")):  # the processes of a run wait for the first of them
-            if examined is not None and not folder.is_dir():
-                with replacing_folder(folder) as partial:
-                    examined.write(partial)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(
-            f"model: {model} cannot be converted, because {folder} cannot be written: {reason(error)}. Free space"
-            " there, or set HF_HOME to a folder on another disk."
-        ) from error
+    if not folder.is_dir():
+        _convert_once(_examine(file), folder)
     found = model_folder.read_json(folder / CONVERSION, "model")
+    lost = "" if found["stored"] in DTYPES else ", and the result is not quantised"
     remark(
         f"{model}: most of its weights are stored as {found['stored']}; they are read as {found['dtype']}, from a copy"
-        f" in {folder}, and the result is not quantised."
+        f" in {folder}{lost}."
     )
     return str(folder)
 
@@ -146,6 +137,21 @@ def _examine(file: Path) -> _GgufModel:
             empty = AutoModelForCausalLM.from_config(config)
     gguf_rules.check_tensors(file, reader, empty)
     return _GgufModel(file, stored, empty, _tokenizer(file, reader, config))
+
+
+def _convert_once(model: _GgufModel, folder: Path) -> None:
+    """Write the folder, unless another process of the same run has just done so."""
+    try:
+        make_folder(folder.parent)
+        with WeakFileLock(folder.with_name(f".{folder.name}.lock")):
+            if not folder.is_dir():
+                with replacing_folder(folder) as partial:
+                    model.write(partial)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"model: {model.file} cannot be converted, because {folder} cannot be written: {reason(error)}. Free space"
+            " there, or set HF_HOME to a folder on another disk."
+        ) from error
 
 
 @contextmanager
