@@ -49,6 +49,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "atp-end": {"name": "atp", "cut": "end"},
     "atp-15": {"name": "atp", "control_limit": 15},
     "atp-60": {"name": "atp", "control_limit": 60},
+    "atp-training": {"name": "atp", "gate_gradients": "training"},
+    "atp-training-masked": {"name": "atp", "gate_gradients": "training", "lora_aware": False},
+    "atp-calibration": {"name": "atp", "gate_gradients": "calibration"},
     "atp-plain": {"name": "atp", "compensate": False},
     "flap": {"name": "flap"},
     "llm_pruner": {"name": "llm_pruner"},
@@ -149,7 +152,7 @@ def table() -> str:
     for row in rows:
         losses.setdefault(tuple(row[key] for key in IDENTITY if key != "seed"), []).append(row["loss"])
     lines = [
-        "| suite | steps | keep | recovery | method | seeds | nats per token | of dense, same recovery | of dense, r16 |",
+        "| suite | steps | keep | recovery | method | seeds | nats a token | of dense, same recovery | of dense, r16 |",
         "|---|---:|---:|---|---|---:|---:|---:|---:|",
     ]
     for (method, recover, suite, steps, keep), found in sorted(

@@ -35,6 +35,7 @@ RESUMED = [
     *((name, space, {}) for name, space in EVERY if not methods.registry()[name].one_shot),
     ("atp", "width", {"decisions": "sampled", "compensate": False, "generator_learning_rate": 0.3}),
     ("atp", "width", {"compensate": True, "control_share": 0.5}),
+    ("atp", "width", {"gate_gradients": "training", "generator_learning_rate": 0.3}),
     ("apt", "width", {"every": 2, "fall_share": 0.3}),
     ("hesso", "width", {"corrective": True, "end_share": 0.8, "periods": 2}),
     ("loraprune", "width", {"every": 1, "revisable": True}),

@@ -8,6 +8,7 @@ ATP_PAPER = {
     "control_share": 0.5,
     "control_limit": None,
     "cut": "end",
+    "gate_gradients": "calibration",
     "decision_every": 1,
     "temperature": 0.4,
     "base": 3.0,
