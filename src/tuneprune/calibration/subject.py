@@ -20,6 +20,10 @@ class Runtime(Protocol):
         """Mean cross-entropy per token of this process's share, scaled so that averaging gradients is exact."""
         ...
 
+    def logits(self, batch: Batch) -> Tensor:
+        """The logits that predict this process's tokens with a label, [labels, vocabulary], in float32 or finer."""
+        ...
+
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Average tensors over all processes, in place."""
         ...

@@ -2,8 +2,9 @@
 
 import resource
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from tuneprune.system.processes import transfer
 from tuneprune.train.config import TuneConfig
 from tuneprune.train.health import Health
 from tuneprune.train.lora import without_lora
+from tuneprune.train.output_head import OutputHead
 
 
 class BatchWithOrigins(dict[str, Tensor]):
@@ -51,15 +53,29 @@ class ModelRuntime:
         return self.summed_loss(batch) / self.mean_tokens(batch)
 
     def summed_loss(self, batch: Batch, *, autocast: bool = True) -> Tensor:
-        """Cross-entropy summed over this process's tokens."""
-        with self._autocast() if autocast else nullcontext():
-            logits = self.model(
-                input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
-            ).logits
-        labels = batch["labels"][:, 1:].reshape(-1)
-        return cross_entropy(
-            logits[:, :-1].reshape(len(labels), -1).float(), labels, ignore_index=IGNORED, reduction="sum"
-        )
+        """Cross-entropy summed over this process's tokens; gradients of first order only."""
+        head = OutputHead(self.model)
+        measure = partial(cross_entropy, reduction="sum")
+        return self._at_labels(batch, head, lambda rows, labels: head.sum(measure, rows, labels), autocast=autocast)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """The logits that predict this process's tokens with a label, [labels, vocabulary], in float32 or finer."""
+        head = OutputHead(self.model)
+        return self._at_labels(batch, head, lambda rows, _: head.logits(rows))
+
+    def _at_labels(
+        self, batch: Batch, head: OutputHead, compute: Callable[[Tensor, Tensor], Tensor], *, autocast: bool = True
+    ) -> Tensor:
+        """What `compute` makes of the head's inputs at the positions before a label, and of the labels."""
+        labels = batch["labels"][:, 1:]
+        has_label = labels != IGNORED
+        found: list[Tensor] = []
+        with (
+            self._autocast() if autocast else nullcontext(),
+            head.inputs(has_label, lambda rows: found.append(compute(rows, labels[has_label]))),
+        ):
+            self.model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
+        return found[0]
 
     def mean_tokens(self, batch: Batch) -> float:
         """Tokens with a loss in the global batch, per process."""

@@ -1,18 +1,16 @@
 """Experts: overlapping sets of an MLP's channels, scored by a small recurrent network and chosen by routers."""
 
 import math
-from collections.abc import Collection, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, one_hot
 
 from tuneprune.budget import Budget, check_reachable
 from tuneprune.calibration.batch import Batch
-from tuneprune.calibration.labels import IGNORED
 from tuneprune.calibration.subject import Runtime
 from tuneprune.errors import ConfigError
 from tuneprune.methods.generator import KEY, budget_distance
@@ -124,14 +122,10 @@ def log_distance(value: Tensor, target: float) -> Tensor:
 
 
 def divergence(
-    teacher: Float[Tensor, "rows length vocabulary"],
-    student: Float[Tensor, "rows length vocabulary"],
-    labels: Int[Tensor, "rows length"],
+    teacher: Float[Tensor, "tokens vocabulary"], student: Float[Tensor, "tokens vocabulary"]
 ) -> Float[Tensor, ""]:
-    """KL(teacher || student), summed over the tokens that have a label."""
-    has_label = labels[:, 1:] != IGNORED
-    expected, found = (logits[:, :-1][has_label].float().log_softmax(-1) for logits in (teacher, student))
-    return kl_div(found, expected, reduction="sum", log_target=True)
+    """KL(teacher || student) of the logits, summed over tokens."""
+    return kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="sum", log_target=True)
 
 
 def size_terms(
@@ -157,25 +151,6 @@ def mean_tokens(runtime: Runtime, batch: Batch) -> float:
     """Tokens with a label per process, so that averages over processes are means per token."""
     runtime.average([count := (batch["labels"][:, 1:] >= 0).sum().float()])
     return max(1.0, count.item())
-
-
-@torch.no_grad()
-def open_logits(model: nn.Module, runtime: Runtime, batch: Batch) -> Float[Tensor, "rows length vocabulary"]:
-    """The network's logits without gates, in the precision of the training."""
-    with watched_logits(model) as seen:
-        runtime.loss(batch)
-    return seen[-1]
-
-
-@contextmanager
-def watched_logits(model: nn.Module) -> Generator[list[Tensor], None, None]:
-    """The logits of every forward inside."""
-    seen: list[Tensor] = []
-    handle = model.register_forward_hook(lambda _, __, output: seen.append(output.logits))
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 def best_units(scores: Float[Tensor, "experts units"], width: int) -> Bool[Tensor, "experts units"]:

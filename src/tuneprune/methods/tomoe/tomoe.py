@@ -35,12 +35,10 @@ from tuneprune.methods.tomoe.experts import (
     expert_width,
     mean_tokens,
     on_cpu,
-    open_logits,
     sampled_experts,
     shared_out,
     size_terms,
     union,
-    watched_logits,
 )
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.edits import Addition, Edit, Keep, Route
@@ -231,11 +229,14 @@ class TomoeSearch(Search):
             for name in self.routed
         }
         static = {name: mask for name, mask in masks.items() if name not in choices}
-        teacher = open_logits(model, self.subject.runtime, batch) if options.distil == "kl" else None
-        with self.gates(space.ones(self.device) | static), routed(model, space, choices), watched_logits(model) as seen:
-            loss = self.subject.runtime.loss(batch)
-            if teacher is not None:
-                loss = divergence(teacher, seen[-1], batch["labels"]) / mean_tokens(self.subject.runtime, batch)
+        runtime = self.subject.runtime
+        with torch.no_grad():
+            teacher = runtime.logits(batch) if options.distil == "kl" else None
+        with self.gates(space.ones(self.device) | static), routed(model, space, choices):
+            if teacher is None:
+                loss = runtime.loss(batch)
+            else:
+                loss = divergence(teacher, runtime.logits(batch)) / mean_tokens(runtime, batch)
             budget_term, union_term = size_terms(
                 space,
                 masks,
@@ -249,9 +250,9 @@ class TomoeSearch(Search):
             total = total + options.budget_weight * budget_term + options.union_weight * union_term
             gradients = torch.autograd.grad(total, list(self.generator.parameters()))
         shown = torch.stack([loss.detach(), balance.detach()]).float()
-        self.subject.runtime.average([*gradients, shown])
+        runtime.average([*gradients, shown])
         norm = self.optimizer.norm(gradients)
-        if self.optimizer.step(gradients, late=False, is_good=self.subject.runtime.accepts(batch, [shown, norm])):
+        if self.optimizer.step(gradients, late=False, is_good=runtime.accepts(batch, [shown, norm])):
             self._experts = {name: hard[name].bool() for name in self.routed}
             self._masks = {name: union(mask) if name in self._experts else mask for name, mask in hard.items()}
         return {
