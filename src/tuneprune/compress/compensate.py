@@ -38,9 +38,16 @@ def kept_inputs(space: PruningSpace, masks: Masks) -> dict[str, Tensor]:
 
 
 def ridge_solution(among: Tensor, lost: Tensor, damping: float) -> Tensor:
-    """D with D (G_SS + eps I) = `lost`, for `among` = G_SS and eps = `damping` times the mean of its diagonal."""
-    damped = among + (damping * among.diagonal().mean()).clamp(min=1e-12) * torch.eye(len(among)).to(among)
-    return torch.linalg.solve_ex(damped, lost, left=False)[0]  # not finite if there is no solution: callers check
+    """D with D (G_SS + eps I) = `lost`, for `among` = G_SS and eps = `damping` times the mean of its diagonal.
+
+    Not finite if there is no solution: callers check.
+    """
+    damped = among.clone()
+    damped.diagonal().add_((damping * among.diagonal().mean()).clamp(min=1e-12))
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    if failed:  # too little damping for the rounding of float32 products: not quite positive definite
+        return torch.linalg.solve_ex(damped, lost, left=False)[0]
+    return torch.cholesky_solve(lost.T, factor).T
 
 
 @torch.no_grad()

@@ -169,3 +169,18 @@ def test_a_plan_is_compensated_in_portions_like_at_once(monkeypatch):
             results.append((changed, model(input_ids=probe_ids(), use_cache=False).logits))
     assert results[0][0] == results[1][0]
     assert torch.equal(results[0][1], results[1][1])
+
+
+def test_products_that_rounding_leaves_slightly_indefinite_are_solved_all_the_same():
+    draw = torch.Generator().manual_seed(0)
+    inputs = torch.randn(3, 8, generator=draw, dtype=torch.double)
+    among = inputs.T @ inputs - 1e-9 * torch.eye(8, dtype=torch.double)  # of rank 3, but for the rounding
+    assert torch.linalg.cholesky_ex(among)[1]
+    lost = torch.randn(2, 3, generator=draw, dtype=torch.double) @ inputs @ among
+    found = compensate.ridge_solution(among, lost, 0.0)
+    torch.testing.assert_close(found @ among, lost, rtol=1e-5, atol=1e-5)
+    assert (
+        not compensate.ridge_solution(torch.full((2, 2), torch.nan, dtype=torch.double), lost[:, :2], 0.1)
+        .isfinite()
+        .any()
+    )

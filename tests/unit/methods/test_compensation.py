@@ -95,6 +95,53 @@ def test_update_is_the_ridge_solution():
     wanted = torch.cat([inputs[:, ~kept] @ weight[:, ~kept].T, torch.zeros(4, 4, dtype=torch.double)])
     solution = torch.linalg.lstsq(rows, wanted).solution.T
     torch.testing.assert_close(ridge_update(weight, moment, kept, ridge=0.1), solution)
+    torch.testing.assert_close(ridge_update(weight[:2], moment, kept, ridge=0.1), solution[:2])  # removed: not fewer
+
+
+@pytest.mark.parametrize(("outputs", "removed"), [(24, 10), (96, 10), (24, 60), (96, 1)])
+def test_update_equals_its_equation_for_float32_moments_of_correlated_inputs(outputs, removed):
+    draw = torch.Generator().manual_seed(4)
+    inputs = torch.randn(50, 64, generator=draw) + 30 * torch.randn(50, 1, generator=draw)  # fewer tokens than inputs
+    moment, weight = inputs.T @ inputs / 50, torch.randn(outputs, 64, generator=draw)
+    kept = torch.randperm(64, generator=draw) >= removed
+    wide, dense = moment.double(), weight.double()
+    among = wide[kept][:, kept]
+    among = among + 0.01 * among.diagonal().mean() * torch.eye(len(among), dtype=torch.double)
+    expected = dense[:, ~kept] @ wide[~kept][:, kept] @ among.inverse()
+    torch.testing.assert_close(ridge_update(weight, moment, kept, ridge=0.01), expected, rtol=1e-8, atol=1e-9)
+
+
+def test_linears_of_one_input_share_moments_and_get_their_own_solution(tmp_path):
+    made = setting(tmp_path, space_name="disp")
+    masks = made.space.ones()
+    group = next(group for group in made.space.groups if group.kind == "read")
+    masks[group.name][[1, 4, 5]] = 0.0
+    names = [gate.module for gate in group.gates]
+    compensation = Compensation(made.subject, ridge=0.01, momentum=0.9)
+    compensation.begin(2)
+    assert len(names) == 3
+    assert [name in compensation.moments for name in names] == [True, False, False]
+    dense = {name: base_weight(made.model, f"{name}.weight").clone() for name in names}
+    compensation.apply(masks)
+    kept = masks[group.name] > 0
+    for name in names:
+        expected = dense[name].clone()
+        expected[:, kept] += ridge_update(dense[name], compensation.moments[names[0]], kept, ridge=0.01).float()
+        torch.testing.assert_close(base_weight(made.model, f"{name}.weight"), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_reloaded_compensation_sets_the_same_bits(tmp_path):
+    made, fresh = setting(tmp_path / "one", space_name="disp"), setting(tmp_path / "two", space_name="disp")
+    masks = made.space.ones()
+    for group in made.space.groups:
+        masks[group.name][[1, 4]] = 0.0
+    compensation = Compensation(made.subject, ridge=0.01, momentum=0.9)
+    compensation.begin(2)
+    compensation.apply(made.space.ones())
+    compensation.apply(masks)
+    Compensation(fresh.subject, ridge=0.01, momentum=0.9).load_state_dict(compensation.state_dict(), masks)
+    for name in compensation.modules:
+        assert torch.equal(*(base_weight(one.model, f"{name}.weight") for one in (made, fresh)))
 
 
 @pytest.mark.parametrize("space_name", ["width", "head_dim"])

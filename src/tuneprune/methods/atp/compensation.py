@@ -27,9 +27,13 @@ Tensors = dict[str, Tensor]
 
 
 def ridge_update(weight: Tensor, moment: Tensor, kept: Tensor, ridge: float) -> Tensor:
-    """The change of the kept columns of `weight`: the equation above."""
-    lost = weight[:, ~kept].double() @ moment[~kept][:, kept].double()
-    return ridge_solution(moment[kept][:, kept].double(), lost, ridge)
+    """The change of the kept columns of `weight`: the equation above, solved for the smaller of W_R H_RS and H_RS."""
+    stay, gone = (part.nonzero().squeeze(1) for part in (kept, ~kept))
+    among, cross = (moment.index_select(0, rows).index_select(1, stay).double() for rows in (stay, gone))
+    lost = weight.index_select(1, gone).double()
+    if len(gone) < len(weight):
+        return lost @ ridge_solution(among, cross, ridge)
+    return ridge_solution(among, lost @ cross, ridge)
 
 
 class Compensation:
@@ -43,6 +47,8 @@ class Compensation:
     def __init__(self, subject: Subject, ridge: float, momentum: float) -> None:
         self.subject, self.ridge, self.momentum = subject, ridge, momentum
         self.modules = list(gated_inputs(subject.space, subject.space.ones()))
+        first = {reader: site.readers[0] for site in subject.architecture.sites() for reader in site.readers}
+        self._source = {name: first.get(name, name) for name in self.modules}
         self.moments: Tensors = {}
         self.fresh: Tensors = {}
         self._first: Tensors = {}
@@ -63,7 +69,7 @@ class Compensation:
                 self.fresh[name] = rows.T @ rows / len(rows)
 
         with ExitStack() as hooks:
-            for name in self.modules:
+            for name in dict.fromkeys(self._source.values()):
                 module = self.subject.model.get_submodule(name)
                 hooks.callback(module.register_forward_pre_hook(partial(record, name)).remove)
             yield
@@ -102,18 +108,22 @@ class Compensation:
     @torch.no_grad()
     def apply(self, masks: Masks) -> None:
         """Set the frozen weights for these masks."""
-        for name, kept in gated_inputs(self.subject.space, masks).items():
-            dense, weight = self._dense[name], base_weight(self.subject.model, f"{name}.weight")
-            kept = kept.to(weight.device)
-            weight.copy_(dense)
-            if kept.any() and not kept.all() and name in self.moments:
-                change = ridge_update(dense, self.moments[name], kept, self.ridge).to(weight)
-                if not all_finite([change]):
+        flags = gated_inputs(self.subject.space, masks)
+        together: dict[tuple[str, bytes], list[str]] = {}  # linears with the same input and mask share a solution
+        for name, kept in flags.items():
+            together.setdefault((self._source[name], kept.numpy().tobytes()), []).append(name)
+        for (source, _), names in together.items():
+            dense = [self._dense[name] for name in names]
+            weight, kept = torch.cat(dense), flags[names[0]].to(dense[0].device)
+            if kept.any() and not kept.all() and source in self.moments:
+                weight[:, kept] += ridge_update(weight, self.moments[source], kept, self.ridge).to(weight)
+                if not all_finite([weight]):
                     raise NonFinite(
-                        f"Compensating `{name}` for its removed inputs gave numbers that are not finite. Raise"
+                        f"Compensating `{names[0]}` for its removed inputs gave numbers that are not finite. Raise"
                         " method.compensate_ridge, or set method.compensate=false."
                     )
-                weight[:, kept] += change
+            for name, part in zip(names, weight.split([len(one) for one in dense]), strict=True):
+                base_weight(self.subject.model, f"{name}.weight").copy_(part)
 
     def settle(self) -> None:
         """Keep the weights as they are for good, and free everything that another decision would need."""
