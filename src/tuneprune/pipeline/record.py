@@ -108,7 +108,7 @@ def make_record(job: RunJob, plan: Plan, proof: Proof, scores: tuple[Scores, Sco
     asked, widths = config.budget, plan.widths(space)
     sizes = {group.name: (widths[group.name], group.size) for group in space.groups}
     residue: Any = plan.provenance.get("lora_residue")
-    found = decision_warnings(sizes, residue)
+    found = decision_warnings(sizes, None if "recover" in job.results else residue)  # later steps learn it again
     common = common_record(job, config.model.base, proof, tuned or dense, pruned, found)
     common["model"]["adapter"] = config.model.adapter
     common["training"]["lora_residue"] = residue
