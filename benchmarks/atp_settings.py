@@ -23,6 +23,7 @@ START = {  # the defaults when the search began; the settings below are named by
     "regulariser": "linear_decay",
     "decay_share": 0.5,
     "compensate": False,
+    "cut": "end",
 }
 STATIC = START | {"control_share": 0.0, "generator": "free", "lora_aware": False, "regulariser": "none"}
 SAMPLED = {"decisions": "sampled", "prior": "none", "regulariser": "lasso", "control_share": 0.5}
@@ -88,7 +89,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "static-taylor-compensate": STATIC | COMPENSATED,
     "static-taylor-compensate-ridge-0.1": STATIC | COMPENSATED | {"compensate_ridge": 0.1},
     "static-taylor-compensate-ridge-0.3": STATIC | COMPENSATED | {"compensate_ridge": 0.3},
-    "atp": {"name": "atp"},
+    "atp": {"name": "atp", "cut": "end"},
     "atp-paper": {"name": "atp-paper"},
 }
 OTHER_SPACES = [f"{name}@{space}" for space in ("head_dim", "disp") for name in ("static-taylor", "compensate")]
@@ -109,7 +110,7 @@ def setting(name: str) -> tuple[str, dict[str, Any]]:
     """
     plain, _, space = name.partition("@")
     known = SPECIAL | {change: START | options for change, options in CHANGES.items()}
-    known |= {f"default+{change}": {"name": "atp"} | options for change, options in CHANGES.items()}
+    known |= {f"default+{change}": {"name": "atp", "cut": "end"} | options for change, options in CHANGES.items()}
     if plain not in known:
         raise SystemExit(f"There is no setting `{plain}`; choose one of {', '.join(known)}.")
     return space or "width", known[plain]

@@ -26,7 +26,7 @@ def _one_or_more(value: object) -> object:
 class LoraOptions(BaseModel, frozen=True, extra="forbid"):
     """LoRA on linears of every block; all of them by default."""
 
-    rank: int = Field(default=8, ge=1)
+    rank: int = Field(default=64, ge=1)
     alpha: float | None = Field(
         default=None, gt=0, allow_inf_nan=False, description="scaling = alpha / rank; by default alpha = rank"
     )
