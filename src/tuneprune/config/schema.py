@@ -132,12 +132,15 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _one_length(self) -> "RunConfig":
-        for name in ("steps", "epochs", "batch_size", "max_length") if self.recover is not None else ():
-            before, after = getattr(self.tune, name), getattr(self.recover, name)
-            if before != after:
+        if self.recover is None:
+            return self
+        pairs = [(section.length_key, "batch_size", "max_length") for section in (self.tune, self.recover)]
+        for ours, theirs in zip(*pairs, strict=True):
+            before, after = getattr(self.tune, ours), getattr(self.recover, theirs)
+            if (ours, before) != (theirs, after):
                 raise ConfigError(
-                    f"recover.{name}={after} differs from tune.{name}={before}, but the steps after the cut continue"
-                    f" those before it: tune.steps counts both. Set tune.{name}, and leave recover.{name} out."
+                    f"recover.{theirs}={after} differs from tune.{ours}={before}, but the steps after the cut continue"
+                    f" those before it: tune.{pairs[0][0]} counts both. Set tune.{ours}, and leave recover.{theirs} out."
                 )
         return self
 

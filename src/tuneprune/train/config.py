@@ -85,8 +85,13 @@ class TuneConfig(BaseModel, frozen=True, extra="forbid"):
     @model_serializer(mode="wrap")
     def _one_length_only(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         content: dict[str, Any] = serialise(self)
-        content.pop("epochs" if self.epochs is None else "steps")
+        content.pop("steps" if self.length_key == "epochs" else "epochs")
         return content
+
+    @property
+    def length_key(self) -> str:
+        """The key that gives the length: `steps` or `epochs`."""
+        return "steps" if self.epochs is None else "epochs"
 
     def on(self, rows: int) -> "TuneConfig":
         """This tuning with its length in steps, for data with this many rows per epoch."""

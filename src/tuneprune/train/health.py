@@ -77,8 +77,8 @@ class Health:
         """A message with what happened, the likely cause, and what to do.
 
         Args:
-            losses: of the newest bad batch without autocast and masks: `base` without LoRA, `tuned` with it; empty if
-                there is no such batch.
+            losses: of the newest bad batch without autocast and masks: `base` without LoRA, `tuned` with it or with
+                the tuned weights; empty if there is no such batch.
             autocast: whether the run computes in lower precision.
         """
         group, count = self.in_a_row.most_common(1)[0]
@@ -102,10 +102,12 @@ class Health:
                 " records, and the base model's weights with `tuneprune evaluate`."
             )
         if not math.isfinite(tuned):
-            return (
-                f"The base model is finite on them (loss {base:.4g}), but with LoRA it is not ({tuned}): tuning has"
-                " diverged. Lower tune.learning_rate."
+            found = (
+                f"The base model is finite on them (loss {base:.4g}), but with LoRA it is not ({tuned})"
+                if "base" in losses
+                else f"The tuned weights give a loss of {tuned} on them, even without autocast"
             )
+            return f"{found}: tuning has diverged. Lower tune.learning_rate."
         if self.latest["what"] == "update":
             return f"A step could carry a weight beyond {WEIGHT_LIMIT:.0e}. Lower tune.learning_rate."
         if self.latest["what"].startswith("gradient"):

@@ -63,7 +63,9 @@ def make_trainable(
     seed: int,
     named_in: Architecture | None = None,
 ) -> None:
-    """Let a tuning change what `options.train` names: LoRA, which is added, or parameters, which become float32.
+    """Let a tuning change what `options.train` names: LoRA, which is added, or parameters.
+
+    For the latter the whole model becomes float32, because a forward without autocast cannot mix precisions.
 
     Args:
         named_in: as for `inject_lora`.
@@ -74,7 +76,7 @@ def make_trainable(
     inside = tuple(f"{block.path}." for block in architecture.blocks)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(options.train == "all" or name.startswith(inside))
-        if parameter.requires_grad and parameter.dtype.itemsize < torch.float32.itemsize:
+        if parameter.dtype.itemsize < torch.float32.itemsize:
             parameter.data = parameter.data.float()  # 16 bits would round an optimiser's small steps away
 
 
@@ -114,6 +116,11 @@ def inject_lora(
             if parameter.dtype.itemsize < torch.float32.itemsize:  # 16 bits would round an optimiser's small steps away
                 parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
+
+
+def has_lora(model: PreTrainedModel) -> bool:
+    """Whether any linear is wrapped in LoRA."""
+    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
 @contextmanager

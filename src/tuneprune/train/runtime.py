@@ -20,7 +20,7 @@ from tuneprune.calibration.labels import IGNORED
 from tuneprune.system.processes import transfer
 from tuneprune.train.config import TuneConfig
 from tuneprune.train.health import Health
-from tuneprune.train.lora import without_lora
+from tuneprune.train.lora import has_lora, without_lora
 from tuneprune.train.output_head import OutputHead
 
 
@@ -116,14 +116,17 @@ class ModelRuntime:
 
     @torch.no_grad()
     def examine(self) -> dict[str, float]:
-        """Losses of the newest bad batch, with and without LoRA, and without autocast, gates and dropout."""
+        """Losses of the newest bad batch, without autocast, gates and dropout: `tuned`, and `base` without LoRA.
+
+        If the weights themselves are tuned, there is no base to compare with.
+        """
         if not self._bad_batch:
             return {}
         training = self.model.training
         self.model.eval()
         losses: dict[str, float] = {}
-        for name, context in (("tuned", nullcontext()), ("base", without_lora(self.model))):
-            with context:
+        for name in ("tuned", "base") if has_lora(self.model) else ("tuned",):
+            with without_lora(self.model) if name == "base" else nullcontext():
                 loss = self.summed_loss(self._bad_batch, autocast=False) / self.mean_tokens(self._bad_batch)
             self.average([loss])
             losses[name] = loss.item()

@@ -27,3 +27,16 @@ def test_single_step():
 
 def test_constant():
     assert rates(steps=5, learning_rate=0.5, warmup_share=0, final_learning_rate_share=1) == [0.5] * 5
+
+
+@pytest.mark.parametrize("first", [0, 1, 4, 10, 19])
+def test_rate_after_the_cut_rises_to_the_schedule_of_the_whole_run(first):
+    options = {"steps": 20, "learning_rate": 0.5, "warmup_share": 0.15, "final_learning_rate_share": 0.2}
+    config, whole = TuneConfig(**options), rates(**options)
+    after = [config.learning_rate_at(step, first) for step in range(first, 20)]
+    shares = [rate / whole[step] for step, rate in enumerate(after, start=first)]
+    if first >= 3:  # three steps of warm-up, which the run has behind it by then
+        assert shares == pytest.approx([1 / 3, 2 / 3, *[1.0] * (18 - first)][: 20 - first])
+    else:
+        assert all(rate <= whole[step] for step, rate in enumerate(after, start=first))
+    assert after[3:] == whole[first + 3 :]
