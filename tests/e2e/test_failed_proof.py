@@ -11,7 +11,7 @@ from tuneprune.pipeline import run
 from tuneprune.report import RunRecord
 
 FAULTS = {
-    "logits": (lambda found: found["logits"].update(max_rel_diff=0.2), "reloaded model equals the masked model"),
+    "logits": (lambda found: found["logits"].update(max_rel_diff=0.2), "reloaded model equals the final model"),
     "bad number": (lambda found: found["logits"].update(max_rel_diff=float("nan")), "reloaded model equals"),
     "cache": (lambda found: found["generation"].update(cached_equals_uncached=False), "key/value cache"),
     "tokenizer": (lambda found: found.update(tokenizer_agrees=False), "tokenizer"),

@@ -14,7 +14,7 @@ LOADED = 77
 """Exit status of a run that only loads its state."""
 STEPS = (2, 4)
 """Steps of the checkpoints to damage; the runs were killed before their sixth step, which is before a late cut."""
-METHODS = ("atp without compensation", "loraprune", "hesso-cric", "apt", "disp_llm", "tomoe", "flap")
+METHODS = ("atp without compensation", "loraprune", "hesso-cric", "apt", "disp_llm", "tomoe", "flap, all weights")
 GOOD = {"older one taken", "started anew", "newest is whole", "refused"}
 WHICH = ("newest",) * 7 + ("both",) * 2 + ("older",)
 
@@ -48,7 +48,7 @@ class KilledRun:
 
 def killed_run(method, server, folder):
     """Kill a run after both checkpoints; another one with another seed gives files to exchange."""
-    sections = {"reference": False, "recover": None, "export": ["hf"]}
+    sections = {"reference": False, "export": ["hf"]}
     run_file = scenarios.write_run(folder, scenarios.RUNS[method] | sections, steps=12)
     out, log = folder / "out", folder / "log"
     command = ("run", run_file, "--out")

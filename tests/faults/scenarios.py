@@ -26,6 +26,7 @@ RUNS = {
     "disp_llm": {"method": {"name": "disp_llm"}, "space": "disp"},
     "tomoe": {"method": {"name": "tomoe", "prior_batches": 2, "generator_size": 8}, "space": "head_dim"},
     "flap": {"method": {"name": "flap", "batches": 2}},
+    "flap, all weights": {"method": {"name": "flap", "batches": 2}, "recover": {"train": "all"}},
     "slicegpt": {"method": {"name": "slicegpt", "batches": 2}, "space": "residual"},
 }
 """Run files by name; the first one passes through every phase."""

@@ -134,13 +134,14 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     def _one_length(self) -> "RunConfig":
         if self.recover is None:
             return self
-        pairs = [(section.length_key, "batch_size", "max_length") for section in (self.tune, self.recover)]
-        for ours, theirs in zip(*pairs, strict=True):
+        length = self.tune.length_key
+        keys = ((length, self.recover.length_key), ("batch_size", "batch_size"), ("max_length", "max_length"))
+        for ours, theirs in keys:
             before, after = getattr(self.tune, ours), getattr(self.recover, theirs)
             if (ours, before) != (theirs, after):
                 raise ConfigError(
                     f"recover.{theirs}={after} differs from tune.{ours}={before}, but the steps after the cut continue"
-                    f" those before it: tune.{pairs[0][0]} counts both. Set tune.{ours}, and leave recover.{theirs} out."
+                    f" those before it: tune.{length} counts both. Set tune.{ours}, and leave recover.{theirs} out."
                 )
         return self
 

@@ -195,6 +195,13 @@ class Method(BaseModel):
             TunePruneError: what is possible instead.
         """
 
+    def check_steps(self, steps: int) -> None:
+        """Refuse options that do not fit the number of steps of the run: asked before any training.
+
+        Raises:
+            TunePruneError: what is possible instead.
+        """
+
     def adds(self, space: PruningSpace, /) -> frozenset[Addition]:  # noqa: ARG002  (a hook's signature)
         """The parts that its plans add and that a stock class has no place for."""
         return frozenset()

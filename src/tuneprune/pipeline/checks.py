@@ -14,6 +14,7 @@ from tuneprune.compress.compensate import KINDS as COMPENSATED
 from tuneprune.config import RecoverConfig, RunConfig
 from tuneprune.data import Data
 from tuneprune.errors import ConfigError
+from tuneprune.report.numbers import bytes_text
 from tuneprune.structure.architecture import Architecture
 from tuneprune.structure.space import PruningSpace
 from tuneprune.system.environment import free_memory
@@ -45,8 +46,8 @@ def check_memory(config: RunConfig | RecoverConfig, count: int) -> None:
     needed, there = 16 * count, free_memory(device)
     if needed > there:
         raise ConfigError(
-            f"train={options.train} needs {needed / 1e9:,.1f} GB for weights, gradients and optimiser states of"
-            f" {count:,} parameters, and {there / 1e9:,.1f} GB are free. Use train=lora, or a machine with more memory."
+            f"train={options.train} needs {bytes_text(needed)} for weights, gradients and optimiser states of {count:,}"
+            f" parameters, and {bytes_text(there)} are free. Use train=lora, or a machine with more memory."
         )
 
 

@@ -139,13 +139,14 @@ def check_runs(runs: Iterable[ComparisonRun], config: RunConfig, out: Path) -> C
     checked = check(config)
     seen: set[tuple[str, float]] = set()
     for planned in runs:
-        shape = (planned.config.space, planned.config.budget.keep)
-        if planned.label is not None and shape not in seen:
-            seen.add(shape)
+        keep = planned.config.budget.keep
+        if planned.label is not None and (planned.label, keep) not in seen:
+            seen.add((planned.label, keep))
             try:
                 check_shape(planned.config, checked.hf_config)
+                planned.config.method.check_steps(checked.config.tune.steps)
             except TunePruneError as error:
-                raise ConfigError(f"{planned.label} at keep {shape[1]:g}: {error}") from error
+                raise ConfigError(f"{planned.label} at keep {keep:g}: {error}") from error
         resolved = out / planned.name / "config.yaml"
         if resolved.exists() and resolved.read_text(encoding="utf8", errors="replace") != planned.config.to_yaml():
             raise ConfigError(

@@ -55,7 +55,9 @@ def check(config: RunConfig, table: Path | None = None) -> Checked[RunConfig]:
     architecture, costs = check_shape(config, hf_config, table)
     shrinks = not config.reference and costs.budget.of == "total"
     checks.check_memory(config, round(costs.space.num_parameters * (costs.budget.keep if shrinks else 1.0)))
-    return _check_data(config, hf_config, architecture, load_tokenizer(base, hf_config, adapter), costs)
+    checked = _check_data(config, hf_config, architecture, load_tokenizer(base, hf_config, adapter), costs)
+    config.method.check_steps(checked.config.tune.steps)
+    return checked
 
 
 def check_recovery(config: RecoverConfig) -> Checked[RecoverConfig]:

@@ -68,8 +68,8 @@ def recover_card(record: RecoverRecord) -> str:
         front_matter(record.model, ["tuneprune", "lora", record.model.family]),
         failure_warning(checks),
         f"# {escape_markdown(name)}, fine-tuned",
-        f"{code_span(name)} ({family}, {size} parameters) after {steps} more steps of LoRA tuning on domain data by"
-        " tuneprune. Its shape is unchanged, and LoRA is merged into the weights.",
+        f"{code_span(name)} ({family}, {size} parameters) after {steps} more steps of tuning on domain data by"
+        " tuneprune. Its shape is unchanged.",
         "\n".join(["## Scores", "", *_score_table(record).markdown()]),
         loading_section(record.proof),
         proof_section(checks),

@@ -101,7 +101,13 @@ ROWS = {
     "compare: budget as an amount": compare(
         ["budget.at_most=10k", "Use budget.keep"], "--methods atp", merged(budget={"at_most": "10k"})
     ),
-    "compare: second tuning": compare(["recover", "tune.steps"], "--methods atp --set recover.steps=3"),
+    "compare: second tuning": compare(["recover.steps=3", "tune.steps=6"], "--methods atp --set recover.steps=3"),
+    "compare: control phase longer than the run": compare(
+        ["atp:control_limit=50 at keep 0.6", "6 steps"], "--methods magnitude,atp:control_limit=50"
+    ),
+    "compare: keep that one method cannot reach": compare(
+        ["cfsp at keep 0.5", "Raise budget.keep"], "--methods magnitude,cfsp --keep 0.5"
+    ),
     "compare: sizes that would differ": compare(
         ["larger size", "budget_counts=total"], "--methods random,tomoe", ACTIVE
     ),

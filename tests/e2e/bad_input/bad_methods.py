@@ -66,6 +66,9 @@ ROWS = {
         ["`cfsp` removes MLP channels only", "budget.keep=0.5", "Raise budget.keep"],
         merged(method={"name": "cfsp"}, budget={"keep": 0.5}),
     ),
+    "control phase longer than the run": Row(
+        ["method.control_limit=50", "6 steps", "raise tune.steps"], at_work("atp", control_limit=50)
+    ),
     "heads of the generator that do not divide it": Row(
         ["generator_size=8", "multiple of generator_heads=3"], at_work("atp", generator_size=8, generator_heads=3)
     ),

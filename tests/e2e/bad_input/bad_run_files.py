@@ -17,6 +17,7 @@ def override(says, setting):
 
 
 MANY_ALIASES = "".join(f"a{n}: &a{n} [{', '.join(9 * [f'*a{n - 1}'] if n else '012345678')}]\n" for n in range(20))
+LITTLE_MEMORY = {"tuneprune.pipeline.checks.free_memory": lambda _: 10**6}
 OTHER_RUN = all_of(holding("out/config.yaml", "another: run\n"), holding("out/.lock", ""))
 ROWS = {
     "unknown key": Row(["unknown key `budgets`", "Did you mean `budget`?"], set_to("budgets", {"keep": 0.5})),
@@ -62,6 +63,21 @@ ROWS = {
     "infinite learning rate": Row(["`tune.learning_rate`", "finite"], set_to("tune.learning_rate", float("inf"))),
     "recover of other length": Row(
         ["recover.max_length=16", "tune.max_length=32"], set_to("recover", {"max_length": 16})
+    ),
+    "recover of more steps": Row(["recover.steps=9", "tune.steps=6", "counts both"], set_to("recover", {"steps": 9})),
+    "recover of epochs": Row(["recover.epochs=2", "tune.steps=6"], set_to("recover", {"epochs": 2})),
+    "recover of another batch": Row(
+        ["recover.batch_size=2", "tune.batch_size=4"], set_to("recover", {"batch_size": 2})
+    ),
+    "unknown thing to train": Row(["`tune.train`", "'blocks'", "head"], set_to("tune.train", "head")),
+    "more weights to tune than memory": Row(
+        ["train=all", "1.0 MB are free", "Use train=lora"], set_to("recover", {"train": "all"}), replaced=LITTLE_MEMORY
+    ),
+    "recover: more weights to tune than memory": Row(
+        ["train=blocks", "1.0 MB are free", "Use train=lora"],
+        set_to("tune.train", "blocks"),
+        "recover {model} {run} --out {out}",
+        replaced=LITTLE_MEMORY,
     ),
     "no run file": Row(["nowhere.yaml"], command="run {folder}/nowhere.yaml --out {out}"),
     "folder as a run file": Row(["{folder}"], command="validate {folder}"),

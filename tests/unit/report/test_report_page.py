@@ -53,6 +53,28 @@ def test_the_head_gives_the_verdict():
     assert "all 5 checks" in page
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (30, 270, "decided in 30 steps, and 270 steps on the smaller model followed"),
+        (0, 300, "decided before any tuning, and 300 steps on the smaller model followed"),
+        (300, 0, "All 300 steps were taken before the cut"),
+    ],
+)
+def test_the_head_says_when_the_model_was_cut(before, after, said):
+    made = record(training={"steps": before, "recover_steps": after})
+    assert said in verdict(made, proof())
+    assert "steps" not in verdict(record(training={}), proof())
+
+
+def test_the_head_says_what_was_compared():
+    alike = {"max_abs_diff": 1e-9, "max_rel_diff": 1e-9, "dtype": "float32", "tokens": 9}
+    assert "The saved model computes the same as the masked one" in verdict(record(), proof())  # of an earlier version
+    said = verdict(record(), proof(cut=alike | {"max_rel_diff": 2e-6}, logits=alike))
+    assert "cut model computes the same as the masked one, and the saved model the same as the final one" in said
+    assert "2.0e-06" in said or "2e-06" in said
+
+
 def test_a_failed_proof_is_not_hidden():
     broken = proof(bytes_on_disk={"dense": 1, "pruned": 2})
     assert "FAILED: smaller on disk" in verdict(record(), broken)

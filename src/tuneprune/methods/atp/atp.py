@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from tuneprune.budget import Budget
 from tuneprune.calibration.subject import Subject
+from tuneprune.errors import ConfigError
 from tuneprune.methods.atp.presets import ATP_PAPER
 from tuneprune.methods.atp.search import AtpSearch
 from tuneprune.methods.base import Method, Search
@@ -117,6 +118,19 @@ class Atp(Method):
                 " under hard masks; use gate_gradients=calibration"
             )
         return self
+
+    def check_steps(self, steps: int) -> None:
+        """Refuse a control phase that cannot be as long as it was asked for.
+
+        Raises:
+            ConfigError: a limit, other than the default, above the number of steps.
+        """
+        limit = self.control_limit
+        if limit is not None and limit > steps and limit != Atp.model_fields["control_limit"].default:
+            raise ConfigError(
+                f"method.control_limit={limit} is more than the run's {steps} steps. Use at most {steps}, or raise"
+                " tune.steps."
+            )
 
     def begin(self, subject: Subject, budget: Budget) -> Search:
         """Start from the unpruned model (`sampled`) or from the prior's decision (`on_budget`)."""

@@ -118,7 +118,7 @@ def _introduction(record: RunRecord) -> str:
     decision = f"the method {code_span(record.method.name)} in the space {code_span(record.space)}"
     return (
         f"# {name}, tuned and pruned to {percent_text(record.parameters.share_total)} of its parameters\n\n"
-        f"A smaller {family} model made from {model}{adapted} by tuneprune: LoRA tuning on domain data and "
+        f"A smaller {family} model made from {model}{adapted} by tuneprune: tuning on domain data and "
         f"structured pruning with {decision}, with a budget of "
         f"{percent_text(budget.keep)} of {counted_text(budget.of)}{constraint}. The removed units are not in "
         "the weight files, so no masks have to be applied."

@@ -53,8 +53,8 @@ def _target(record: RunRecord) -> float | None:
 def timeline(entries: Sequence[Entry]) -> list[tuple[float, Entry]]:
     """Logged objects with the step they are drawn at.
 
-    Steps after the cut continue from the last one before it. A resumed run logs some steps twice; the later object
-    counts.
+    Steps after the cut count on from those before it, also where an earlier version logged them from 1 again. A resumed
+    run logs some steps twice; the later object counts.
     """
     placed: list[tuple[float, Entry]] = []
     offset = 0.0

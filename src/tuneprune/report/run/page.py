@@ -70,21 +70,34 @@ def render_page(
 
 
 def verdict(record: RunRecord, proof: Proof | None) -> str:
-    """The run in two or three sentences: what was kept, what it scores, whether the proof passed."""
+    """The run in a few sentences: what was kept, what it scores, how it was tuned, whether the proof passed."""
     sentences = [f"Keeps {percent_text(record.parameters.share_total)} of all parameters"]
     relative = record.relative_performance
     if relative is not None and relative.mean is not None:
         sentences[0] += f" and {percent_text(relative.mean)} of the performance of the tuned dense model"
+    sentences += _steps(record)
     if proof is None:
         sentences.append("The cut has not been checked: there is no proof.json")
     elif proof.is_ok:
-        difference = scientific_text(proof.logits.max_rel_diff)
-        sentences.append(
-            f"The saved model computes the same as the masked one, to a relative difference of {difference}"
-        )
+        found = [proof.logits] if proof.cut is None else [proof.cut, proof.logits]
+        difference = scientific_text(max(one.max_rel_diff for one in found))
+        pairs = "saved model computes the same as the masked one"
+        if proof.cut is not None:
+            pairs = "cut model computes the same as the masked one, and the saved model the same as the final one"
+        sentences.append(f"The {pairs}, to a relative difference of {difference}")
     else:
         sentences.append(f"The proof FAILED: {', '.join(check.name.lower() for check in failed(proof.checks()))}")
     return ". ".join(sentences) + "."
+
+
+def _steps(record: RunRecord) -> list[str]:
+    """A sentence on the steps before and after the cut; none if no step was taken."""
+    before, after = record.training.steps, record.training.recover_steps
+    if before and after:
+        return [f"The method decided in {before} steps, and {after} steps on the smaller model followed"]
+    if after:
+        return [f"The method decided before any tuning, and {after} steps on the smaller model followed"]
+    return [f"All {before} steps were taken before the cut"] if before else []
 
 
 def _facts(record: RunRecord, proof: Proof | None) -> list[tuple[str, str, str, str]]:

@@ -86,7 +86,7 @@ class Parameters(Section):
 
 
 class LogitProof(Section):
-    """The masked model against the model reloaded from disk, on the same tokens."""
+    """One model against another, such as the one reloaded from disk, on the same tokens."""
 
     max_abs_diff: float
     max_rel_diff: float = Field(description="largest absolute difference over the largest absolute logit")
@@ -151,7 +151,7 @@ class Proof(Stored):
     parameters: Parameters
     logits: LogitProof
     cut: LogitProof | None = Field(
-        default=None, description="the cut model against the masked one in memory, before any tuning that follows"
+        default=None, description="the cut model against the masked one in memory, before the steps that follow"
     )
     rounding: LogitProof | None = Field(
         default=None, description="the masked model with its weights rounded to the files' precision against unrounded"
@@ -250,7 +250,8 @@ class Proof(Stored):
         return Check("Budget met within one unit", parameters.is_met, detail)
 
     def _logit_check(self) -> Check:
-        return _equal("Reloaded model equals the masked model", self.logits)
+        compared = "masked" if self.cut is None else "final"  # earlier proofs have one comparison for both
+        return _equal(f"Reloaded model equals the {compared} model", self.logits)
 
     def _loader_check(self) -> Check:
         loader = self.loader

@@ -185,7 +185,7 @@ def _details(record: RunRecord) -> dict[str, str]:
         "keep": f"keep {percent_text(budget.keep, 0)} of {budget.of}",
         "multiple_of": alignment_text(budget.multiple_of),
         "per_layer": f"{budget.per_layer} widths",
-        "steps": f"{record.training.steps} steps",
+        "steps": f"{record.training.steps} steps before the cut",
         "recover": f"{record.training.recover_steps} steps after the cut",
     }
     return details | {f"method.{key}": f"{key}={value}" for key, value in record.method.hyper_parameters.items()}
