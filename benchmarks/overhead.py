@@ -1,42 +1,58 @@
-"""The overhead of ATP over plain LoRA: step time and peak memory on the clinic data, measured in turns.
+"""What a whole ATP run costs beside plain LoRA of the dense model: step times, the decision, the cut, peak memory.
 
-    python benchmarks/overhead.py --model embedded/base
+    python benchmarks/overhead.py runs/embedded_healthcare.yaml --steps 60
+    python benchmarks/overhead.py runs/smollm2_medquad.yaml --steps 10
 
-Writes `benchmarks/results/overhead.json`. Every variant of every round runs in its own process, because the peak
-memory of a process never falls; variants take turns, so that load on the machine slows all of them. The training loop
-and the method are those of `tuneprune run`. `run_s` includes the prior that the first control step computes, which
-matters less in longer runs; `loaded_bytes` is the peak before tuning, libraries included.
+Adds the run file's entry to `benchmarks/results/overhead.json` and prints a table with the targets. Every measurement
+has a process of its own, because the peak memory of a process never falls; plain LoRA and the shares to keep take
+turns, so that load on the machine slows all of them, and every ratio is to plain LoRA of the same round. The entry is
+written after each round. The stages are those of `tuneprune run`, without its evaluation and proof.
+
+The time of a whole tuning is measured for `--steps` steps, and computed for `--control` + `--after` steps: what the
+measured run takes beside its steady steps (prior, decision, cut, first steps, checkpoints) once, and every other step
+at the median of its phase. `loaded_bytes` is the peak before tuning, libraries included.
 """
 
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-VARIANTS = ("lora", "atp_width", "atp_head_dim", "atp_disp")
-SOURCES = ("clinic_nli", "clinic_qa", "clinic_summary", "clinic_text")
+TARGETS = {"whole": 0.9, "control": 1.5, "recover": 0.7, "peak_bytes": 1.05}
+"""The largest ratios to plain LoRA that we aim at."""
+ROWS = {
+    "control": "control step",
+    "recover": "step after the cut",
+    "whole": "whole tuning",
+    "peak_bytes": "peak memory",
+}
 WARM_UP = 2
-"""Steps at the start of each phase that are not counted, because they allocate memory."""
+"""Steps at the start of each phase that its median leaves out, because they allocate memory."""
 
 
-def measure(variant: str, model: str, steps: int, batch_size: int) -> dict[str, Any]:
-    """Seconds of every step by phase, and peak bytes, of one variant in this process."""
-    from tuneprune.calibration.subject import Subject
-    from tuneprune.config import RunConfig
-    from tuneprune.methods.base import Search
+def measure(run_file: Path, overrides: list[str], *, prunes: bool) -> dict[str, Any]:
+    """Seconds of every step by phase, of the decision, the cut and the whole, and peak bytes, in this process."""
+    import torch
+
+    from tuneprune import families
+    from tuneprune.compress import cut
+    from tuneprune.config import load_run_file
     from tuneprune.pipeline.job import prepare
+    from tuneprune.pipeline.run import decide, tune_merged
     from tuneprune.system.progress import Progress
-    from tuneprune.train import inject_lora
     from tuneprune.train.runtime import peak_memory
+
+    def now() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
     class Clock(Progress):
         """Records the time between two steps, by phase."""
@@ -46,47 +62,43 @@ def measure(variant: str, model: str, steps: int, batch_size: int) -> dict[str, 
             self.last = 0.0
 
         def step(self, metrics: Any) -> None:  # noqa: ANN401
-            now = time.perf_counter()
-            self.seconds.setdefault(str(metrics["phase"]), []).append(now - self.last)
-            self.last = now
+            previous, self.last = self.last, now()
+            self.seconds.setdefault(str(metrics["phase"]), []).append(self.last - previous)
 
-    method, _, space = variant.partition("_")
-    content = {
-        "model": model,
-        "space": space or "width",
-        "method": "random" if method == "lora" else method,  # a name is required, but plain LoRA does not search
-        "data": {"train": [{"source": name} for name in SOURCES]},
-        "tune": {"steps": steps, "batch_size": batch_size, "max_length": 128, "checkpoint_every": 10**6},
-        "evaluate": {"suite": "clinic", "limit": 1},
-    }
-    config, clock = RunConfig.model_validate(content), Clock()
+    config, clock = load_run_file(run_file, overrides), Clock()
     with tempfile.TemporaryDirectory() as folder:
         job = prepare(config, Path(folder) / "run", resume=False, progress=clock)
-        loaded = job.fresh_model()
-        before = peak_memory(job.accelerator.device)
-        inject_lora(loaded, job.architecture, config.tune.lora, config.seed)
-        tuner = job.tuner(loaded, config.tune, job.out)
-        started = time.perf_counter()
-        search = Search()
-        if method != "lora":
-            subject = Subject(
-                loaded, job.architecture, job.space, tuner.runtime, tuner.next_calibration, steps, config.seed
+        device, after = job.accelerator.device, config.recover or config.tune
+        before = peak_memory(device)
+        clock.last = started = now()
+        if prunes:
+            model, plan, tuner = decide(job)
+            at_cut = now()
+            small = cut(model, job.architecture, job.space, plan)
+            clock.last = now()
+            job.seconds["cut_s"] = clock.last - at_cut
+            tune_merged(
+                job, "recover", small, families.describe_config(small.config), after, job.out / "recover", tuner
             )
-            search = config.method.begin(subject, config.budget)
-        clock.last = time.perf_counter()
-        tuner.run(search)
-        seconds = time.perf_counter() - started
-    peak = peak_memory(job.accelerator.device)
-    return {"run_s": seconds, "steps_s": clock.seconds, "loaded_bytes": before, "peak_bytes": peak}
+        else:
+            tune_merged(job, "reference", job.fresh_model(), job.architecture, config.tune, job.out / "reference")
+        seconds = now() - started
+        job.lock.close()
+    parts = {name: job.seconds[name] for name in ("begin_s", "plan_s", "cut_s") if name in job.seconds}
+    memory = {"loaded_bytes": before, "peak_bytes": peak_memory(device)}
+    return {"whole_s": seconds, "steps_s": clock.seconds, **parts, **memory}
 
 
-def in_own_process(variant: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """`measure` in a fresh process."""
-    command = [sys.executable, __file__, "--child", variant, "--model", arguments.model]
-    command += ["--steps", str(arguments.steps), "--batch-size", str(arguments.batch_size)]
-    child = subprocess.run(command, capture_output=True, text=True, check=False)
+def in_own_process(keep: str | None, arguments: argparse.Namespace) -> dict[str, Any]:
+    """`measure` in a fresh process, of plain LoRA if there is no share to keep."""
+    overrides = [*arguments.set, f"tune.steps={arguments.steps}", f"tune.checkpoint_every={arguments.steps}"]
+    overrides += [] if keep is None else [f"budget.keep={keep}"]
+    command = [sys.executable, __file__, str(arguments.run_file), "--child", "lora" if keep is None else "pruned"]
+    child = subprocess.run(
+        [*command, *(f"--set={one}" for one in overrides)], stdout=subprocess.PIPE, text=True, check=False
+    )
     if child.returncode:
-        raise SystemExit(f"{variant} failed:\n{child.stderr}")
+        raise SystemExit(f"{arguments.run_file}: {'plain LoRA' if keep is None else f'keep {keep}'} failed, see above.")
     return json.loads(child.stdout.splitlines()[-1])
 
 
@@ -95,86 +107,107 @@ def spread(numbers: list[float]) -> dict[str, float]:
     return {"median": statistics.median(numbers), "low": min(numbers), "high": max(numbers)}
 
 
-def phase_medians(rounds: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """The median step time of every round, by phase."""
-    medians: dict[str, list[float]] = {}
-    for one in rounds:
-        for phase, seconds in one["steps_s"].items():
-            medians.setdefault(phase, []).append(statistics.median(seconds[WARM_UP:] or seconds))
-    return medians
+def step_medians(measured: dict[str, Any]) -> dict[str, float]:
+    """The median step time of one measurement, by phase."""
+    return {phase: statistics.median(steps[WARM_UP:] or steps) for phase, steps in measured["steps_s"].items()}
 
 
-def summarize(rounds: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Step time by phase, duration and memory of every variant, and ratios to plain LoRA in the same round."""
-    plain = rounds["lora"]
-    base_step = phase_medians(plain)["tune"]
+def computed_whole(measured: dict[str, Any], steps: dict[str, int]) -> float:
+    """Seconds of a whole tuning with these numbers of steps by phase, from a measurement with fewer or more."""
+    medians = step_medians(measured)
+    return measured["whole_s"] + sum(
+        (steps[phase] - len(measured["steps_s"][phase])) * median for phase, median in medians.items()
+    )
+
+
+def figures(measured: dict[str, Any], steps: dict[str, int]) -> dict[str, float]:
+    """What one measurement is compared by: seconds of a step by phase and of the whole, and bytes."""
+    once = {name: measured[name] for name in ("begin_s", "plan_s", "cut_s") if name in measured}
+    memory = {name: measured[name] for name in ("loaded_bytes", "peak_bytes")}
+    whole = {"whole": computed_whole(measured, steps), "measured_whole": measured["whole_s"]}
+    return {**step_medians(measured), **whole, **once, **memory}
+
+
+def summarize(rounds: dict[str, list[dict[str, Any]]], control: int, after: int) -> dict[str, Any]:
+    """Figures of plain LoRA and of every share to keep, and their ratios to plain LoRA in the same round.
+
+    Args:
+        control: control steps of the whole tuning that is computed.
+        after: its steps after the cut; plain LoRA takes as many as both.
+    """
+    steps = {"tune": control + after, "control": control, "recover": after}
+    found = {name: [figures(one, steps) for one in measured] for name, measured in rounds.items()}
     result: dict[str, Any] = {}
-    for variant, measured in rounds.items():
-        row: dict[str, Any] = {
-            "step_s": {phase: spread(values) for phase, values in phase_medians(measured).items()},
-            "run_s": spread([one["run_s"] for one in measured]),
-            "peak_bytes": spread([one["peak_bytes"] for one in measured]),
-            "loaded_bytes": spread([one["loaded_bytes"] for one in measured]),
-        }
-        if variant != "lora":
-            row["over_lora"] = {
-                "step": {
-                    phase: spread([value / base for value, base in zip(values, base_step, strict=True)])
-                    for phase, values in phase_medians(measured).items()
-                },
-                "run": spread([one["run_s"] / base["run_s"] for one, base in zip(measured, plain, strict=True)]),
-                "peak_bytes": spread(
-                    [one["peak_bytes"] / base["peak_bytes"] for one, base in zip(measured, plain, strict=True)]
-                ),
-            }
-        result[variant] = row
+    for name, measured in found.items():
+        result[name] = {key: spread([one[key] for one in measured]) for key in measured[0]}
+        if name == "lora":
+            continue
+        ratios = {}
+        for key in measured[0]:
+            base = key if key in found["lora"][0] else "whole" if key.endswith("_s") else "tune"
+            ratios[key] = spread([one[key] / plain[base] for one, plain in zip(measured, found["lora"], strict=True)])
+        result[name]["over_lora"] = ratios
     return result
 
 
-def hardware() -> dict[str, Any]:
-    """Machine and versions."""
-    import torch
+def table(name: str, entry: dict[str, Any]) -> str:
+    """The ratios of one run file to plain LoRA, with the targets and whether they are met."""
+    pruned = {key: value["over_lora"] for key, value in entry["figures"].items() if key != "lora"}
+    settings = entry["settings"]
+    steps = f"{settings['control']} control steps + {settings['after']} after the cut"
+    lines = [f"{name}: ratios to plain LoRA, median of {entry['rounds_done']} rounds (lowest to highest)", ""]
+    lines += [f"| | {' | '.join(pruned)} | target |", f"|---|{'---|' * (len(pruned) + 1)}"]
+    for key, title in ROWS.items():
+        title = f"{title}, computed: {steps}" if key == "whole" else title
+        cells = []
+        for ratios in pruned.values():
+            found = ratios.get(key)  # a method that is cut at the end has no step after the cut
+            met = "" if found is None or found["median"] <= TARGETS[key] else ", missed"
+            cells.append(f"{found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f}){met}" if found else "-")
+        lines.append(f"| {title} | {' | '.join(cells)} | at most {TARGETS[key]} |")
+    return "\n".join(lines)
 
-    names = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line.partition(":")[2].strip() for line in names if line.startswith("model name")), platform.machine())
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": gpu,
-        "load_average_before": os.getloadavg()[0],
-        **{name: version(name) for name in ("torch", "transformers", "peft", "tuneprune")},
-    }
+
+def write(path: Path, name: str, entry: dict[str, Any]) -> None:
+    """Add an entry to the record, or replace the one of the same run file."""
+    content = json.loads(path.read_text(encoding="utf8")) if path.exists() else {}
+    runs = content.get("runs", {}) | {name: entry}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"targets": TARGETS, "runs": runs}, indent=1) + "\n", encoding="utf8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="embedded/base")
-    parser.add_argument("--steps", type=int, default=48, help="steps of one run; ATP decides in half, at most 30")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("run_file", type=Path)
+    parser.add_argument("--steps", type=int, default=60, help="steps that are measured; ATP controls half, at most 30")
+    parser.add_argument("--control", type=int, default=30, help="control steps of the whole tuning that is computed")
+    parser.add_argument("--after", type=int, default=270, help="its steps after the cut")
+    parser.add_argument("--keep", default="0.8,0.6", help="shares of all parameters, comma separated")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--variants", default=",".join(VARIANTS[:2]), help=f"in addition to lora: {', '.join(VARIANTS[1:])}"
-    )
+    parser.add_argument("--set", action="append", default=[], help="key.path=value, for every measurement")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "overhead.json")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=("lora", "pruned"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        print(json.dumps(measure(arguments.child, arguments.model, arguments.steps, arguments.batch_size)))
+        print(json.dumps(measure(arguments.run_file, arguments.set, prunes=arguments.child == "pruned")))
         return
-    machine = hardware()
-    variants = list(dict.fromkeys(["lora", *arguments.variants.split(",")]))
-    rounds: dict[str, list[dict[str, Any]]] = {variant: [] for variant in variants}
-    for index in range(arguments.rounds):
-        for variant in variants if index % 2 == 0 else reversed(variants):  # so that no variant always runs last
-            rounds[variant].append(in_own_process(variant, arguments))
-            print(f"round {index + 1}: {variant}: {rounds[variant][-1]['run_s']:.1f} s", file=sys.stderr)
+    from accelerate import Accelerator
+
+    from tuneprune.system.environment import environment
+
+    machine = environment(Accelerator()) | {"load_average_before": os.getloadavg()[0]}
     settings = {key: value for key, value in vars(arguments).items() if key not in ("child", "out")}
-    content = {"settings": settings, "hardware": machine, "variants": summarize(rounds), "rounds": rounds}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf8")
-    print(arguments.out)
+    settings["run_file"] = arguments.run_file.name
+    keeps = {"lora": None} | {f"keep {keep}": keep for keep in arguments.keep.split(",")}
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in keeps}
+    for index in range(arguments.rounds):
+        for name in keeps if index % 2 == 0 else reversed(keeps):  # so that none always runs last
+            rounds[name].append(in_own_process(keeps[name], arguments))
+            print(f"round {index + 1}: {name}: {rounds[name][-1]['whole_s']:.1f} s", file=sys.stderr)
+        entry = {"settings": settings, "hardware": machine, "rounds_done": index + 1}
+        entry |= {"figures": summarize(rounds, arguments.control, arguments.after), "rounds": rounds}
+        write(arguments.out, arguments.run_file.stem, entry)
+    print(table(arguments.run_file.stem, entry))
 
 
 if __name__ == "__main__":

@@ -25,20 +25,47 @@ def script(path):
     return module
 
 
-def test_overhead_compares_within_a_round():
-    def measured(phases, seconds):
+def test_overhead_compares_within_a_round_and_computes_a_whole_run_from_its_phases(tmp_path):
+    def measured(seconds, phases, **parts):
         steps = {phase: [99.0, 99.0, value, value] for phase, value in phases.items()}
-        return {"run_s": seconds, "steps_s": steps, "peak_bytes": 100, "loaded_bytes": 80}
+        return {"whole_s": seconds, "steps_s": steps, "peak_bytes": 100, "loaded_bytes": 80, **parts}
+
+    def pruned(factor, **phases):
+        return measured(16 * factor, {phase: value * factor for phase, value in phases.items()}, cut_s=2.0 * factor)
 
     rounds = {
-        "lora": [measured({"tune": 1.0}, 10), measured({"tune": 4.0}, 40)],  # the machine was busy in the second round
-        "atp_width": [measured({"control": 2.0, "frozen": 1.0}, 20), measured({"control": 8.0, "frozen": 4.0}, 80)],
+        "lora": [measured(6.0, {"tune": 1.0}), measured(24.0, {"tune": 4.0})],  # the second round on a busy machine
+        "keep 0.6": [pruned(1, control=2.0, recover=0.5), pruned(4, control=2.0, recover=0.5)],
     }
-    over = script("benchmarks/overhead.py").summarize(rounds)["atp_width"]["over_lora"]
-    assert over["step"]["control"] == {"median": 2.0, "low": 2.0, "high": 2.0}
-    assert over["step"]["frozen"]["median"] == 1.0
-    assert over["run"]["median"] == 2.0
+    overhead = script("benchmarks/overhead.py")
+    figures = overhead.summarize(rounds, control=30, after=270)
+    over = figures["keep 0.6"]["over_lora"]
+    assert over["control"] == {"median": 2.0, "low": 2.0, "high": 2.0}
+    assert over["recover"]["median"] == 0.5
     assert over["peak_bytes"]["median"] == 1.0
+    plain = 6 + 296 * 1.0  # what was measured, and the steps that were not at the median of their phase
+    assert figures["lora"]["whole"]["low"] == plain
+    assert over["whole"]["median"] == (16 + 26 * 2.0 + 266 * 0.5) / plain
+    assert over["cut_s"]["median"] == 2 / plain
+    settings = {"control": 30, "after": 270}
+    overhead.write(tmp_path / "overhead.json", "other", {})
+    overhead.write(tmp_path / "overhead.json", "one", {"figures": figures, "settings": settings, "rounds_done": 2})
+    kept = json.loads((tmp_path / "overhead.json").read_text())["runs"]
+    assert list(kept) == ["other", "one"]
+    lines = overhead.table("one", kept["one"]).splitlines()
+    assert "| control step | 2.00 (2.00 to 2.00), missed | at most 1.5 |" in lines
+    assert "| step after the cut | 0.50 (0.50 to 0.50) | at most 0.7 |" in lines
+
+
+def test_overhead_measures_both_phases_of_a_run_and_plain_lora(tmp_path, model_folder):
+    measure, run_file = script("benchmarks/overhead.py").measure, tiny_runs.write_run(tmp_path, model_folder)
+    pruned = measure(run_file, ["tune.steps=4"], prunes=True)
+    assert {phase: len(steps) for phase, steps in pruned["steps_s"].items()} == {"control": 2, "recover": 2}
+    once = pruned["begin_s"] + pruned["plan_s"] + pruned["cut_s"]
+    assert once < pruned["whole_s"]
+    assert pruned["loaded_bytes"] <= pruned["peak_bytes"]
+    plain = measure(run_file, ["tune.steps=4"], prunes=False)
+    assert {phase: len(steps) for phase, steps in plain["steps_s"].items()} == {"tune": 4}
 
 
 def test_table_markers_are_required():
