@@ -68,7 +68,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     recover: TuneConfig | None = Field(
         default=None,
         description="what differs in the steps after the cut, and so for the dense reference, such as `train`,"
-        " `learning_rate` or `lora: {rank: 64}`; missing keys are taken from `tune`",
+        " `learning_rate` or `lora: {rank: 128}`; missing keys are taken from `tune`",
     )
     evaluate: EvaluateConfig
     export: Names = Field(
