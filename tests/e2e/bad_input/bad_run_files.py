@@ -17,7 +17,7 @@ def override(says, setting):
 
 
 MANY_ALIASES = "".join(f"a{n}: &a{n} [{', '.join(9 * [f'*a{n - 1}'] if n else '012345678')}]\n" for n in range(20))
-LITTLE_MEMORY = {"tuneprune.pipeline.checks.free_memory": lambda _: 10**6}
+LITTLE_MEMORY = {"tuneprune.pipeline.checks.free_memory": lambda _: 10**5}
 OTHER_RUN = all_of(holding("out/config.yaml", "another: run\n"), holding("out/.lock", ""))
 ROWS = {
     "unknown key": Row(["unknown key `budgets`", "Did you mean `budget`?"], set_to("budgets", {"keep": 0.5})),
@@ -71,10 +71,10 @@ ROWS = {
     ),
     "unknown thing to train": Row(["`tune.train`", "'blocks'", "head"], set_to("tune.train", "head")),
     "more weights to tune than memory": Row(
-        ["train=all", "1.0 MB are free", "Use train=lora"], set_to("recover", {"train": "all"}), replaced=LITTLE_MEMORY
+        ["train=all", "100.0 kB are free", "Use train=lora"], set_to("recover", {"train": "all"}), replaced=LITTLE_MEMORY
     ),
     "recover: more weights to tune than memory": Row(
-        ["train=blocks", "1.0 MB are free", "Use train=lora"],
+        ["train=blocks", "100.0 kB are free", "Use train=lora"],
         set_to("tune.train", "blocks"),
         "recover {model} {run} --out {out}",
         replaced=LITTLE_MEMORY,
