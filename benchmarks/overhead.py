@@ -200,6 +200,7 @@ def main() -> None:
     settings["run_file"] = arguments.run_file.name
     keeps = {"lora": None} | {f"keep {keep}": keep for keep in arguments.keep.split(",")}
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in keeps}
+    entry: dict[str, Any] = {}
     for index in range(arguments.rounds):
         for name in keeps if index % 2 == 0 else reversed(keeps):  # so that none always runs last
             rounds[name].append(in_own_process(keeps[name], arguments))

@@ -2,12 +2,15 @@
 
 import importlib.util
 import json
+import random
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 from helpers import tiny, tiny_runs
-from helpers.report_samples import comparison
+from helpers.report_samples import comparison, record
 
 from tuneprune import families
 from tuneprune.config import load_run_file
@@ -66,6 +69,64 @@ def test_overhead_measures_both_phases_of_a_run_and_plain_lora(tmp_path, model_f
     assert pruned["loaded_bytes"] <= pruned["peak_bytes"]
     plain = measure(run_file, ["tune.steps=4"], prunes=False)
     assert {phase: len(steps) for phase, steps in plain["steps_s"].items()} == {"tune": 4}
+
+
+def test_what_was_collected_for_a_gpu_machine_arrives_in_parts_of_a_limited_size(tmp_path):
+    collect, gpu = script("benchmarks/gpu/collect.py"), script("benchmarks/gpu/run.py")
+    assert gpu.unpack(tmp_path) is None
+    (tmp_path / "data").mkdir()
+    content = random.Random(0).randbytes(25_000)
+    (tmp_path / "data" / "train.jsonl").write_bytes(content)
+    parts = collect.pack({"data/set": tmp_path / "data"}, tmp_path / "load", 10_000)
+    assert [part.name for part in parts] == [f"load.tar.xz.{index}-of-3" for index in (1, 2, 3)]
+    assert max(part.stat().st_size for part in parts) <= 10_000
+    load = gpu.unpack(tmp_path / "load")
+    assert (load / "data" / "set" / "train.jsonl").read_bytes() == content
+    parts[1].unlink()
+    with pytest.raises(SystemExit, match=r"load.tar.xz.2-of-3 .* is missing"):
+        gpu.unpack(tmp_path / "load")
+
+
+def test_a_part_of_the_gpu_run_that_fails_or_takes_too_long_is_recorded(tmp_path, monkeypatch):
+    gpu, log = script("benchmarks/gpu/run.py"), tmp_path / "log.txt"
+    monkeypatch.setattr(gpu, "GRACE", 1.0)
+
+    def outcome(program, seconds=60.0, **options):
+        part = gpu.Part("part", [sys.executable, "-c", program], until=1.0, **options)
+        return gpu.perform(part, log, time.monotonic(), seconds)
+
+    def broken():
+        raise ValueError("no record")
+
+    assert outcome("print('all well')")["outcome"] == "done"
+    assert outcome("pass", watch=broken)["error"] == "ValueError: no record"
+    failed = outcome("raise SystemExit('no model')")
+    assert (failed["outcome"], failed["error"]) == ("failed", "exit status 1: no model")
+    child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    stopped = outcome(child, seconds=2.0)
+    assert stopped["outcome"] == "stopped"
+    assert stopped["seconds"] < 30
+    assert "all well" in log.read_text()
+
+
+def test_the_gpu_run_keeps_the_comparison_of_the_runs_that_are_complete(tmp_path, monkeypatch):
+    gpu, runs = script("benchmarks/gpu/run.py"), tmp_path / "runs"
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    watch = gpu.keep_comparison(runs, tmp_path)
+    watch()
+    assert not (tmp_path / "comparison.json").exists()
+    for name in ("atp", "flap"):
+        (runs / f"{name}-seed0").mkdir(parents=True)
+        record(name).save(runs / f"{name}-seed0" / "record.json")
+    cells = {"atp-seed0": "atp", "flap-seed0": "flap", "slicegpt-seed0": "slicegpt"}
+    (runs / "cells.json").write_text(json.dumps({"schema": 1, "cells": cells}))
+    (runs / "logs").mkdir()
+    for name in ("atp-seed0", "slicegpt-seed0"):
+        (runs / "logs" / f"{name}.txt").write_text(f"what {name} said")
+    watch()
+    kept = json.loads((tmp_path / "comparison.json").read_text())
+    assert {cell["label"] for cell in kept["cells"]} == {"atp", "flap"}
+    assert gpu.logs_of_failures(runs) == "\n== slicegpt-seed0\nwhat slicegpt-seed0 said"
 
 
 def test_table_markers_are_required():
