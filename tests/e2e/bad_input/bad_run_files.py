@@ -71,10 +71,10 @@ ROWS = {
     ),
     "unknown thing to train": Row(["`tune.train`", "'blocks'", "head"], set_to("tune.train", "head")),
     "more weights to tune than memory": Row(
-        ["train=all", "100.0 kB are free", "Use train=lora"], set_to("recover", {"train": "all"}), replaced=LITTLE_MEMORY
+        ["train=all", "100 kB are free", "Use train=lora"], set_to("recover", {"train": "all"}), replaced=LITTLE_MEMORY
     ),
     "recover: more weights to tune than memory": Row(
-        ["train=blocks", "100.0 kB are free", "Use train=lora"],
+        ["train=blocks", "100 kB are free", "Use train=lora"],
         set_to("tune.train", "blocks"),
         "recover {model} {run} --out {out}",
         replaced=LITTLE_MEMORY,
