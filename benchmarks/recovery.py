@@ -43,7 +43,6 @@ COMPENSATED = "+obs"
 METHODS: dict[str, dict[str, Any]] = {
     "dense": {},
     "atp": {"name": "atp"},
-    "atp-open": {"name": "atp", "lora_aware": True},
     "atp-masked": {"name": "atp", "lora_aware": False},
     "atp-static": {"name": "atp", "decision": "static"},
     "atp-end": {"name": "atp", "cut": "end"},
