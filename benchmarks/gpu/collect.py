@@ -83,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part-mib", type=int, default=47, help="size of the largest part")
     parser.add_argument(
-        "--models", type=Path, default=ROOT / "out" / "models", help="where benchmarks/smollm2.py writes"
+        "--models", type=Path, default=ROOT / "out" / "models", help="where benchmarks/smollm2.py fetches to"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "gpu")
     arguments = parser.parse_args()
@@ -94,15 +94,14 @@ def main() -> None:
     sys.path.insert(0, str(ROOT / "benchmarks"))
     import smollm2
 
-    smollm2.main(arguments.models)
-    model = Path(smollm2.INSIDE).name
+    model = smollm2.fetch(arguments.models)
     commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     with tempfile.TemporaryDirectory() as scratch:
         wheels, note = Path(scratch, "wheels"), Path(scratch, "collected.json")
         fetch_wheels(wheels)
         names = sorted(path.name for path in wheels.iterdir())
         note.write_text(json.dumps({"commit": commit.stdout.strip() or None, "wheels": names}, indent=1) + "\n")
-        files = {"collected.json": note, "wheels": wheels, f"models/{model}": arguments.models / model}
+        files = {"collected.json": note, "wheels": wheels, f"models/{model.name}": model}
         files |= {f"data/{path.name}": path for path in (data / name for name in DATA)}
         parts = pack(files, arguments.out, arguments.part_mib * 2**20)
     for part in parts:

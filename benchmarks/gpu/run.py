@@ -232,11 +232,13 @@ def versions() -> dict[str, str | None]:
 
 
 def commit(load: Path | None) -> str | None:
-    """The commit of this checkout, or the one that was collected for a copy of it."""
-    if load is not None:
-        return json.loads((load / "collected.json").read_text(encoding="utf8"))["commit"]
-    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    """The commit of this checkout; of a copy without its history, the one that was collected for it."""
+    with suppress(OSError):
+        command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        if found:
+            return found
+    return load and json.loads((load / "collected.json").read_text(encoding="utf8"))["commit"]
 
 
 def main() -> None:
