@@ -10,7 +10,8 @@ written after each round. The stages are those of `tuneprune run`, without its e
 
 The time of a whole tuning is measured for `--steps` steps, and computed for `--control` + `--after` steps: what the
 measured run takes beside its steady steps (prior, decision, cut, first steps, checkpoints) once, and every other step
-at the median of its phase. `loaded_bytes` is the peak before tuning, libraries included.
+at the median of its phase. `loaded_bytes` is the peak before tuning, libraries included. Use an idle machine: `cpu_s`,
+the processor time of the measured tuning, shows whether others got in the way.
 """
 
 import argparse
@@ -70,7 +71,8 @@ def measure(run_file: Path, overrides: list[str], *, prunes: bool) -> dict[str, 
         job = prepare(config, Path(folder) / "run", resume=False, progress=clock)
         device, after = job.accelerator.device, config.recover or config.tune
         before = peak_memory(device)
-        clock.last = started = now()
+        clock.last, started_cpu = now(), time.process_time()
+        started = clock.last
         if prunes:
             model, plan, tuner = decide(job)
             at_cut = now()
@@ -82,11 +84,11 @@ def measure(run_file: Path, overrides: list[str], *, prunes: bool) -> dict[str, 
             )
         else:
             tune_merged(job, "reference", job.fresh_model(), job.architecture, config.tune, job.out / "reference")
-        seconds = now() - started
+        whole = {"whole_s": now() - started, "cpu_s": time.process_time() - started_cpu}
         job.lock.close()
     parts = {name: job.seconds[name] for name in ("begin_s", "plan_s", "cut_s") if name in job.seconds}
     memory = {"loaded_bytes": before, "peak_bytes": peak_memory(device)}
-    return {"whole_s": seconds, "steps_s": clock.seconds, **parts, **memory}
+    return {**whole, "steps_s": clock.seconds, **parts, **memory}
 
 
 def in_own_process(keep: str | None, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -125,7 +127,7 @@ def figures(measured: dict[str, Any], steps: dict[str, int]) -> dict[str, float]
     once = {name: measured[name] for name in ("begin_s", "plan_s", "cut_s") if name in measured}
     memory = {name: measured[name] for name in ("loaded_bytes", "peak_bytes")}
     whole = {"whole": computed_whole(measured, steps), "measured_whole": measured["whole_s"]}
-    return {**step_medians(measured), **whole, **once, **memory}
+    return {**step_medians(measured), **whole, "cpu_s": measured["cpu_s"], **once, **memory}
 
 
 def summarize(rounds: dict[str, list[dict[str, Any]]], control: int, after: int) -> dict[str, Any]:

@@ -20,7 +20,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = "3.12"
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
-WHEELS = ("annotated-types", "datasets", "dill", "gguf", "multiprocess", "nltk", "peft", "pydantic", "pytest-socket")
+WHEELS = (
+    *("annotated-types", "datasets", "defusedxml", "dill", "gguf", "multiprocess", "nltk", "peft", "pydantic"),
+    *("pytest-socket", "typing-extensions", "typing-inspection"),
+)
 """In the versions of constraints.txt; the one of pydantic-core is pydantic's own choice."""
 SOURCES = ("rouge-score",)
 """Packages that the index has as source only."""

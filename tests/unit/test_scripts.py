@@ -31,7 +31,7 @@ def script(path):
 def test_overhead_compares_within_a_round_and_computes_a_whole_run_from_its_phases(tmp_path):
     def measured(seconds, phases, **parts):
         steps = {phase: [99.0, 99.0, value, value] for phase, value in phases.items()}
-        return {"whole_s": seconds, "steps_s": steps, "peak_bytes": 100, "loaded_bytes": 80, **parts}
+        return {"whole_s": seconds, "cpu_s": 1.0, "steps_s": steps, "peak_bytes": 100, "loaded_bytes": 80, **parts}
 
     def pruned(factor, **phases):
         return measured(16 * factor, {phase: value * factor for phase, value in phases.items()}, cut_s=2.0 * factor)
