@@ -84,7 +84,7 @@ def pack(files: dict[str, Path], folder: Path, part_bytes: int) -> list[Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part-mib", type=int, default=47, help="size of the largest part")
+    parser.add_argument("--part-mib", type=int, default=48, help="size of the largest part")
     parser.add_argument(
         "--models", type=Path, default=ROOT / "out" / "models", help="where benchmarks/smollm2.py fetches to"
     )
