@@ -13,7 +13,8 @@ from tuneprune.pipeline.job import Job, RunJob, Scores
 from tuneprune.report import Proof, RunRecord, model_card, write_report
 from tuneprune.report.run.findings import decision_warnings, score_warnings, training_findings
 from tuneprune.scores import relative_performance
-from tuneprune.structure.plan import Plan
+from tuneprune.structure.edits import Rotate
+from tuneprune.structure.plan import Plan, added_by_rotating
 from tuneprune.structure.space import Group, PruningSpace
 from tuneprune.system.environment import environment
 
@@ -37,9 +38,15 @@ def parameter_counts(job: RunJob, plan: Plan) -> dict[str, Any]:
     kept = space.count(widths) + plan.added(space)
     fixed = space.num_parameters - space.num_prunable
     whole = {group.name: group.size for group in space.groups}
-    dearest = largest_step(
-        space, budget, lambda group, units: space.num_parameters - space.count(whole | {group.name: group.size - units})
-    )
+    rotations = len(plan.of_kind(Rotate))
+
+    def cost(group: Group, units: int) -> int:
+        counted = space.num_parameters - space.count(whole | {group.name: group.size - units})
+        if rotations == 0 or group.kind != "hidden":
+            return counted
+        width = widths[group.name]  # what rotating adds depends on it too
+        return counted + added_by_rotating(space, rotations, width + units) - added_by_rotating(space, rotations, width)
+
     return {
         "dense_total": space.num_parameters,
         "kept_total": kept,
@@ -49,7 +56,7 @@ def parameter_counts(job: RunJob, plan: Plan) -> dict[str, Any]:
         "share_prunable": (kept - fixed) / space.num_prunable,
         "target": budget.keep,
         "of": budget.of,
-        "largest_unit": dearest,
+        "largest_unit": largest_step(space, budget, cost),
         "latency": latency_counts(job, plan, budget),
         "active_total": plan.provenance.get("active_parameters"),
         "budget_counts": plan.provenance.get("budget_counts", "total"),

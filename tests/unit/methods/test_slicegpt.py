@@ -1,6 +1,7 @@
 """SliceGPT: principal axes of hand-made data, nothing sliced is nothing changed, and the walk along cut layers."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tuneprune.budget import Budget
 from tuneprune.calibration.residual_stream import Moments, Walk, principal_axes
 from tuneprune.compress import compress, rewrite
 from tuneprune.errors import UnreachableBudget, UnsupportedModel
+from tuneprune.pipeline.record import parameter_counts
 from tuneprune.structure.edits import Keep, Rotate
 
 
@@ -78,6 +80,8 @@ def test_everything_that_is_added_is_paid(tmp_path, variant, kind, multiple_of):
     assert width % multiple_of == 0
     assert counted(width) <= budget.target(made.space) < counted(width + multiple_of)
     assert hasattr(small.config, "pruned") == (kind == "skip")
+    job = SimpleNamespace(space=made.space, costs=SimpleNamespace(budget=budget, table=None))
+    assert parameter_counts(job, plan)["largest_unit"] == counted(width + multiple_of) - counted(width)
 
 
 def test_the_leading_axes_hold_more_than_the_trailing_ones(tmp_path):
