@@ -61,7 +61,7 @@ def test_a_stock_model_needs_no_twin(tmp_path, quick):
 
 
 def test_twins_that_do_not_fit_in_memory_are_left_out_with_the_reason(tmp_path, quick, monkeypatch):
-    monkeypatch.setattr(costs.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(costs, "free_memory", lambda _: 1000)
     job, plan, small = measured(tmp_path, speed=True)
     speed = costs.measure_costs(job, plan, small)["speed"]
     assert speed["twins"] == {}
