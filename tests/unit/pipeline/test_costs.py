@@ -1,6 +1,5 @@
 """Speed compared with twins, and memory, as a run measures them."""
 
-from types import SimpleNamespace
 
 import pytest
 import torch
