@@ -1,6 +1,5 @@
 """Speed compared with twins, and memory, as a run measures them."""
 
-
 import pytest
 import torch
 from helpers.tiny import random_masks
