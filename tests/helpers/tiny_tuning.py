@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from helpers.tiny import layers_for, tiny_model
 from tuneprune import families, methods
-from tuneprune.budget import Budget
+from tuneprune.budget import Budget, count_parameters
 from tuneprune.calibration.subject import Subject
 from tuneprune.data import Encoded, Stream
 from tuneprune.structure import spaces
@@ -75,3 +75,11 @@ def assert_equal(one, other, **tolerance):
 
 def hooks_of(model):
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def within_one_unit(space, masks, budget):
+    """At most the target, and not a whole step of the most expensive unit below it."""
+    kept, target = count_parameters(space, masks), budget.target(space)
+    whole = {group.name: group.size for group in space.groups}
+    largest = max(space.count(whole) - space.count(whole | {g.name: g.size - 1}) for g in space.groups)
+    return target - largest < kept <= target

@@ -3,10 +3,12 @@
 import re
 
 import pytest
+from helpers.tiny import SPACES
 from helpers.toy_latency import timed
 from helpers.toy_spaces import tiny_space
+from pydantic import ValidationError
 
-from tuneprune.budget import Budget, check_reachable, reachable
+from tuneprune.budget import Budget, allocate, check_reachable, count_parameters, reachable
 from tuneprune.budget.amounts import BYTES, PARAMETERS, parse_amount, rounded_up
 from tuneprune.errors import ConfigError, UnreachableBudget
 
@@ -111,3 +113,29 @@ def test_amounts_are_rounded_up(count):
     for units in (PARAMETERS, BYTES):
         written = parse_amount(rounded_up(count, units), units)
         assert count <= written <= count * 1.001
+
+
+@pytest.mark.parametrize("of", ["total", "prunable"])
+@pytest.mark.parametrize("name", SPACES)
+def test_an_unreachable_budget_names_the_range_and_its_ends_work(name, of):
+    space = tiny_space(name=name)
+    with pytest.raises(UnreachableBudget, match=rf"budget\.keep=0\.01 of {of} .* `{name}` .* to 1\.0000\.") as caught:
+        allocate(space.ones(), space, Budget(keep=0.01, of=of))
+    lowest = float(str(caught.value).split("model: ")[1].split(" to ")[0])
+    floor = reachable(space, Budget())[0]
+    masks = allocate(space.ones(), space, Budget(keep=lowest, of=of))
+    assert floor <= count_parameters(space, masks) <= floor + 1e-4 * space.num_parameters
+    with pytest.raises(UnreachableBudget):
+        check_reachable(space, Budget(keep=lowest - 2e-4, of=of))
+
+
+def test_multiple_of_larger_than_a_width_is_refused():
+    space = tiny_space()
+    with pytest.raises(ConfigError, match=r"multiple_of=64 cannot be met: .*self_attn has only 2 units of 16 features"):
+        check_reachable(space, Budget(multiple_of=64))
+
+
+@pytest.mark.parametrize("settings", [{"keep": 0}, {"keep": 1.01}, {"multiple_of": 0}, {"of": "all"}, {"kept": 0.5}])
+def test_impossible_budgets_are_refused(settings):
+    with pytest.raises(ValidationError):
+        Budget(**settings)

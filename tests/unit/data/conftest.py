@@ -1,10 +1,15 @@
+import copy
+import json
 import os
 from pathlib import Path
 
 import pytest
+from helpers import toy_templates as templates
 from helpers.toy_bytes import byte_level_tokenizer, in_front
 from tokenizers import Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
+
+from tuneprune.data import SourceConfig, encode, read_source
 
 CHAT = (
     "{{ '<s>' }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}"
@@ -51,3 +56,20 @@ def real_data(monkeypatch):
         pytest.skip(f"needs the real data sets in TUNEPRUNE_DATA or {folder}")
     monkeypatch.setenv("TUNEPRUNE_DATA", str(folder))
     return folder
+
+
+@pytest.fixture
+def read(tmp_path, tokenizer):
+    """Reads one record with a template and returns the example."""
+
+    def read(record, template=templates.CHATML, **options):
+        chat = copy.deepcopy(tokenizer)
+        chat.chat_template = template
+        path = tmp_path / "a.jsonl"
+        path.write_text(json.dumps(record), encoding="utf8")
+        (example,) = read_source(SourceConfig(path=path), chat, "train", **options)
+        ids = encode(example, chat, 10_000).input_ids
+        assert chat.decode(ids) == example.prompt + example.completion
+        return example
+
+    return read
