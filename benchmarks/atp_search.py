@@ -112,16 +112,21 @@ def thinned(part: Part, limit: int | None) -> Part:
     return Part(encoded, [part.weights[i] for i in chosen], part.sources)
 
 
-@torch.no_grad()
 def validation_loss(model: PreTrainedModel, gates: Gates, masks: Masks | None, batches: list[Batch]) -> float:
     """Mean loss in nats per token under hard masks."""
-    total, tokens = 0.0, 0
     with gates(masks if masks is not None else gates.space.ones()):
-        for batch in batches:
-            logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
-            labels = batch["labels"][:, 1:].reshape(-1)
-            total += cross_entropy(logits[:, :-1].flatten(0, 1), labels, ignore_index=-100, reduction="sum").item()
-            tokens += int((labels != -100).sum())
+        return mean_loss(model, batches)
+
+
+@torch.no_grad()
+def mean_loss(model: PreTrainedModel, batches: list[Batch]) -> float:
+    """Mean loss in nats per token."""
+    total, tokens = 0.0, 0
+    for batch in batches:
+        logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+        labels = batch["labels"][:, 1:].reshape(-1)
+        total += cross_entropy(logits[:, :-1].flatten(0, 1), labels, ignore_index=-100, reduction="sum").item()
+        tokens += int((labels != -100).sum())
     return total / tokens
 
 

@@ -6,7 +6,7 @@ base model alike. The result is the loss in nats per token on the half of the va
 training nor calibration; test items are never used. Needs TUNEPRUNE_DATA.
 
     python benchmarks/recovery.py --methods dense,atp,flap --recover r16,r64 --seeds 0,1,2
-    python benchmarks/recovery.py --table                                                  benchmarks/results/recovery
+    python benchmarks/recovery.py --table                                    write benchmarks/results/recovery/README.md
 
 Trials that are in the results are skipped, so a campaign that was stopped continues.
 """
@@ -23,9 +23,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from atp_search import ROOT, Batch, Material, material
-from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
+from atp_search import ROOT, Material, material, mean_loss
 
 from tuneprune import families, methods
 from tuneprune.calibration.subject import Subject
@@ -108,7 +106,7 @@ def run(method: str, recover: str, seed: int, steps: int, keep: float, shared: M
             model, first = compress(model, architecture, space, plan), tuner.result.steps
             seconds["before_cut"] = time.perf_counter() - started
             architecture = families.describe_config(model.config)
-        at_cut = validation_loss(model, shared.validation)
+        at_cut = mean_loss(model.eval(), shared.validation)
         if first < steps:
             make_trainable(model, architecture, after, seed)
             tuner = Tuner(model, *streams, after, first=first, **place)
@@ -117,25 +115,12 @@ def run(method: str, recover: str, seed: int, steps: int, keep: float, shared: M
             seconds["after_cut"] = time.perf_counter() - started
             merge_lora(model, architecture)
     return {
-        "loss": validation_loss(model, shared.validation),
+        "loss": mean_loss(model.eval(), shared.validation),
         "loss_at_cut": at_cut,
         "steps_before_cut": first,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "kept": round(sum(p.numel() for p in model.parameters()) / total, 4),
     }
-
-
-@torch.no_grad()
-def validation_loss(model: PreTrainedModel, batches: list[Batch]) -> float:
-    """Mean loss in nats per token."""
-    model.eval()
-    total, tokens = 0.0, 0
-    for batch in batches:
-        logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
-        labels = batch["labels"][:, 1:].reshape(-1)
-        total += cross_entropy(logits[:, :-1].flatten(0, 1), labels, ignore_index=-100, reduction="sum").item()
-        tokens += int((labels != -100).sum())
-    return total / tokens
 
 
 def results() -> list[dict[str, Any]]:
@@ -151,6 +136,12 @@ def table() -> str:
     for row in rows:
         losses.setdefault(tuple(row[key] for key in IDENTITY if key != "seed"), []).append(row["loss"])
     lines = [
+        "# Recovery",
+        "",
+        "Written by `python benchmarks/recovery.py --table`: validation losses of the embedded base,",
+        "[explained here](../../../docs/methods/atp-evidence.md#with-equal-recovery). A dense loss is the mean over",
+        "the seeds that ran. The machine was shared, so seconds in the trials cannot be compared.",
+        "",
         "| suite | steps | keep | recovery | method | seeds | nats a token | of dense, same recovery | of dense, r16 |",
         "|---|---:|---:|---|---|---:|---:|---:|---:|",
     ]
@@ -166,7 +157,7 @@ def table() -> str:
             f"| {suite} | {steps} | {keep} | {recover} | {method} | {len(found)} | {fmean(found):.3f} |"
             f" {shares[0]} | {shares[1]} |"
         )
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -177,10 +168,10 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--steps", default="120")
     parser.add_argument("--keep", type=float, default=0.6, help="share of all parameters to keep")
-    parser.add_argument("--table", action="store_true", help="print a table of the results and end")
+    parser.add_argument("--table", action="store_true", help="write a table of the results and end")
     arguments = parser.parse_args()
     if arguments.table:
-        print(table())
+        (RESULTS / "README.md").write_text(table(), encoding="utf8")
         return
     torch.set_num_threads(1)
     RESULTS.mkdir(parents=True, exist_ok=True)

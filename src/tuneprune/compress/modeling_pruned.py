@@ -136,7 +136,7 @@ class PartAttention(nn.Module):
         _add_index(self, "read_index", shape.get("read", 0))
         _add_index(self, "write_index", shape.get("write", 0))
 
-    def forward(self, hidden_states: Tensor, **inputs: Any) -> tuple[Tensor, Tensor | None]:  # noqa: ANN401
+    def forward(self, hidden_states: Tensor, **inputs: Any) -> tuple[Tensor, Tensor | None]:  # noqa: ANN401  (as stock)
         """Attention output on the full residual stream, and the attention weights if the backend returns them."""
         if self.read_index is not None:
             hidden_states = hidden_states.index_select(-1, self.read_index)
@@ -144,7 +144,7 @@ class PartAttention(nn.Module):
         return (output if self.write_index is None else scatter(output, self.write_index, self.width)), weights
 
 
-def _head_counts(config: Any, layer_idx: int, shape: Mapping[str, int]) -> tuple[int, int]:  # noqa: ANN401
+def _head_counts(config: Any, layer_idx: int, shape: Mapping[str, int]) -> tuple[int, int]:  # noqa: ANN401  (any config)
     """Query heads and KV heads of a layer, from `shape` if its own config could not have them."""
     own = config.per_layer_config[layer_idx]
     num_heads = shape.get("num_heads", own.num_attention_heads)
